@@ -25,6 +25,14 @@ pub enum Error {
         /// What was found, and what was expected instead.
         reason: String,
     },
+    /// A file of a bundle is missing, damaged, or does not match the manifest.
+    #[error("bundle file `{file}`: {reason}")]
+    Bundle {
+        /// The file's name within the bundle.
+        file: String,
+        /// What was found, and what was expected instead.
+        reason: String,
+    },
     /// The input is well formed, but asks for something that Xylem does not support.
     #[error("{what} is not supported (supported: {supported})")]
     Unsupported {
@@ -33,11 +41,57 @@ pub enum Error {
         /// What could be asked for instead.
         supported: String,
     },
+    /// An argument lies outside its range.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// What was given.
+        what: String,
+        /// Why it can't be used.
+        reason: String,
+    },
+    /// The text does not fit into the model's context.
+    #[error("the prompt has {tokens} tokens, the context holds {context}; shorten it or start a new chat")]
+    ContextFull {
+        /// Tokens that were to be held.
+        tokens: usize,
+        /// Tokens that the context can hold.
+        context: usize,
+    },
+    /// The tokenizer file could not be used.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template could not be used.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// The GPU refused, ran out of memory, or was lost.
+    #[error("GPU: {0}")]
+    Gpu(String),
+    /// The network, or the host behind it, failed.
+    #[error("{url}: {reason}")]
+    Network {
+        /// What was asked for.
+        url: String,
+        /// What came back.
+        reason: String,
+    },
+    /// The work was stopped by the caller.
+    #[error("stopped")]
+    Stopped,
 }
 
 impl Error {
     /// An [`Error::Io`] on `path`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
+    }
+
+    /// An [`Error::Bundle`] on `file`.
+    pub fn bundle(file: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Bundle { file: file.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::Invalid`] for `what`.
+    pub fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), reason: reason.into() }
     }
 }

@@ -2,8 +2,14 @@
 //!
 //! The crate is both the native command `xylem` and the engine of the browser page.
 
+pub mod backend;
+pub mod bundle;
+pub mod config;
 pub mod error;
 #[cfg(feature = "native")]
 pub mod gguf;
+pub mod plan;
+pub mod tables;
 
+pub use config::Config;
 pub use error::{Error, Result};

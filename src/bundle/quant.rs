@@ -1,0 +1,219 @@
+//! How weights and rows are stored: blocks of 32 weights along the input dimension, in separate planes.
+//!
+//! A `[out, in]` tensor is a first plane of quants and, where its [`Dtype`] has one, a second plane of
+//! scales. Planes are little-endian, row-major, and padded to four bytes, so that a GPU can bind them as
+//! they are and CPUs can load a block of quants as one vector.
+//!
+//! | dtype | quants of a block | scales of a block | weight |
+//! |---|---|---|---|
+//! | `f32` | 32 × f32 | – | itself |
+//! | `q8` | 32 × i8 | f16 d | d·q |
+//! | `q4` | 16 bytes: byte i holds weight i (low nibble) and i + 16 (high nibble) | f16 d, f16 m | d·q + m |
+//!
+//! `q8` and `q4` hold the same numbers as ggml's `Q8_0` and `Q4_1` (source: ggml's `ggml-common.h`), apart
+//! from the split into planes, so weights of those types are taken over bit by bit.
+
+use bytemuck::{cast_slice, pod_collect_to_vec};
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+use crate::config::BLOCK;
+
+/// How the weights of a tensor are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// Single precision.
+    F32,
+    /// Eight bits and one scale a block.
+    Q8,
+    /// Four bits, one scale and one minimum a block.
+    Q4,
+}
+
+impl Dtype {
+    /// Bytes of the planes of `elements` weights, padded to four bytes: quants, then scales (0 if none).
+    pub fn planes(self, elements: usize) -> [usize; 2] {
+        let blocks = elements / BLOCK;
+        match self {
+            Self::F32 => [elements * 4, 0],
+            Self::Q8 => [elements, (blocks * 2).next_multiple_of(4)],
+            Self::Q4 => [elements / 2, blocks * 4],
+        }
+    }
+
+    /// Bytes of `elements` weights, all planes.
+    pub fn bytes(self, elements: usize) -> usize {
+        self.planes(elements).iter().sum()
+    }
+}
+
+/// Stores `weights` (whole blocks unless `f32`) as `dtype`: the planes one after the other.
+///
+/// `q4` takes the block's minimum and maximum as its range; `q8` its largest magnitude.
+pub fn quantize(dtype: Dtype, weights: &[f32]) -> Vec<u8> {
+    let [quant_bytes, scale_bytes] = dtype.planes(weights.len());
+    let mut quants: Vec<u8> = Vec::with_capacity(quant_bytes + scale_bytes);
+    let mut scales: Vec<f16> = Vec::new();
+    match dtype {
+        Dtype::F32 => quants.extend_from_slice(cast_slice(weights)),
+        Dtype::Q8 => {
+            for block in weights.chunks_exact(BLOCK) {
+                let max = block.iter().fold(0f32, |m, w| m.max(w.abs()));
+                let d = f16::from_f32(max / 127.0);
+                let inverse = inverse(d);
+                scales.push(d);
+                quants.extend(block.iter().map(|w| (w * inverse).round().clamp(-127.0, 127.0) as i8 as u8));
+            }
+        }
+        Dtype::Q4 => {
+            for block in weights.chunks_exact(BLOCK) {
+                let min = block.iter().copied().fold(f32::INFINITY, f32::min);
+                let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let (d, m) = (f16::from_f32((max - min) / 15.0), f16::from_f32(min));
+                let inverse = inverse(d);
+                let q = |w: f32| ((w - m.to_f32()) * inverse).round().clamp(0.0, 15.0) as u8;
+                scales.extend([d, m]);
+                quants.extend((0..BLOCK / 2).map(|i| q(block[i]) | q(block[i + BLOCK / 2]) << 4));
+            }
+        }
+    }
+    quants.extend_from_slice(cast_slice(&scales));
+    quants.resize(quant_bytes + scale_bytes, 0);
+    quants
+}
+
+fn inverse(d: f16) -> f32 {
+    let d = d.to_f32();
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// Expands weights `start..start + out.len()` (whole blocks) of a tensor's two planes into `out`.
+pub fn dequantize(dtype: Dtype, quants: &[u8], scales: &[u8], start: usize, out: &mut [f32]) {
+    let half = |at: usize| f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]).to_f32();
+    let first = start / BLOCK;
+    match dtype {
+        Dtype::F32 => {
+            let bytes = &quants[start * 4..(start + out.len()) * 4];
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *o = f32::from_le_bytes(*b);
+            }
+        }
+        Dtype::Q8 => {
+            for (b, block) in out.chunks_exact_mut(BLOCK).enumerate() {
+                let d = half(first + b);
+                let bytes = &quants[(first + b) * BLOCK..][..BLOCK];
+                for (o, q) in block.iter_mut().zip(bytes) {
+                    *o = d * f32::from(*q as i8);
+                }
+            }
+        }
+        Dtype::Q4 => {
+            for (b, block) in out.chunks_exact_mut(BLOCK).enumerate() {
+                let (d, m) = (half(2 * (first + b)), half(2 * (first + b) + 1));
+                let bytes = &quants[(first + b) * BLOCK / 2..][..BLOCK / 2];
+                let (low, high) = block.split_at_mut(BLOCK / 2);
+                for ((l, h), q) in low.iter_mut().zip(high).zip(bytes) {
+                    *l = d * f32::from(q & 15) + m;
+                    *h = d * f32::from(q >> 4) + m;
+                }
+            }
+        }
+    }
+}
+
+/// Values that share one scale within a table row.
+pub const ROW_GROUP: usize = 64;
+
+/// Bytes of a stored table row of `width` values: i8 quants, then an f16 scale a group of [`ROW_GROUP`]
+/// (the last group may be short), padded to four bytes.
+pub fn row_bytes(width: usize) -> usize {
+    (width + 2 * width.div_ceil(ROW_GROUP)).next_multiple_of(4)
+}
+
+/// Appends the stored form of one table row to `out`.
+pub fn quantize_row(row: &[f32], out: &mut Vec<u8>) {
+    let end = out.len() + row_bytes(row.len());
+    let mut scales: Vec<f16> = Vec::with_capacity(row.len().div_ceil(ROW_GROUP));
+    for group in row.chunks(ROW_GROUP) {
+        let max = group.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let d = f16::from_f32(max / 127.0);
+        let inverse = inverse(d);
+        scales.push(d);
+        out.extend(group.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8 as u8));
+    }
+    out.extend(pod_collect_to_vec::<f16, u8>(&scales));
+    out.resize(end, 0);
+}
+
+/// Expands one stored row of [`row_bytes`]`(out.len())` bytes.
+pub fn dequantize_row(bytes: &[u8], out: &mut [f32]) {
+    let (quants, scales) = bytes.split_at(out.len());
+    let scales = scales.as_chunks::<2>().0;
+    for ((group, quants), d) in out.chunks_mut(ROW_GROUP).zip(quants.chunks(ROW_GROUP)).zip(scales) {
+        let d = f16::from_le_bytes(*d).to_f32();
+        for (o, q) in group.iter_mut().zip(quants) {
+            *o = d * f32::from(*q as i8);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + 13) % 1000) as f32 / 500.0 - 0.7 + (i / 32) as f32 * 0.01).collect()
+    }
+
+    #[test]
+    fn expands_to_within_half_a_step() {
+        let w = weights(32 * 5);
+        for (dtype, steps) in [(Dtype::F32, 0.0), (Dtype::Q8, 127.0), (Dtype::Q4, 7.5)] {
+            let stored = quantize(dtype, &w);
+            let [quants, scales] = dtype.planes(w.len());
+            assert_eq!(stored.len(), quants + scales);
+            assert_eq!(stored.len() % 4, 0);
+            let mut out = vec![0.0; 64];
+            dequantize(dtype, &stored[..quants], &stored[quants..], 64, &mut out);
+            for (o, w) in out.iter().zip(&w[64..]) {
+                let bound = if steps == 0.0 { 0.0 } else { 1.5 / steps * 0.51 };
+                assert!((o - w).abs() <= bound, "{dtype:?}: {o} for {w}");
+            }
+        }
+    }
+
+    #[test]
+    fn q4_keeps_ggml_nibble_order() {
+        let mut block = vec![0.0; 32];
+        block[3] = 15.0;
+        block[19] = 7.0;
+        assert_eq!(quantize(Dtype::Q4, &block)[3], 0x7f);
+    }
+
+    #[test]
+    fn rows_of_any_width_round_trip() {
+        for width in [1, 31, 33, 160, 1536] {
+            let row = weights(width);
+            let mut stored = vec![9u8; 3];
+            quantize_row(&row, &mut stored);
+            assert_eq!(stored.len(), 3 + row_bytes(width));
+            let mut out = vec![0.0; width];
+            dequantize_row(&stored[3..], &mut out);
+            for (o, v) in out.iter().zip(&row) {
+                assert!((o - v).abs() < 2.0 / 127.0 * 0.51, "{o} for {v}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zero() {
+        for dtype in [Dtype::Q8, Dtype::Q4] {
+            let stored = quantize(dtype, &[0.0; 32]);
+            let mut out = [1.0; 32];
+            let [q, _] = dtype.planes(32);
+            dequantize(dtype, &stored[..q], &stored[q..], 0, &mut out);
+            assert_eq!(out, [0.0; 32]);
+        }
+    }
+}

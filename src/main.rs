@@ -1,0 +1,3 @@
+//! The command `xylem`.
+
+fn main() {}

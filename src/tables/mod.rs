@@ -1,0 +1,43 @@
+//! The tables of rows: where a row is found, fetched, checked, cached, edited and handed to a step.
+//!
+//! One module owns lookups, on native and on the web; storage and transport are small traits behind it.
+//! Nothing here knows the forward pass, and nothing here touches the GPU.
+
+use crate::error::{Error, Result};
+
+/// Gives the STEM rows of tokens.
+#[allow(async_fn_in_trait, reason = "used with static dispatch only")]
+pub trait RowSource {
+    /// Appends `[n, n_stem, ffn]` to `out`: the rows of each of the `n` tokens, duplicates included.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] or [`Error::Network`] if a row can't be had; `out` is then as it was.
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()>;
+
+    /// Says that these tokens will be asked for soon.
+    fn prefetch(&self, _tokens: &[u32]) {}
+}
+
+/// Rows that are all in memory: `[vocab, n_stem, ffn]`. For tests and for models without STEM layers.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryRows {
+    /// The rows.
+    pub rows: Vec<f32>,
+    /// `n_stem * ffn`.
+    pub row_width: usize,
+}
+
+impl RowSource for MemoryRows {
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let start = out.len();
+        for id in tokens {
+            let at = *id as usize * self.row_width;
+            let Some(row) = self.rows.get(at..at + self.row_width) else {
+                out.truncate(start);
+                return Err(Error::invalid(format!("token {id}"), "is outside the table"));
+            };
+            out.extend_from_slice(row);
+        }
+        Ok(())
+    }
+}
