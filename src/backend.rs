@@ -1,6 +1,6 @@
 //! What a backend does: hold the core's weights and a KV cache, and run the plan on a few tokens.
 
-use crate::bundle::Manifest;
+use crate::bundle::Tensor;
 use crate::error::{Error, Result};
 
 /// At most so many candidates come back from a step: 256 ids and logits are 2 KB.
@@ -135,13 +135,14 @@ pub fn check(step: &Step<'_>, config: &crate::Config, capacity: usize) -> Result
     Ok(())
 }
 
-/// Feeds `bytes` of the core's stream, beginning at byte `start` of it, to the tensors they belong to.
+/// Feeds `bytes` of the core's stream, beginning at byte `start` of it (both multiples of four), to the
+/// `tensors` they belong to.
 ///
 /// # Errors
 /// As [`Backend::write`].
-pub fn write_core<B: Backend>(backend: &mut B, manifest: &Manifest, start: u64, bytes: &[u8]) -> Result<()> {
+pub fn write_core<B: Backend>(backend: &mut B, tensors: &[Tensor], start: u64, bytes: &[u8]) -> Result<()> {
     let end = start + bytes.len() as u64;
-    for (id, tensor) in manifest.core.tensors.iter().enumerate() {
+    for (id, tensor) in tensors.iter().enumerate() {
         let (first, last) = (tensor.offset.max(start), (tensor.offset + tensor.bytes() as u64).min(end));
         if first < last {
             let part = &bytes[(first - start) as usize..(last - start) as usize];

@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod bundle;
 pub mod config;
+pub mod cpu;
 pub mod error;
 #[cfg(feature = "native")]
 pub mod gguf;

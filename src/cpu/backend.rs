@@ -1,0 +1,365 @@
+//! The plan's interpreter on the CPU, with the weights and the KV cache.
+
+#[cfg(feature = "native")]
+use rayon::prelude::*;
+
+use super::kernels;
+use super::linear::Weight;
+use crate::backend::{Backend, Output, Step, Want, check};
+use crate::bundle::manifest::Tensor;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::plan::{Op, Plan, Up};
+
+/// What a probe sees after an operation; buffers hold the values of the last operation that wrote them.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The residual stream, `[n, hidden]`.
+    pub x: &'a [f32],
+    /// The normalised input of the last projection, `[n, hidden]`.
+    pub norm: &'a [f32],
+    /// `[n, q + k + v]`.
+    pub qkv: &'a [f32],
+    /// `[n, q]`.
+    pub attn: &'a [f32],
+    /// `SiLU(W_g · norm)`, `[n, ffn]`.
+    pub gate: &'a [f32],
+    /// What the gate was multiplied with, `[n, ffn]`.
+    pub up: &'a [f32],
+    /// `gate ⊙ up`, `[n, ffn]`.
+    pub h: &'a [f32],
+}
+
+/// Looks at intermediate values between operations.
+pub trait Probe {
+    /// Called after `op`, the `index`-th of the plan.
+    fn after(&mut self, index: usize, op: &Op, view: View<'_>);
+}
+
+struct NoProbe;
+
+impl Probe for NoProbe {
+    fn after(&mut self, _: usize, _: &Op, _: View<'_>) {}
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    x: Vec<f32>,
+    norm: Vec<f32>,
+    qkv: Vec<f32>,
+    attn: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    h: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+/// Runs the plan on the CPU.
+#[derive(Debug)]
+pub struct CpuBackend {
+    plan: Plan,
+    weights: Vec<Weight>,
+    // Of each layer `[positions, kv_dim]`, grown as positions come.
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    capacity: usize,
+    scratch: Scratch,
+}
+
+impl CpuBackend {
+    /// A backend for the core's `tensors` with room for `capacity` positions (at most the model's context);
+    /// weights are zero until written.
+    pub fn new(tensors: &[Tensor], config: &Config, capacity: usize) -> Self {
+        Self {
+            plan: Plan::of_config(config),
+            weights: tensors.iter().map(Weight::zeroed).collect(),
+            keys: vec![Vec::new(); config.n_layers],
+            values: vec![Vec::new(); config.n_layers],
+            capacity: capacity.min(config.context_length),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// The model's sizes.
+    pub fn config(&self) -> &Config {
+        &self.plan.config
+    }
+
+    /// The weights of tensor `id`.
+    pub fn weight(&self, id: usize) -> &Weight {
+        &self.weights[id]
+    }
+
+    /// [`Backend::forward`] with a look at every intermediate value.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::ContextFull`] for a step that can't be run.
+    pub fn forward_probed(&mut self, step: Step<'_>, probe: &mut impl Probe) -> Result<Output> {
+        check(&step, &self.plan.config, self.capacity)?;
+        let end = step.position + step.tokens.len();
+        let kv_dim = self.plan.config.kv_dim();
+        for cache in self.keys.iter_mut().chain(&mut self.values) {
+            if cache.len() < step.position * kv_dim {
+                return Err(Error::invalid(
+                    format!("a step at position {}", step.position),
+                    format!("the cache holds {} positions", cache.len() / kv_dim),
+                ));
+            }
+            cache.resize(end * kv_dim, 0.0);
+        }
+        self.scratch.resize(&self.plan.config, step.tokens.len());
+        for index in 0..self.plan.ops.len() {
+            let op = self.plan.ops[index];
+            self.run(op, &step);
+            probe.after(index, &op, self.scratch.view());
+        }
+        Ok(match step.want {
+            Want::Nothing => Output::Nothing,
+            Want::Candidates(penalty) => {
+                kernels::penalize(&mut self.scratch.logits, penalty);
+                Output::Candidates(kernels::top_k(&self.scratch.logits))
+            }
+            Want::Logits => Output::Logits(std::mem::take(&mut self.scratch.logits)),
+        })
+    }
+
+    fn run(&mut self, op: Op, step: &Step<'_>) {
+        let Self { plan, weights, keys, values, scratch: s, .. } = self;
+        let c = &plan.config;
+        let n = step.tokens.len();
+        match op {
+            Op::Embed { weight } => {
+                for (id, x) in step.tokens.iter().zip(s.x.chunks_exact_mut(c.hidden_size)) {
+                    weights[weight].expand(*id as usize, x);
+                }
+            }
+            Op::NormQkv { norm, weight } => {
+                kernels::rms_norm(&s.x, weights[norm].vector(), c.rms_norm_eps, &mut s.norm);
+                weights[weight].matmul(&s.norm, &mut s.qkv);
+            }
+            Op::RopeStore { layer } => {
+                for (i, qkv) in s.qkv.chunks_exact_mut(c.qkv_dim()).enumerate() {
+                    let position = step.position + i;
+                    let turn = kernels::rope_turn(position, c.rope_theta, c.head_dim);
+                    let (qk, v) = qkv.split_at_mut(c.q_dim() + c.kv_dim());
+                    kernels::rope(qk, &turn);
+                    let at = position * c.kv_dim()..(position + 1) * c.kv_dim();
+                    keys[layer][at.clone()].copy_from_slice(&qk[c.q_dim()..]);
+                    values[layer][at].copy_from_slice(v);
+                }
+            }
+            Op::Attention { layer } => attention(c, step, &s.qkv, &keys[layer], &values[layer], &mut s.attn),
+            Op::AttnOutput { weight } => {
+                weights[weight].matmul(&s.attn, &mut s.norm);
+                add(&mut s.x, &s.norm);
+            }
+            Op::NormGate { norm, gate, up } => {
+                kernels::rms_norm(&s.x, weights[norm].vector(), c.rms_norm_eps, &mut s.norm);
+                weights[gate].matmul(&s.norm, &mut s.gate);
+                match up {
+                    Up::Dense(up) => weights[up].matmul(&s.norm, &mut s.up),
+                    Up::Row(index) => {
+                        let all = step.rows.chunks_exact(c.row_width());
+                        for (up, rows) in s.up.chunks_exact_mut(c.intermediate_size).zip(all) {
+                            up.copy_from_slice(&rows[index * c.intermediate_size..][..c.intermediate_size]);
+                        }
+                    }
+                }
+                for ((h, g), u) in s.h.iter_mut().zip(&mut s.gate).zip(&s.up) {
+                    *g = kernels::silu(*g);
+                    *h = *g * u;
+                }
+            }
+            Op::Down { weight } => {
+                weights[weight].matmul(&s.h, &mut s.norm);
+                add(&mut s.x, &s.norm);
+            }
+            Op::Head { norm, weight } => {
+                let first = match step.want {
+                    Want::Nothing => n,
+                    Want::Candidates(_) => n - 1,
+                    Want::Logits => 0,
+                };
+                let at = first * c.hidden_size..;
+                let gain = weights[norm].vector();
+                kernels::rms_norm(&s.x[at.clone()], gain, c.rms_norm_eps, &mut s.norm[at.clone()]);
+                s.logits.clear();
+                s.logits.resize((n - first) * c.vocab_size, 0.0);
+                if first < n {
+                    weights[weight].matmul(&s.norm[at], &mut s.logits);
+                }
+            }
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    fn write(&mut self, tensor: usize, offset: usize, bytes: &[u8]) -> Result<()> {
+        let count = self.weights.len();
+        let weight = self
+            .weights
+            .get_mut(tensor)
+            .ok_or_else(|| Error::invalid(format!("tensor {tensor}"), format!("the core has {count}")))?;
+        weight.write(offset, bytes)
+    }
+
+    async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
+        self.forward_probed(step, &mut NoProbe)
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn describe(&self) -> (&'static str, String) {
+        #[cfg(feature = "native")]
+        let how = format!("{} threads, {}", rayon::current_num_threads(), std::env::consts::ARCH);
+        #[cfg(not(feature = "native"))]
+        let how = "WebAssembly SIMD, 1 thread".to_owned();
+        ("cpu", how)
+    }
+
+    fn bytes(&self) -> u64 {
+        let cache = self.keys.iter().chain(&self.values).map(|c| c.len() as u64 * 4).sum::<u64>();
+        self.weights.iter().map(Weight::bytes).sum::<u64>() + cache
+    }
+}
+
+impl Scratch {
+    fn resize(&mut self, c: &Config, n: usize) {
+        self.x.resize(n * c.hidden_size, 0.0);
+        self.norm.resize(n * c.hidden_size, 0.0);
+        self.qkv.resize(n * c.qkv_dim(), 0.0);
+        self.attn.resize(n * c.q_dim(), 0.0);
+        self.gate.resize(n * c.intermediate_size, 0.0);
+        self.up.resize(n * c.intermediate_size, 0.0);
+        self.h.resize(n * c.intermediate_size, 0.0);
+    }
+
+    fn view(&self) -> View<'_> {
+        View {
+            x: &self.x,
+            norm: &self.norm,
+            qkv: &self.qkv,
+            attn: &self.attn,
+            gate: &self.gate,
+            up: &self.up,
+            h: &self.h,
+        }
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// All heads of all the step's positions: `qkv` `[n, q + k + v]` (rotated), `attn` `[n, q]`.
+fn attention(c: &Config, step: &Step<'_>, qkv: &[f32], keys: &[f32], values: &[f32], attn: &mut [f32]) {
+    let group = c.n_heads / c.n_kv_heads;
+    let head = |(index, out): (usize, &mut [f32])| {
+        let (i, head) = (index / c.n_heads, index % c.n_heads);
+        let query = &qkv[i * c.qkv_dim() + head * c.head_dim..][..c.head_dim];
+        let mut scores = vec![0.0; step.position + i + 1];
+        let at = head / group * c.head_dim;
+        kernels::attention(query, keys, values, c.kv_dim(), at, &mut scores, out);
+    };
+    #[cfg(feature = "native")]
+    attn.par_chunks_exact_mut(c.head_dim).enumerate().with_min_len(4).for_each(head);
+    #[cfg(not(feature = "native"))]
+    attn.chunks_exact_mut(c.head_dim).enumerate().for_each(head);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Penalty, write_core};
+    use crate::bundle::quant::Dtype;
+    use crate::bundle::random;
+    use crate::config::tests::tiny;
+
+    fn model(config: &Config) -> CpuBackend {
+        let core = random::core(config, 5, |name| if name.contains("ffn") { Dtype::Q4 } else { Dtype::Q8 });
+        let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
+        let mut backend = CpuBackend::new(&tensors, config, 100);
+        for (id, (_, planes)) in core.iter().enumerate() {
+            backend.write(id, 0, planes).unwrap();
+        }
+        backend
+    }
+
+    fn logits(backend: &mut CpuBackend, tokens: &[u32], position: usize) -> Vec<f32> {
+        let config = backend.config().clone();
+        let rows: Vec<f32> = tokens.iter().flat_map(|t| random::rows(&config, *t, 5)).collect();
+        let step = Step { tokens, position, rows: &rows, want: Want::Logits };
+        match backend.forward_probed(step, &mut NoProbe).unwrap() {
+            Output::Logits(logits) => logits,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_by_one_equals_all_at_once() {
+        let config = tiny();
+        let mut backend = model(&config);
+        let tokens: Vec<u32> = (0..13).map(|i| (i * i * 31 + 7) % 300).collect();
+        let whole = logits(&mut backend, &tokens, 0);
+        assert!(whole.iter().all(|l| l.is_finite()));
+        let spread = whole.iter().fold(0f32, |m, l| m.max(l.abs()));
+        let mut again = Vec::new();
+        for (i, token) in tokens.iter().enumerate() {
+            again.extend(logits(&mut backend, &[*token], i));
+        }
+        for (a, b) in whole.iter().zip(&again) {
+            assert!((a - b).abs() < 1e-4 * spread, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_rewritten_suffix_forgets_the_old_one() {
+        let config = tiny();
+        let mut backend = model(&config);
+        logits(&mut backend, &[1, 2, 3, 4, 5], 0);
+        let reused = logits(&mut backend, &[9, 8], 2);
+        let fresh = logits(&mut model(&config), &[1, 2, 9, 8], 0);
+        for (a, b) in reused.iter().zip(&fresh[2 * 300..]) {
+            assert!((a - b).abs() < 1e-3, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn wrong_steps_are_refused() {
+        let config = tiny();
+        let mut backend = model(&config);
+        let rows = vec![0.0; config.row_width()];
+        let mut refuse = |tokens: &[u32], position, rows: &[f32]| {
+            let want = Want::Candidates(Penalty::default());
+            backend
+                .forward_probed(Step { tokens, position, rows, want }, &mut NoProbe)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(refuse(&[], 0, &rows).contains("0 tokens"));
+        assert!(refuse(&[300], 0, &rows).contains("token 300"));
+        assert!(refuse(&[1], 0, &rows[1..]).contains("row values"));
+        assert!(refuse(&[1], 3, &rows).contains("holds 0 positions"));
+        assert!(refuse(&[1], 100, &rows).contains("101 tokens"));
+    }
+
+    #[test]
+    fn the_core_stream_may_come_in_any_pieces() {
+        let config = tiny();
+        let core = random::core(&config, 5, |_| Dtype::Q8);
+        let stream: Vec<u8> = core.iter().flat_map(|(_, planes)| planes.clone()).collect();
+        let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
+        let mut backend = CpuBackend::new(&tensors, &config, 8);
+        for (i, piece) in stream.chunks(1000).enumerate() {
+            write_core(&mut backend, &tensors, i as u64 * 1000, piece).unwrap();
+        }
+        for (weight, (_, planes)) in backend.weights.iter().zip(&core) {
+            let (quants, scales) = weight.planes();
+            assert_eq!([quants, scales].concat(), *planes);
+        }
+    }
+}

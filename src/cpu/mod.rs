@@ -1,0 +1,11 @@
+//! The CPU backend: the reference that the GPU is compared with, and the engine where there is no GPU.
+//!
+//! [`kernels`] holds one plain function for each small operation, [`linear`] the quantised matrix products
+//! (threads natively, `simd128` in wasm), [`backend`] the weights, the KV cache and the plan's interpreter.
+//! Activations are f32 throughout. Nothing here knows where weights or rows come from.
+
+pub mod backend;
+pub mod kernels;
+pub mod linear;
+
+pub use backend::{CpuBackend, Probe, View};
