@@ -10,6 +10,8 @@ pub mod error;
 #[cfg(feature = "native")]
 pub mod gguf;
 pub mod plan;
+pub mod sampler;
+pub mod session;
 pub mod tables;
 
 pub use config::Config;

@@ -1,0 +1,296 @@
+//! Generating: prompt in, tokens out, with the KV cache of a common prefix kept from one prompt to the next.
+
+use web_time::Instant;
+
+use crate::backend::{Backend, Output, Penalty, Step, Want};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::sampler::{Sampler, Sampling};
+use crate::tables::RowSource;
+
+/// The repetition penalty looks back over so many tokens.
+const PENALTY_WINDOW: usize = 128;
+
+/// Hears what happens while a session works, and may end it.
+#[allow(async_fn_in_trait, reason = "used with static dispatch only")]
+pub trait Observer {
+    /// `done` of `total` prompt tokens have been read.
+    fn prefill(&mut self, _done: usize, _total: usize) {}
+
+    /// A token was chosen; its probability before the choice is `exp(log_prob)`.
+    fn token(&mut self, _id: u32, _log_prob: f32) {}
+
+    /// Whether to stop.
+    fn stopped(&self) -> bool {
+        false
+    }
+
+    /// Called after each step, so that a single-threaded host can attend to other things.
+    async fn breathe(&mut self) {}
+}
+
+impl Observer for () {}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The model ended its answer.
+    Stop,
+    /// `max_tokens` were reached.
+    Length,
+    /// The observer stopped it.
+    Stopped,
+    /// The context is full.
+    Context,
+}
+
+/// What a generation gave.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The new tokens, without the one that ended the answer.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// How many of those were still in the cache.
+    pub reused_tokens: usize,
+    /// Milliseconds until the first new token.
+    pub first_token_ms: f64,
+    /// New tokens a second, after the first.
+    pub tokens_per_second: f64,
+}
+
+/// A backend, its rows, and what the KV cache holds.
+#[derive(Debug)]
+pub struct Session<B, R> {
+    backend: B,
+    rows: R,
+    config: Config,
+    // The tokens whose keys and values are in the cache.
+    cached: Vec<u32>,
+    // [n, n_stem, ffn] of the step.
+    step_rows: Vec<f32>,
+    chunk: usize,
+}
+
+impl<B: Backend, R: RowSource> Session<B, R> {
+    /// A session with an empty cache, which reads prompts `chunk` tokens at a time.
+    pub fn new(backend: B, rows: R, config: Config, chunk: usize) -> Self {
+        Self { backend, rows, config, cached: Vec::new(), step_rows: Vec::new(), chunk }
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The tables.
+    pub fn rows(&self) -> &R {
+        &self.rows
+    }
+
+    /// The model's sizes.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Forgets the cache; needed when rows have changed.
+    pub fn reset(&mut self) {
+        self.cached.clear();
+    }
+
+    /// Runs `tokens` after those in the cache.
+    ///
+    /// # Errors
+    /// What the tables or the backend give; the cache then holds what it held before.
+    pub async fn step(&mut self, tokens: &[u32], want: Want<'_>) -> Result<Output> {
+        let mut rows = std::mem::take(&mut self.step_rows);
+        rows.clear();
+        if self.config.row_width() > 0 {
+            self.rows.gather(tokens, &mut rows).await?;
+        }
+        let step = Step { tokens, position: self.cached.len(), rows: &rows, want };
+        let output = self.backend.forward(step).await?;
+        self.step_rows = rows;
+        self.cached.extend_from_slice(tokens);
+        Ok(output)
+    }
+
+    /// Continues `prompt`.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] if the prompt leaves no room for a token, [`Error::Invalid`] for an empty prompt or
+    /// settings out of range, and whatever a step gives.
+    pub async fn generate(
+        &mut self,
+        prompt: &[u32],
+        sampling: &Sampling,
+        observer: &mut impl Observer,
+    ) -> Result<Generation> {
+        sampling.validate()?;
+        let capacity = self.backend.capacity();
+        if prompt.is_empty() {
+            return Err(Error::invalid("the prompt", "is empty"));
+        }
+        if prompt.len() >= capacity {
+            return Err(Error::ContextFull { tokens: prompt.len(), context: capacity });
+        }
+        let began = Instant::now();
+        let mut sampler = Sampler::new(sampling);
+        let mut history = prompt.to_vec();
+        let mut result = Generation {
+            tokens: Vec::new(),
+            finish: Finish::Length,
+            prompt_tokens: prompt.len(),
+            reused_tokens: self.reuse(prompt),
+            first_token_ms: 0.0,
+            tokens_per_second: 0.0,
+        };
+        if sampling.max_tokens == 0 {
+            return Ok(result);
+        }
+        self.rows.prefetch(&prompt[self.cached.len()..]);
+        let mut penalized = penalized(&history, &self.config);
+        let mut output = Output::Nothing;
+        while self.cached.len() < prompt.len() {
+            if observer.stopped() {
+                result.finish = Finish::Stopped;
+                return Ok(result);
+            }
+            let end = (self.cached.len() + self.chunk).min(prompt.len());
+            let last = end == prompt.len();
+            let penalty = Penalty { tokens: &penalized, factor: sampling.repetition_penalty };
+            let want = if last { Want::Candidates(penalty) } else { Want::Nothing };
+            let tokens = &prompt[self.cached.len()..end];
+            output = self.step(tokens, want).await?;
+            observer.prefill(end, prompt.len());
+            observer.breathe().await;
+        }
+        let mut first_token = None;
+        loop {
+            let Output::Candidates(candidates) = &output else {
+                return Err(Error::Gpu("the step gave no candidates".into()));
+            };
+            let id = sampler.sample(candidates)?;
+            first_token.get_or_insert_with(Instant::now);
+            if self.config.eos_tokens.contains(&id) {
+                result.finish = Finish::Stop;
+                break;
+            }
+            self.rows.prefetch(&[id]);
+            result.tokens.push(id);
+            history.push(id);
+            let logit = candidates.top.iter().find(|(c, _)| *c == id).map_or(f32::NEG_INFINITY, |(_, l)| *l);
+            observer.token(id, logit - candidates.log_sum_exp);
+            observer.breathe().await;
+            if observer.stopped() {
+                result.finish = Finish::Stopped;
+                break;
+            }
+            if result.tokens.len() == sampling.max_tokens {
+                break;
+            }
+            if self.cached.len() == capacity {
+                result.finish = Finish::Context;
+                break;
+            }
+            penalized = self::penalized(&history, &self.config);
+            let penalty = Penalty { tokens: &penalized, factor: sampling.repetition_penalty };
+            output = self.step(&[id], Want::Candidates(penalty)).await?;
+        }
+        let first_token = first_token.unwrap_or(began);
+        result.first_token_ms = (first_token - began).as_secs_f64() * 1e3;
+        let after = first_token.elapsed().as_secs_f64();
+        if result.tokens.len() > 1 && after > 0.0 {
+            result.tokens_per_second = (result.tokens.len() - 1) as f64 / after;
+        }
+        Ok(result)
+    }
+
+    /// Cuts the cache to what it shares with `prompt`, and says how much that is; the last token is always run.
+    fn reuse(&mut self, prompt: &[u32]) -> usize {
+        let common = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        self.cached.truncate(common.min(prompt.len() - 1));
+        self.cached.len()
+    }
+}
+
+/// The distinct tokens that the penalty applies to; never those that end an answer.
+fn penalized(history: &[u32], config: &Config) -> Vec<u32> {
+    let mut recent: Vec<u32> = history[history.len().saturating_sub(PENALTY_WINDOW)..].to_vec();
+    recent.retain(|id| !config.eos_tokens.contains(id));
+    recent.sort_unstable();
+    recent.dedup();
+    recent
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use super::*;
+    use crate::bundle::quant::Dtype;
+    use crate::bundle::random;
+    use crate::config::tests::tiny;
+    use crate::cpu::CpuBackend;
+    use crate::tables::MemoryRows;
+
+    fn session(capacity: usize) -> Session<CpuBackend, MemoryRows> {
+        let config = tiny();
+        let core = random::core(&config, 5, |_| Dtype::Q8);
+        let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
+        let mut backend = CpuBackend::new(&tensors, &config, capacity);
+        for (id, (_, planes)) in core.iter().enumerate() {
+            backend.write(id, 0, planes).unwrap();
+        }
+        let rows = (0..config.vocab_size as u32).flat_map(|t| random::rows(&config, t, 5)).collect();
+        let rows = MemoryRows { rows, row_width: config.row_width() };
+        Session::new(backend, rows, config, 4)
+    }
+
+    fn run(s: &mut Session<CpuBackend, MemoryRows>, prompt: &[u32], sampling: &Sampling) -> Generation {
+        pollster::block_on(s.generate(prompt, sampling, &mut ())).unwrap()
+    }
+
+    #[test]
+    fn a_reused_prefix_changes_nothing() {
+        let sampling = Sampling { temperature: 1.0, max_tokens: 12, ..Sampling::default() };
+        let mut s = session(100);
+        let first = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
+        assert_eq!((first.reused_tokens, first.tokens.len()), (0, 12));
+        let mut longer = [&[5, 6, 7, 8, 9, 10], &first.tokens[..]].concat();
+        longer.extend([20, 21]);
+        let second = run(&mut s, &longer, &sampling);
+        assert_eq!(second.reused_tokens, 17);
+        assert_eq!(second.tokens, run(&mut session(100), &longer, &sampling).tokens);
+        let again = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
+        assert_eq!((again.reused_tokens, again.tokens), (5, first.tokens));
+    }
+
+    #[test]
+    fn a_full_context_is_said() {
+        let greedy = Sampling::greedy(1000);
+        let full = run(&mut session(20), &[5, 6, 7], &greedy);
+        assert_eq!((full.finish, full.tokens.len()), (Finish::Context, 18));
+        let error = pollster::block_on(session(20).generate(&[1; 20], &greedy, &mut ())).unwrap_err();
+        assert!(matches!(error, Error::ContextFull { tokens: 20, context: 20 }));
+        assert!(pollster::block_on(session(20).generate(&[], &greedy, &mut ())).is_err());
+    }
+
+    #[test]
+    fn an_observer_can_stop() {
+        struct StopAfter(usize);
+        impl Observer for StopAfter {
+            fn token(&mut self, _: u32, log_prob: f32) {
+                assert!(log_prob <= 1e-4);
+                self.0 -= 1;
+            }
+            fn stopped(&self) -> bool {
+                self.0 == 0
+            }
+        }
+        let mut s = session(100);
+        let g = pollster::block_on(s.generate(&[5, 6], &Sampling::greedy(50), &mut StopAfter(3))).unwrap();
+        assert_eq!((g.finish, g.tokens.len()), (Finish::Stopped, 3));
+    }
+}
