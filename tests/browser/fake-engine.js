@@ -1,0 +1,114 @@
+// Stands in for `pkg/xylem.js` where a test needs what the real engine cannot be made to do: a set text, a slow download,
+// a crash, a lost GPU. Which of them, the folder of the manifest says: `?model=fake/crash`.
+
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+const INFO = {
+  model: "Fake 1M",
+  licence: "Apache-2.0",
+  backend: "cpu",
+  adapter: "wasm, simd128",
+  contextLength: 8192,
+  nLayers: 30,
+  stemLayers: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+  hiddenSize: 576,
+  vocabSize: 49152,
+  coreBytes: 103e6,
+  tableBytes: 755e6,
+  gpuBytes: 0,
+  wasmBytes: 150e6,
+};
+
+const MARKDOWN = `Plants drink through **xylem**: tubes of dead cells, open from end to end.
+
+1. Water leaves the leaves.
+2. The column above is *pulled* up; see [a page](https://example.org/xylem).
+
+\`\`\`rust
+fn rise(height: f32) -> f32 { height.sqrt() }
+\`\`\`
+
+| part | carries |
+|---|---:|
+| xylem | water |
+| phloem | sugar |
+
+> No pump is needed.`;
+
+const HOSTILE = `<img src=x onerror="window.hit=1"> <script>window.hit=2</script>
+
+[a](javascript:window.hit=3) [b](data:text/html,<script>window.hit=4</script>) ![c](https://tracker.invalid/p.png)
+<a href="https://ok.invalid" onclick="window.hit=5">d</a> [e](JaVaScRiPt:window.hit=6) [f](/relative)
+
+<iframe srcdoc="<script>parent.hit=7</script>"></iframe>
+
+\`\`\`"><img src=x onerror=window.hit=8>
+</code><img src=x onerror=window.hit=9>
+\`\`\`
+`;
+
+export class Engine {
+  #kind;
+  #stopped = false;
+  #answers = 0;
+
+  static async load(manifestUrl, { backend }, onProgress) {
+    const engine = new Engine();
+    engine.#kind = new URL(manifestUrl).pathname.split("/").at(-2);
+    if (engine.#kind === "slow") {
+      for (let done = 0; done <= 100; done += 1) {
+        onProgress({ stage: "core", loadedBytes: done * 1e6, totalBytes: 100e6 });
+        await sleep(100);
+      }
+    }
+    if (engine.#kind === "no-gpu" && backend !== "cpu") throw new Error("GPU: the browser offers no adapter");
+    onProgress({ stage: "ready", loadedBytes: 1, totalBytes: 1 });
+    return engine;
+  }
+
+  info() {
+    return INFO;
+  }
+
+  async chat(messages, settings, onEvent) {
+    this.#stopped = false;
+    this.#answers += 1;
+    const question = messages.at(-1).content;
+    if (this.#kind === "crash") throw new WebAssembly.RuntimeError("unreachable");
+    if (this.#kind === "lost") throw new Error("GPU: the device was lost");
+    if (this.#kind === "deaf") await new Promise(() => {});
+    if (this.#kind === "flaky" && this.#answers === 1) throw new Error("the row store did not answer; try again");
+    const whole =
+      this.#kind === "markdown" ? MARKDOWN
+      : this.#kind === "hostile" ? HOSTILE
+      : this.#kind === "long" ? "word ".repeat(5000)
+      : `${this.#answers}: ${question}\n\n~~~json\n${JSON.stringify({ messages, settings })}\n~~~`;
+    onEvent({ type: "prefill", done: 5, total: 10 });
+    let text = "";
+    let tokens = 0;
+    for (const piece of whole.match(/\S*\s*/g)) {
+      if (this.#stopped || tokens >= settings.maxTokens) break;
+      text += piece;
+      tokens += 1;
+      onEvent({ type: "token", id: tokens, text: piece });
+      await sleep(this.#kind === "long" ? 10 : 1);
+    }
+    return {
+      text,
+      finish: this.#stopped ? "stopped" : tokens >= settings.maxTokens ? "length" : "stop",
+      promptTokens: question.length,
+      reusedTokens: 3,
+      generatedTokens: tokens,
+      timeToFirstTokenMs: 123,
+      tokensPerSecond: 45.6,
+      droppedTurns: this.#kind === "full" ? 2 : 0,
+      seed: settings.seed ?? 7,
+    };
+  }
+
+  stop() {
+    this.#stopped = true;
+  }
+}
+
+export default async function init() {}

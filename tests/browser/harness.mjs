@@ -1,0 +1,94 @@
+// Shared by the browser tests: a copy of the built site to spoil at will, a server, and a Chromium with a profile of its own.
+
+import { createServer } from "node:http";
+import { cp, mkdtemp, readFile, rm } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { extname, join, normalize } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const { chromium } = createRequire(new URL("../../www/package.json", import.meta.url))("playwright-core");
+
+export const root = fileURLToPath(new URL("../../", import.meta.url));
+const here = fileURLToPath(new URL("./", import.meta.url));
+
+/** A folder that is removed after the test. */
+export async function scratch(t) {
+  const folder = await mkdtemp(join(tmpdir(), "xylem-page-"));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+/** Copies the built page to `folder`, without a model; `fake` puts the stand-in in the engine's place. */
+export async function copySite(folder, { fake = false } = {}) {
+  const model = join(root, "dist/model");
+  await cp(join(root, "dist"), folder, { recursive: true, filter: (path) => !path.startsWith(model) });
+  if (fake) await cp(join(here, "fake-engine.js"), join(folder, "pkg/xylem.js"));
+}
+const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json", ".wasm": "application/wasm" };
+
+/** A page on the site with the stand-in engine, in the mode `kind`, its model loaded. */
+export async function fakePage(t, kind, options) {
+  const folder = await scratch(t);
+  await copySite(folder, { fake: true });
+  const page = await browser(t, options);
+  await page.goto(`${await serve(t, folder)}?model=fake/${kind}`);
+  return page;
+}
+
+/** Serves `folder`; gives its address, with a slash at the end. */
+export async function serve(t, folder) {
+  const server = createServer(async (request, response) => {
+    const path = decodeURIComponent(new URL(request.url, "http://x").pathname);
+    const file = join(folder, normalize(path.endsWith("/") ? `${path}index.html` : path));
+    try {
+      const body = await readFile(file);
+      response.writeHead(200, { "content-type": TYPES[extname(file)] ?? "application/octet-stream" }).end(body);
+    } catch {
+      response.writeHead(404).end("not found");
+    }
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  t.after(() => server.close());
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
+/** Starts Chromium; `page.hosts` collects the hosts of all its requests, `page.problems` what it complained of. */
+export async function browser(t, options = {}) {
+  const profile = await mkdtemp(join(tmpdir(), "xylem-profile-"));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    headless: true,
+    viewport: { width: 1280, height: 800 },
+    permissions: ["clipboard-read", "clipboard-write"],
+    args: ["--enable-unsafe-webgpu", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+    ...options,
+  });
+  t.after(async () => {
+    await context.close();
+    await rm(profile, { recursive: true, force: true });
+  });
+  const page = context.pages()[0] ?? (await context.newPage());
+  page.setDefaultTimeout(60_000);
+  page.hosts = new Set();
+  page.problems = [];
+  context.on("request", (request) => page.hosts.add(new URL(request.url()).host));
+  page.on("pageerror", (error) => page.problems.push(error.message));
+  page.on("console", (message) => {
+    if (message.type() === "error") page.problems.push(message.text());
+  });
+  return page;
+}
+
+/** Writes `text` into the message field and sends it by keyboard. */
+export async function ask(page, text) {
+  await page.getByRole("textbox", { name: "Message", exact: true }).fill(text);
+  await page.keyboard.press("Enter");
+}
+
+/** Waits until the last answer is complete and gives its element. */
+export async function lastAnswer(page) {
+  const answer = page.getByRole("article", { name: "Answer" }).last();
+  await answer.and(page.locator('[aria-busy="false"]')).waitFor();
+  return answer;
+}

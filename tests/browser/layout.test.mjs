@@ -1,0 +1,91 @@
+// Keyboard, phone and names of controls.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ask, fakePage, lastAnswer } from "./harness.mjs";
+
+const PHONE = { viewport: { width: 390, height: 844 } };
+
+/** The page itself, and every part that should scroll on its own axis only. */
+function overflow(page) {
+  return page.evaluate(() =>
+    ["html", "body", "main", ".chat", ".dock", ".panel", ".panel .page:not([hidden])", "dialog[open]"].filter((selector) => {
+      const element = document.querySelector(selector);
+      return element && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0;
+    }),
+  );
+}
+
+test("nothing scrolls sideways on a phone", async (t) => {
+  const page = await fakePage(t, "markdown", PHONE);
+  await page.getByRole("heading", { name: "Knowledge, drawn up from a table" }).waitFor();
+  assert.deepEqual(await overflow(page), []);
+  await ask(page, `${"long".repeat(60)} https://example.org/${"x".repeat(200)}`);
+  await lastAnswer(page);
+  assert.deepEqual(await overflow(page), []);
+  await page.getByRole("button", { name: "How it works" }).click();
+  assert.deepEqual(await overflow(page), []);
+  await page.keyboard.press("Escape");
+  await page.getByRole("button", { name: "Panel: model and settings" }).click();
+  assert.deepEqual(await overflow(page), []);
+  await page.getByRole("tab", { name: "Settings" }).click();
+  assert.deepEqual(await overflow(page), []);
+});
+
+test("a failure fits a phone", async (t) => {
+  const page = await fakePage(t, "no-gpu", PHONE);
+  await page.getByRole("button", { name: "Use the CPU" }).waitFor();
+  assert.deepEqual(await overflow(page), []);
+  const box = await page.getByText("GPU: the browser offers no adapter").boundingBox();
+  assert.ok(box.width > 200, `the message is ${box.width} px wide`);
+});
+
+test("the keyboard reaches everything", async (t) => {
+  const page = await fakePage(t, "echo");
+  const field = page.getByRole("textbox", { name: "Message", exact: true });
+  await page.locator("body").click({ position: { x: 5, y: 300 } });
+  await page.keyboard.press("/");
+  await field.and(page.locator(":focus")).waitFor();
+  await page.keyboard.type("two");
+  await page.keyboard.press("Shift+Enter");
+  await page.keyboard.type("lines?");
+  assert.equal(await field.inputValue(), "two\nlines?");
+  await page.keyboard.press("Enter");
+  await lastAnswer(page);
+
+  await page.locator("body").click({ position: { x: 5, y: 300 } });
+  await page.keyboard.press("?");
+  await page.getByRole("dialog", { name: "How it works" }).waitFor();
+  await page.keyboard.press("Escape");
+  assert.equal(await page.getByRole("dialog").count(), 0);
+
+  await page.getByRole("tab", { name: "Model" }).focus();
+  await page.keyboard.press("ArrowRight");
+  await page.getByRole("tab", { name: "Settings", selected: true }).and(page.locator(":focus")).waitFor();
+  await page.getByLabel("System prompt").waitFor();
+});
+
+test("on a phone the panel covers the chat, holds the focus and closes with Escape", async (t) => {
+  const page = await fakePage(t, "echo", PHONE);
+  await page.getByRole("button", { name: "Panel: model and settings" }).click();
+  assert.equal(await page.locator("main").getAttribute("inert"), "");
+  await page.keyboard.press("Escape");
+  await page.getByRole("button", { name: "Panel: model and settings" }).and(page.locator(":focus")).waitFor();
+  assert.equal(await page.locator("main").getAttribute("inert"), null);
+});
+
+test("every control has a name", async (t) => {
+  const page = await fakePage(t, "markdown");
+  await ask(page, "how?");
+  await lastAnswer(page);
+  for (const tab of ["Model", "Settings"]) {
+    await page.getByRole("tab", { name: tab }).click();
+    const nameless = await page.evaluate(() =>
+      [...document.querySelectorAll("button, input, textarea, a")]
+        .filter((control) => control.checkVisibility())
+        .filter((control) => !control.textContent.trim() && !control.getAttribute("aria-label") && !control.labels?.length)
+        .map((control) => control.outerHTML),
+    );
+    assert.deepEqual(nameless, []);
+  }
+});

@@ -1,0 +1,83 @@
+// The field for the next message, with one button that sends, or stops the running answer.
+
+import type { Stopping } from "./app";
+import { h, icon } from "./dom";
+
+export type ComposerActions = {
+  send(text: string): void;
+  stop(): void;
+  editLast(): void;
+};
+
+export class Composer {
+  readonly element: HTMLElement;
+  readonly #field: HTMLTextAreaElement;
+  readonly #button: HTMLButtonElement;
+  readonly #actions: ComposerActions;
+  #busy = false;
+  #stopping: Stopping = "no";
+
+  constructor(actions: ComposerActions) {
+    this.#actions = actions;
+    this.#field = h("textarea", {
+      class: "composer-field",
+      rows: 1,
+      placeholder: "Ask something",
+      "aria-label": "Message",
+      enterkeyhint: "send",
+      autocomplete: "off",
+    });
+    this.#field.addEventListener("input", () => this.#show());
+    this.#field.addEventListener("keydown", (event) => this.#key(event));
+    this.#button = h("button", { type: "submit", class: "send" });
+    this.element = h("form", { class: "composer" }, this.#field, this.#button);
+    this.element.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.#busy) actions.stop();
+      else this.#send();
+    });
+    this.#show();
+  }
+
+  setBusy(busy: boolean, stopping: Stopping): void {
+    this.#busy = busy;
+    this.#stopping = stopping;
+    this.#show();
+  }
+
+  focus(): void {
+    this.#field.focus();
+  }
+
+  #send(): void {
+    const text = this.#field.value.trim();
+    if (!text || this.#busy) return;
+    this.#field.value = "";
+    this.#show();
+    this.#actions.send(text);
+  }
+
+  #key(event: KeyboardEvent): void {
+    // While an input method composes, Enter belongs to it. On a touch screen it makes a new line.
+    const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !touch) {
+      event.preventDefault();
+      this.#send();
+    } else if (event.key === "ArrowUp" && this.#field.value === "" && !this.#busy) {
+      event.preventDefault();
+      this.#actions.editLast();
+    }
+  }
+
+  #show(): void {
+    const stop = { no: "Stop (Esc)", asked: "Stopping…", stuck: "Stop by force; the model is then loaded anew" };
+    const label = this.#busy ? stop[this.#stopping] : "Send (Enter)";
+    this.#button.replaceChildren(icon(this.#busy ? "stop" : "send"));
+    this.#button.setAttribute("aria-label", label);
+    this.#button.title = label;
+    this.#button.disabled = this.#busy ? this.#stopping === "asked" : this.#field.value.trim() === "";
+    // Grows with its text up to the limit in the style sheet.
+    this.#field.style.height = "auto";
+    this.#field.style.height = `${this.#field.scrollHeight}px`;
+  }
+}

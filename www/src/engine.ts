@@ -1,0 +1,119 @@
+// The page's side of the engine: starts the worker, follows its state, and can always throw it away and start another.
+
+import type { Backend, ChatMessage, EngineInfo, FromWorker, GenEvent, GenResult, LoadProgress, SamplingSettings, ToWorker } from "./protocol";
+import { Signal } from "./signal";
+
+export type EngineState =
+  | { phase: "idle" }
+  | { phase: "loading"; progress: LoadProgress | null }
+  | { phase: "ready"; info: EngineInfo }
+  | { phase: "failed"; message: string };
+
+/** The generation failed; `fatal` if the engine went down with it. */
+export class GenerationError extends Error {
+  constructor(
+    message: string,
+    readonly fatal: boolean,
+  ) {
+    super(message);
+  }
+}
+
+type Running = {
+  onEvent: (event: GenEvent) => void;
+  resolve: (result: GenResult) => void;
+  reject: (error: GenerationError) => void;
+};
+
+export class EngineClient {
+  readonly state = new Signal<EngineState>({ phase: "idle" });
+  #worker: Worker | null = null;
+  #running: Running | null = null;
+
+  constructor(readonly manifestUrl: string) {}
+
+  load(backend: Backend): void {
+    this.#end("The engine was restarted.");
+    const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module", name: "xylem" });
+    // A worker that was thrown away may still have messages under way.
+    const current = (): boolean => this.#worker === worker;
+    worker.addEventListener("message", (event: MessageEvent<FromWorker>) => {
+      if (current()) this.#receive(event.data);
+    });
+    worker.addEventListener("error", (event) => {
+      event.preventDefault();
+      if (current()) this.#crash(event.message || "The worker's script could not be loaded.");
+    });
+    this.#worker = worker;
+    this.state.set({ phase: "loading", progress: null });
+    this.#post({ type: "load", manifestUrl: this.manifestUrl, backend });
+  }
+
+  /** Ends the worker, which gives all its memory back to the system. */
+  unload(): void {
+    this.#end("The model was unloaded.");
+    this.state.set({ phase: "idle" });
+  }
+
+  chat(
+    messages: ChatMessage[],
+    settings: SamplingSettings,
+    onEvent: (event: GenEvent) => void,
+  ): Promise<GenResult> {
+    if (this.#running) return Promise.reject(new GenerationError("Another answer is still being written.", false));
+    return new Promise((resolve, reject) => {
+      this.#running = { onEvent, resolve, reject };
+      this.#post({ type: "chat", messages, settings });
+    });
+  }
+
+  stop(): void {
+    this.#post({ type: "stop" });
+  }
+
+  #post(message: ToWorker): void {
+    this.#worker?.postMessage(message);
+  }
+
+  #receive(message: FromWorker): void {
+    switch (message.type) {
+      case "progress":
+        this.state.set({ phase: "loading", progress: message.progress });
+        return;
+      case "loaded":
+        this.state.set({ phase: "ready", info: message.info });
+        return;
+      case "event":
+        this.#running?.onEvent(message.event);
+        return;
+      case "result": {
+        const running = this.#running;
+        this.#running = null;
+        this.state.set({ phase: "ready", info: message.info });
+        running?.resolve(message.result);
+        return;
+      }
+      case "failed": {
+        const running = this.#running;
+        if (!running || message.fatal) this.#crash(message.message);
+        else {
+          this.#running = null;
+          running.reject(new GenerationError(message.message, false));
+        }
+      }
+    }
+  }
+
+  #crash(message: string): void {
+    this.#end(message);
+    this.state.set({ phase: "failed", message });
+  }
+
+  #end(reason: string): void {
+    this.#worker?.terminate();
+    this.#worker = null;
+    const running = this.#running;
+    this.#running = null;
+    running?.reject(new GenerationError(reason, true));
+  }
+}

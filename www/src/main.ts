@@ -1,0 +1,157 @@
+// Builds the page and connects its parts.
+
+import { App } from "./app";
+import { ChatView } from "./chat-view";
+import { Composer } from "./composer";
+import { h, icon, iconButton } from "./dom";
+import { EngineClient, type EngineState } from "./engine";
+import { LoadView } from "./load-view";
+import { modelPanel } from "./model-panel";
+import { modelAddress } from "./model-address";
+import { Panel } from "./panel";
+import { settingsPanel } from "./settings-panel";
+import { storedSettings } from "./settings";
+import { Toast } from "./toast";
+
+const EXAMPLES = [
+  "What is the capital of Spain?",
+  "Why is the sky blue?",
+  "Explain photosynthesis to a child.",
+  "Write a short poem about a tree in winter.",
+  "Name five things to pack for a hike.",
+  "Which language is spoken in Brazil?",
+];
+
+const byId = (id: string): HTMLElement => {
+  const element = document.getElementById(id);
+  if (!element) throw new Error(`index.html has no element #${id}`);
+  return element;
+};
+
+const address = modelAddress();
+const settings = storedSettings();
+const engine = new EngineClient(address.manifestUrl);
+const app = new App(engine, settings, {
+  changed: () => refresh(),
+  announce: (sentence) => chat.announce(sentence),
+});
+
+const chat = new ChatView(() => app.conversation, byId("welcome"), {
+  regenerate: () => app.regenerate(),
+  editLast: (text) => app.editLast(text),
+});
+const composer = new Composer({
+  send: (text) => ask(text),
+  stop: () => app.stop(),
+  editLast: () => chat.editLastQuestion(),
+});
+const loadView = new LoadView({
+  load: () => app.load(),
+  loadOnCpu: () => app.setBackend("cpu"),
+  cancel: () => engine.unload(),
+});
+const toast = new Toast();
+
+const about = byId("about") as HTMLDialogElement;
+about.querySelector("button")?.append(icon("close"));
+const openAbout = (): void => about.showModal();
+
+const chip = h("button", { type: "button", class: "chip", onclick: () => panel.show("model") });
+const panelButton = iconButton("panel", "Panel: model and settings", () => panel.toggle());
+byId("bar").append(chip, iconButton("plus", "New chat", newChat), iconButton("help", "How it works", openAbout), panelButton);
+
+byId("main").append(chat.element, h("div", { class: "dock" }, chat.jumpButton, toast.element, loadView.element, composer.element));
+byId("examples").append(
+  ...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => ask(text) }, text)),
+);
+
+const panel = new Panel(
+  [
+    {
+      id: "model",
+      label: "Model",
+      content: modelPanel(settings, engine.state, address.shown, {
+        setBackend: (backend) => app.setBackend(backend),
+        restart: () => app.load(),
+        unload: () => app.unload(),
+      }),
+    },
+    { id: "settings", label: "Settings", content: settingsPanel(settings) },
+  ],
+  panelButton,
+);
+document.body.append(panel.element);
+
+function ask(text: string): void {
+  toast.hide();
+  app.send(text);
+  chat.toEnd();
+}
+
+function newChat(): void {
+  if (app.conversation.turns.length === 0) return;
+  const old = app.newChat();
+  toast.show("A new chat has begun.", "Undo", () => app.restore(old));
+  composer.focus();
+}
+
+function refresh(): void {
+  composer.setBusy(app.busy, app.stopping);
+  chat.refresh();
+  if (!app.conversation.kept) toast.show("The browser does not keep this chat: its storage is full or turned off.");
+}
+
+/** What a phone has room for, and what follows it elsewhere. */
+function chipText(state: EngineState): [short: string, more: string] {
+  switch (state.phase) {
+    case "idle":
+      return ["No model", ""];
+    case "loading": {
+      const { loadedBytes, totalBytes } = state.progress ?? { loadedBytes: 0, totalBytes: 0 };
+      return ["Loading", totalBytes > 0 ? ` ${Math.round((100 * loadedBytes) / totalBytes)}%` : ""];
+    }
+    case "ready":
+      return [state.info.backend.toUpperCase(), ` · ${state.info.adapter}`];
+    case "failed":
+      return ["Failed", ""];
+  }
+}
+
+settings.watch(({ theme }) => {
+  if (theme === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+});
+engine.state.watch((state) => {
+  const [short, more] = chipText(state);
+  chip.replaceChildren(short, h("span", { class: "wide" }, more));
+  chip.title = `${chip.textContent}. Show the model`;
+  chip.dataset.phase = state.phase;
+  loadView.update(state, settings.value.backend !== "cpu");
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.isComposing || about.open) return;
+  const typing = event.target instanceof Element && event.target.matches("input, textarea, select");
+  const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
+  if (event.key === "Escape") {
+    if (panel.covers) panel.close();
+    else app.stop();
+  } else if (event.key === "/" && plain && !typing) {
+    event.preventDefault();
+    composer.focus();
+  } else if (event.key === "?" && plain && !typing) {
+    openAbout();
+  }
+});
+// An answer under way is kept as far as it came.
+addEventListener("pagehide", () => {
+  if (app.busy) app.conversation.store();
+});
+
+app.start();
+chat.draw();
+// A reader who asked the browser to save data decides on a hundred megabytes by hand.
+const connection = (navigator as Navigator & { connection?: { saveData?: boolean } }).connection;
+if (!connection?.saveData) app.load();
+if (!matchMedia("(pointer: coarse)").matches) composer.focus();
+

@@ -1,0 +1,85 @@
+// What runs in this tab: the model drawn as a trunk of layers, its sizes, and where it is computed.
+
+import { h, s } from "./dom";
+import type { EngineState } from "./engine";
+import { bytes, count } from "./format";
+import type { Backend, EngineInfo } from "./protocol";
+import type { Settings } from "./settings";
+import { choice } from "./settings-panel";
+import type { Signal } from "./signal";
+
+export type ModelActions = {
+  setBackend(backend: Backend): void;
+  restart(): void;
+  unload(): void;
+};
+
+const BACKENDS: readonly [Backend, string][] = [["auto", "Automatic"], ["gpu", "GPU"], ["cpu", "CPU"]];
+
+export function modelPanel(settings: Signal<Settings>, state: Signal<EngineState>, source: string | null, actions: ModelActions): HTMLElement {
+  const facts = h("div", { class: "facts" });
+  const restart = h("button", { type: "button", class: "button quiet", onclick: actions.restart }, "Restart");
+  const unload = h("button", { type: "button", class: "button quiet", onclick: actions.unload }, "Unload");
+  let shown: EngineInfo | null = null;
+  state.watch((value) => {
+    unload.disabled = value.phase === "idle";
+    const info = value.phase === "ready" ? value.info : null;
+    if (info === shown && facts.hasChildNodes()) return;
+    shown = info;
+    facts.replaceChildren(...(info ? describe(info, source) : [h("p", { class: "hint" }, "What the model is made of appears here once it is loaded.")]));
+  });
+  return h(
+    "div",
+    { class: "model" },
+    facts,
+    choice("Compute on", "backend", BACKENDS, (value) => actions.setBackend(value), settings, (value) => value.backend),
+    h("p", { class: "hint" }, "Automatic takes the GPU where the browser offers one, and the CPU where not. A change loads the model anew."),
+    h("div", { class: "row" }, restart, unload),
+  );
+}
+
+function describe(info: EngineInfo, source: string | null): HTMLElement[] {
+  const stem = new Set(info.stemLayers);
+  const rows: [string, string][] = [
+    ["Model", info.model],
+    ["Licence", info.licence],
+    ["Computed on", `${info.backend.toUpperCase()}, ${info.adapter}`],
+    ["Context", `${count(info.contextLength)} tokens`],
+    ["Vocabulary", `${count(info.vocabSize)} tokens`],
+    ["Hidden size", count(info.hiddenSize)],
+    ["Core weights", bytes(info.coreBytes)],
+    ["Knowledge table", bytes(info.tableBytes)],
+    ["Memory of the tab", bytes(info.wasmBytes)],
+  ];
+  if (info.gpuBytes > 0) rows.push(["Memory of the GPU", bytes(info.gpuBytes)]);
+  if (source) rows.splice(2, 0, ["From", source]);
+  return [
+    h("figure", { class: "trunk-figure" }, trunk(info.nLayers, stem), caption(info.nLayers, stem.size)),
+    h("dl", {}, ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+  ];
+}
+
+function caption(layers: number, stem: number): HTMLElement {
+  return h(
+    "figcaption",
+    {},
+    h("span", { class: "key stem" }, `${stem} of ${layers} layers look their row up in the table`),
+    h("span", { class: "key dense" }, `${layers - stem} compute it`),
+  );
+}
+
+/** Layers from left (input) to right (output); vessels mark those that read the table. */
+function trunk(layers: number, stem: ReadonlySet<number>): SVGElement {
+  const step = 10;
+  const svg = s("svg", { class: "trunk", viewBox: `0 0 ${layers * step} 56`, role: "img", "aria-label": `STEM layers: ${[...stem].join(", ") || "none"}` });
+  for (let layer = 0; layer < layers; layer += 1) {
+    const x = layer * step + 1;
+    const isStem = stem.has(layer);
+    const bar = s("g", { class: isStem ? "stem" : "dense" }, s("title", {}, `Layer ${layer}, ${isStem ? "STEM" : "dense"}`));
+    bar.append(s("rect", { x, y: isStem ? 2 : 12, width: step - 2, height: isStem ? 52 : 32, rx: 4 }));
+    // The rings of a vessel's wall.
+    for (let y = 8; isStem && y < 52; y += 6) bar.append(s("path", { d: `M${x} ${y}q${(step - 2) / 2} 3 ${step - 2} 0` }));
+    svg.append(bar);
+  }
+  return svg;
+}

@@ -1,0 +1,90 @@
+// What the engine in the worker offers (the wasm module's interface), and the messages between page and worker.
+
+export type Role = "system" | "user" | "assistant";
+export type ChatMessage = { role: Role; content: string };
+export type Backend = "auto" | "gpu" | "cpu";
+
+export type LoadProgress = {
+  stage: "manifest" | "tokenizer" | "core" | "compile" | "ready";
+  loadedBytes: number;
+  totalBytes: number;
+};
+
+export type EngineInfo = {
+  model: string;
+  licence: string;
+  backend: "gpu" | "cpu";
+  adapter: string;
+  contextLength: number;
+  nLayers: number;
+  stemLayers: number[];
+  hiddenSize: number;
+  vocabSize: number;
+  coreBytes: number;
+  tableBytes: number;
+  gpuBytes: number;
+  wasmBytes: number;
+};
+
+export type SamplingSettings = {
+  temperature: number;
+  topK: number;
+  topP: number;
+  repetitionPenalty: number;
+  maxTokens: number;
+  seed: number | null;
+};
+
+export type GenEvent =
+  | { type: "prefill"; done: number; total: number }
+  // `text` is what became complete with this token; it may be empty inside a multi-byte character.
+  | { type: "token"; id: number; text: string }
+  | { type: "wait"; reason: string };
+
+export type GenResult = {
+  text: string;
+  finish: "stop" | "length" | "stopped" | "context";
+  promptTokens: number;
+  reusedTokens: number;
+  generatedTokens: number;
+  timeToFirstTokenMs: number;
+  tokensPerSecond: number;
+  droppedTurns: number;
+  seed: number;
+};
+
+/** The class `Engine` of `pkg/xylem.js`. */
+export type Engine = {
+  info(): EngineInfo;
+  chat(
+    messages: ChatMessage[],
+    settings: SamplingSettings,
+    onEvent: (event: GenEvent) => void,
+  ): Promise<GenResult>;
+  stop(): void;
+};
+
+/** The module `pkg/xylem.js`. */
+export type EngineModule = {
+  default(): Promise<unknown>;
+  Engine: {
+    load(
+      manifestUrl: string,
+      options: { backend: Backend },
+      onProgress: (progress: LoadProgress) => void,
+    ): Promise<Engine>;
+  };
+};
+
+export type ToWorker =
+  | { type: "load"; manifestUrl: string; backend: Backend }
+  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings }
+  | { type: "stop" };
+
+export type FromWorker =
+  | { type: "progress"; progress: LoadProgress }
+  | { type: "loaded"; info: EngineInfo }
+  | { type: "event"; event: GenEvent }
+  | { type: "result"; result: GenResult; info: EngineInfo }
+  // `fatal`: the engine cannot be used any more, the worker must be started anew.
+  | { type: "failed"; message: string; fatal: boolean };

@@ -1,0 +1,87 @@
+// What the reader may choose. Each number is described once: its bounds serve the panel and the check of stored values.
+
+import type { Backend, SamplingSettings } from "./protocol";
+import { Signal } from "./signal";
+import { isRecord, read, write } from "./storage";
+
+export type Theme = "auto" | "light" | "dark";
+
+export type Settings = SamplingSettings & {
+  system: string;
+  backend: Backend;
+  theme: Theme;
+};
+
+export type NumberKey = "temperature" | "topP" | "topK" | "repetitionPenalty" | "maxTokens";
+
+export type NumberField = {
+  key: NumberKey;
+  label: string;
+  hint: string;
+  min: number;
+  max: number;
+  step: number;
+};
+
+export const NUMBER_FIELDS: readonly NumberField[] = [
+  { key: "temperature", label: "Temperature", hint: "0 always takes the likeliest token; higher is more varied.", min: 0, max: 2, step: 0.05 },
+  { key: "topP", label: "Top-p", hint: "Keep the likeliest tokens that hold this share of the probability.", min: 0.05, max: 1, step: 0.05 },
+  { key: "topK", label: "Top-k", hint: "Keep at most so many tokens; 0 sets no limit.", min: 0, max: 200, step: 1 },
+  { key: "repetitionPenalty", label: "Repetition penalty", hint: "Above 1, tokens already written become less likely.", min: 1, max: 2, step: 0.05 },
+  { key: "maxTokens", label: "Longest answer", hint: "In tokens; about three quarters of a word each.", min: 16, max: 4096, step: 16 },
+];
+
+const BACKENDS: readonly Backend[] = ["auto", "gpu", "cpu"];
+const THEMES: readonly Theme[] = ["auto", "light", "dark"];
+const MAX_SEED = 2 ** 32 - 1;
+export const MAX_SYSTEM_CHARACTERS = 8000;
+
+// A small model wanders at the usual 0.7–1.0 and repeats itself without a penalty.
+export const DEFAULTS: Settings = {
+  temperature: 0.3,
+  topP: 0.9,
+  topK: 40,
+  repetitionPenalty: 1.1,
+  maxTokens: 512,
+  seed: null,
+  system: "",
+  backend: "auto",
+  theme: "auto",
+};
+
+export function clampTo(field: NumberField, value: number): number {
+  return Math.min(field.max, Math.max(field.min, value));
+}
+
+/** A seed is a whole number of 32 bits; anything else means a new one for every answer. */
+export function parseSeed(text: string): number | null {
+  const seed = Number(text);
+  return /^\d+$/.test(text.trim()) && seed <= MAX_SEED ? seed : null;
+}
+
+/** What can be used of a stored value, and the defaults for the rest. */
+export function restore(stored: unknown): Settings {
+  const settings = { ...DEFAULTS };
+  if (!isRecord(stored)) return settings;
+  for (const field of NUMBER_FIELDS) {
+    const value = stored[field.key];
+    if (typeof value === "number" && Number.isFinite(value)) settings[field.key] = clampTo(field, value);
+  }
+  if (typeof stored.seed === "number") settings.seed = parseSeed(String(stored.seed));
+  if (typeof stored.system === "string") settings.system = stored.system.slice(0, MAX_SYSTEM_CHARACTERS);
+  settings.backend = BACKENDS.find((backend) => backend === stored.backend) ?? DEFAULTS.backend;
+  settings.theme = THEMES.find((theme) => theme === stored.theme) ?? DEFAULTS.theme;
+  return settings;
+}
+
+export function storedSettings(): Signal<Settings> {
+  const settings = new Signal(restore(read("settings")));
+  settings.watch((value) => write("settings", value));
+  return settings;
+}
+
+/** The part of the settings that the engine takes. */
+export function sampling(settings: Settings): SamplingSettings {
+  const { temperature, topK, topP, repetitionPenalty, maxTokens, seed } = settings;
+  return { temperature, topK, topP, repetitionPenalty, maxTokens, seed };
+}

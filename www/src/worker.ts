@@ -1,0 +1,60 @@
+// The worker: holds the engine, so that neither loading nor a slow token ever blocks the page.
+
+import type { Engine, EngineModule, FromWorker, ToWorker } from "./protocol";
+
+let engine: Engine | null = null;
+
+function post(message: FromWorker): void {
+  self.postMessage(message);
+}
+
+/** A wasm trap (a panic, memory exhausted) or a lost GPU leaves the engine in no state to go on. */
+function isFatal(error: unknown): boolean {
+  return error instanceof WebAssembly.RuntimeError || error instanceof RangeError || /^GPU:/.test(String((error as Error)?.message));
+}
+
+function fail(error: unknown): void {
+  const message = error instanceof Error ? error.message : String(error);
+  post({ type: "failed", message, fatal: isFatal(error) });
+}
+
+async function importEngine(): Promise<EngineModule> {
+  const url = new URL("./pkg/xylem.js", self.location.href).href;
+  let module: EngineModule;
+  try {
+    // The address is computed, so that the bundler leaves the wasm module to the browser.
+    module = (await import(url)) as EngineModule;
+    await module.default();
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new Error(`The engine (${url}) could not be started: ${reason}`, { cause });
+  }
+  return module;
+}
+
+async function handle(message: ToWorker): Promise<void> {
+  switch (message.type) {
+    case "load": {
+      const module = await importEngine();
+      engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, (progress) =>
+        post({ type: "progress", progress }),
+      );
+      post({ type: "loaded", info: engine.info() });
+      return;
+    }
+    case "chat": {
+      if (!engine) throw new Error("The model is not loaded yet.");
+      const result = await engine.chat(message.messages, message.settings, (event) =>
+        post({ type: "event", event }),
+      );
+      post({ type: "result", result, info: engine.info() });
+      return;
+    }
+    case "stop":
+      engine?.stop();
+  }
+}
+
+self.addEventListener("message", (event: MessageEvent<ToWorker>) => {
+  handle(event.data).catch(fail);
+});
