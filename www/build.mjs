@@ -1,13 +1,13 @@
 // Builds the static site into `dist/` at the root of the repository. The model's bundle (`dist/model`) is left alone.
 import { existsSync } from "node:fs";
-import { copyFile, mkdir } from "node:fs/promises";
+import { copyFile, mkdir, readFile, readdir, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const out = here("../dist/");
 
-await build({
+const { metafile } = await build({
   entryPoints: { app: here("src/main.ts"), worker: here("src/worker.ts") },
   outdir: out,
   bundle: true,
@@ -15,9 +15,20 @@ await build({
   target: "es2022",
   minify: true,
   sourcemap: true,
-  legalComments: "linked",
+  legalComments: "none",
+  metafile: true,
 });
 await build({ entryPoints: { app: here("src/style/app.css") }, outdir: out, bundle: true, minify: true });
+
+// The licences of what is bundled ask to be passed on with it.
+const bundled = new Set(Object.keys(metafile.inputs).map((path) => /node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1]).filter(Boolean));
+const notices = [...bundled].sort().map(async (name) => {
+  const folder = here(`node_modules/${name}/`);
+  const licence = (await readdir(folder)).find((file) => /^licen[cs]e/i.test(file));
+  if (!licence) throw new Error(`${name} comes without a licence file`);
+  return `${name}\n\n${await readFile(folder + licence, "utf8")}`;
+});
+await writeFile(`${out}licences.txt`, (await Promise.all(notices)).join(`\n${"-".repeat(80)}\n\n`));
 
 for (const file of ["index.html", "icon.svg"]) await copyFile(here(`src/${file}`), out + file);
 

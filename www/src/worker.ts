@@ -8,14 +8,14 @@ function post(message: FromWorker): void {
   self.postMessage(message);
 }
 
-/** A wasm trap (a panic, memory exhausted) or a lost GPU leaves the engine in no state to go on. */
-function isFatal(error: unknown): boolean {
-  return error instanceof WebAssembly.RuntimeError || error instanceof RangeError || /^GPU:/.test(String((error as Error)?.message));
-}
-
 function fail(error: unknown): void {
   const message = error instanceof Error ? error.message : String(error);
-  post({ type: "failed", message, fatal: isFatal(error) });
+  // A trap (a panic, memory exhausted) leaves the engine in no state to go on, and its own words help no reader.
+  if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) {
+    post({ type: "failed", message: `The engine broke off (${message}); the tab may be out of memory. Start it again.`, fatal: true });
+  } else {
+    post({ type: "failed", message, fatal: message.startsWith("GPU:") });
+  }
 }
 
 async function importEngine(): Promise<EngineModule> {
@@ -55,6 +55,11 @@ async function handle(message: ToWorker): Promise<void> {
   }
 }
 
+// A panic inside the engine's own tasks rejects a promise that nobody waits for.
+self.addEventListener("unhandledrejection", (event) => {
+  event.preventDefault();
+  fail(event.reason);
+});
 self.addEventListener("message", (event: MessageEvent<ToWorker>) => {
   handle(event.data).catch(fail);
 });
