@@ -21,7 +21,10 @@ test("a conversation grows turn by turn, with the default settings", async (t) =
   await ask(page, "second");
   const second = await echoed(page);
   assert.deepEqual(second.messages.map((message) => message.role), ["user", "assistant", "user"]);
-  assert.match(await (await lastAnswer(page)).locator(".stats").innerText(), /45\.6 tokens\/s · first token 0\.12 s · \d+ tokens?/);
+  const stats = (await lastAnswer(page)).locator(".stats");
+  assert.match(await stats.innerText(), /^45\.6 tokens\/s · first token 0\.12 s · \d+ tokens?$/);
+  await stats.locator("summary").click();
+  await stats.getByText("The prompt had 6 tokens; 3 of them were still known from before. Seed 7.").waitFor();
   assert.deepEqual(page.problems, []);
 });
 

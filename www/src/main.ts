@@ -37,7 +37,10 @@ const app = new App(engine, settings, {
 });
 
 const chat = new ChatView(() => app.conversation, byId("welcome"), {
-  regenerate: () => app.regenerate(),
+  regenerate: () => {
+    app.regenerate();
+    chat.toEnd();
+  },
   editLast: (text) => app.editLast(text),
 });
 const composer = new Composer({

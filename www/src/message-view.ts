@@ -2,7 +2,7 @@
 
 import { isRunning, type Answer, type Question, type Stats } from "./conversation";
 import { copyButton, h, icon, iconButton } from "./dom";
-import { duration, plural } from "./format";
+import { count, duration, plural } from "./format";
 import { MarkdownView } from "./markdown";
 
 export type TurnActions = {
@@ -75,7 +75,9 @@ export class AnswerView implements TurnView {
   readonly #markdown = new MarkdownView();
   readonly #activity = h("p", { class: "activity" });
   readonly #notes = h("div", { class: "notes" });
-  readonly #stats = h("p", { class: "stats" });
+  readonly #summary = h("summary");
+  readonly #details = h("p", { class: "hint" });
+  readonly #stats = h("details", { class: "stats" }, this.#summary, this.#details);
   readonly #regenerate: HTMLButtonElement;
   readonly #tools: HTMLElement;
   readonly #answer: Answer;
@@ -101,8 +103,9 @@ export class AnswerView implements TurnView {
     this.#tools.hidden = running;
     this.#regenerate.hidden = !last || busy;
     this.#showNotes(last && !busy);
-    this.#stats.textContent = answer.stats ? summary(answer.stats) : "";
-    this.#stats.title = answer.stats ? details(answer.stats) : "";
+    this.#stats.hidden = !answer.stats;
+    this.#summary.textContent = answer.stats ? summary(answer.stats) : "";
+    this.#details.textContent = answer.stats ? details(answer.stats) : "";
   }
 
   /** Rebuilds them only on a change, so that a focused button stays and an alert is read once. */
@@ -155,5 +158,5 @@ function summary(stats: Stats): string {
 }
 
 function details(stats: Stats): string {
-  return `Prompt: ${plural(stats.promptTokens, "token")}, ${stats.reusedTokens} of them kept from before. Seed ${stats.seed}.`;
+  return `The prompt had ${plural(stats.promptTokens, "token")}; ${count(stats.reusedTokens)} of them were still known from before. Seed ${stats.seed}.`;
 }
