@@ -1,6 +1,6 @@
 // Builds the static site into `dist/` at the root of the repository. The model's bundle (`dist/model`) is left alone.
 import { existsSync } from "node:fs";
-import { copyFile, mkdir, readFile, readdir, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
@@ -21,7 +21,11 @@ const { metafile } = await build({
 await build({ entryPoints: { app: here("src/style/app.css") }, outdir: out, bundle: true, minify: true });
 
 // The licences of what is bundled ask to be passed on with it.
-const bundled = new Set(Object.keys(metafile.inputs).map((path) => /node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1]).filter(Boolean));
+const bundled = new Set(
+  Object.keys(metafile.inputs)
+    .map((path) => /node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(path)?.[1])
+    .filter(Boolean),
+);
 const notices = [...bundled].sort().map(async (name) => {
   const folder = here(`node_modules/${name}/`);
   const licence = (await readdir(folder)).find((file) => /^licen[cs]e/i.test(file));

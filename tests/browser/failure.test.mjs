@@ -35,7 +35,10 @@ test("where there is no GPU the CPU is one click away, and the question is still
   await page.getByText(/^1: /).waitFor();
 });
 
-for (const [kind, message] of [["crash", "The engine broke off"], ["lost", "GPU: the device was lost"]]) {
+for (const [kind, message] of [
+  ["crash", "The engine broke off"],
+  ["lost", "GPU: the device was lost"],
+]) {
   test(`after a ${kind} the engine can be started again`, async (t) => {
     const page = await fakePage(t, kind);
     await ask(page, "hello");

@@ -79,10 +79,13 @@ export class Engine {
     if (this.#kind === "deaf") await new Promise(() => {});
     if (this.#kind === "flaky" && this.#answers === 1) throw new Error("the row store did not answer; try again");
     const whole =
-      this.#kind === "markdown" ? MARKDOWN
-      : this.#kind === "hostile" ? HOSTILE
-      : this.#kind === "long" ? "word ".repeat(5000)
-      : `${this.#answers}: ${question}\n\n~~~json\n${JSON.stringify({ messages, settings })}\n~~~`;
+      this.#kind === "markdown"
+        ? MARKDOWN
+        : this.#kind === "hostile"
+          ? HOSTILE
+          : this.#kind === "long"
+            ? "word ".repeat(5000)
+            : `${this.#answers}: ${question}\n\n~~~json\n${JSON.stringify({ messages, settings })}\n~~~`;
     onEvent({ type: "prefill", done: 5, total: 10 });
     let text = "";
     let tokens = 0;

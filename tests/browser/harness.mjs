@@ -1,10 +1,11 @@
-// Shared by the browser tests: a copy of the built site to spoil at will, a server, and a Chromium with a profile of its own.
+// Shared by the browser tests: a copy of the built site to spoil at will, a server, and Chromium.
 
-import { createServer } from "node:http";
 import { cp, mkdtemp, readFile, rm } from "node:fs/promises";
+import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { extname, join, normalize } from "node:path";
+import { after } from "node:test";
 import { fileURLToPath } from "node:url";
 
 const { chromium } = createRequire(new URL("../../www/package.json", import.meta.url))("playwright-core");
@@ -25,7 +26,14 @@ export async function copySite(folder, { fake = false } = {}) {
   await cp(join(root, "dist"), folder, { recursive: true, filter: (path) => !path.startsWith(model) });
   if (fake) await cp(join(here, "fake-engine.js"), join(folder, "pkg/xylem.js"));
 }
-const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json", ".wasm": "application/wasm" };
+const TYPES = {
+  ".html": "text/html",
+  ".js": "text/javascript",
+  ".css": "text/css",
+  ".svg": "image/svg+xml",
+  ".json": "application/json",
+  ".wasm": "application/wasm",
+};
 
 /** A page on the site with the stand-in engine, in the mode `kind`, its model loaded. */
 export async function fakePage(t, kind, options) {
@@ -53,29 +61,57 @@ export async function serve(t, folder) {
   return `http://127.0.0.1:${server.address().port}/`;
 }
 
-/** Starts Chromium; `page.hosts` collects the hosts of all its requests, `page.problems` what it complained of. */
-export async function browser(t, options = {}) {
+let running;
+
+/** One Chromium for a test file. The context is persistent: an incognito one stores files many times slower. */
+async function chromiumContext() {
   const profile = await mkdtemp(join(tmpdir(), "xylem-profile-"));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
     headless: true,
-    viewport: { width: 1280, height: 800 },
     permissions: ["clipboard-read", "clipboard-write"],
-    args: ["--enable-unsafe-webgpu", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-    ...options,
+    args: [
+      "--enable-unsafe-webgpu",
+      "--no-sandbox",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+    ],
   });
-  t.after(async () => {
-    await context.close();
-    await rm(profile, { recursive: true, force: true });
-  });
-  const page = context.pages()[0] ?? (await context.newPage());
+  return { profile, context };
+}
+
+after(async () => {
+  if (!running) return;
+  const { profile, context } = await running;
+  await context.close();
+  await rm(profile, { recursive: true, force: true });
+});
+
+/**
+ * A new tab. Each test has a server, and so an origin and a storage, of its own.
+ * `page.hosts` collects the hosts of all requests, `page.problems` what the page complained of.
+ */
+export async function browser(t, { viewport = { width: 1280, height: 800 }, ...media } = {}) {
+  running ??= chromiumContext();
+  const { context } = await running;
+  const page = await context.newPage();
+  await page.setViewportSize(viewport);
+  await page.emulateMedia(media);
   page.setDefaultTimeout(60_000);
   page.hosts = new Set();
   page.problems = [];
-  context.on("request", (request) => page.hosts.add(new URL(request.url()).host));
+  const note = (request) => page.hosts.add(new URL(request.url()).host);
+  context.on("request", note);
   page.on("pageerror", (error) => page.problems.push(error.message));
   page.on("console", (message) => {
     if (message.type() === "error") page.problems.push(message.text());
+  });
+  t.after(async () => {
+    context.off("request", note);
+    await page.close();
   });
   return page;
 }

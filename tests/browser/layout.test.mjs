@@ -11,10 +11,12 @@ const PHONE = { viewport: { width: 390, height: 844 } };
 /** The page itself, and every part that should scroll on its own axis only. */
 function overflow(page) {
   return page.evaluate(() =>
-    ["html", "body", "main", ".chat", ".dock", ".panel", ".panel .page:not([hidden])", "dialog[open]"].filter((selector) => {
-      const element = document.querySelector(selector);
-      return element && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0;
-    }),
+    ["html", "body", "main", ".chat", ".dock", ".panel", ".panel .page:not([hidden])", "dialog[open]"].filter(
+      (selector) => {
+        const element = document.querySelector(selector);
+        return element && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0;
+      },
+    ),
   );
 }
 
@@ -71,6 +73,7 @@ test("on a phone the panel covers the chat, holds the focus and closes with Esca
   const page = await fakePage(t, "echo", PHONE);
   await page.getByRole("button", { name: "Panel: model and settings" }).click();
   assert.equal(await page.locator("main").getAttribute("inert"), "");
+  await page.getByRole("tab", { name: "Model" }).and(page.locator(":focus")).waitFor();
   await page.keyboard.press("Escape");
   await page.getByRole("button", { name: "Panel: model and settings" }).and(page.locator(":focus")).waitFor();
   assert.equal(await page.locator("main").getAttribute("inert"), null);
@@ -85,14 +88,19 @@ test("every control has a name", async (t) => {
     const nameless = await page.evaluate(() =>
       [...document.querySelectorAll("button, input, textarea, a")]
         .filter((control) => control.checkVisibility())
-        .filter((control) => !control.textContent.trim() && !control.getAttribute("aria-label") && !control.labels?.length)
+        .filter(
+          (control) => !control.textContent.trim() && !control.getAttribute("aria-label") && !control.labels?.length,
+        )
         .map((control) => control.outerHTML),
     );
     assert.deepEqual(nameless, []);
   }
 });
 
-const axe = await readFile(createRequire(new URL("../../www/package.json", import.meta.url)).resolve("axe-core/axe.min.js"), "utf8");
+const axe = await readFile(
+  createRequire(new URL("../../www/package.json", import.meta.url)).resolve("axe-core/axe.min.js"),
+  "utf8",
+);
 
 for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing wrong with any view (${colorScheme})`, async (t) => {
@@ -101,7 +109,9 @@ for (const colorScheme of ["light", "dark"]) {
     await page.evaluate(axe);
     const check = async (view) => {
       const { violations } = await page.evaluate(() => window.axe.run());
-      const found = violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.failureSummary} ${node.html}`));
+      const found = violations.flatMap(({ id, nodes }) =>
+        nodes.map((node) => `${id}: ${node.failureSummary} ${node.html}`),
+      );
       assert.deepEqual(found, [], view);
     };
     await check("welcome");

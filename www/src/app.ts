@@ -1,9 +1,9 @@
 // What happens when: the conversation, the engine and the settings brought together. Knows no elements of the page.
 
-import { Conversation, isRunning, type Answer } from "./conversation";
-import { GenerationError, type EngineClient, type EngineState } from "./engine";
+import { type Answer, Conversation, isRunning } from "./conversation";
+import { type EngineClient, type EngineState, GenerationError } from "./engine";
 import type { Backend, GenEvent } from "./protocol";
-import { sampling, type Settings } from "./settings";
+import { type Settings, sampling } from "./settings";
 import type { Signal } from "./signal";
 
 /** After so long without an end, stopping by force is offered. */
@@ -218,7 +218,8 @@ class Progress {
         answer.status = "writing";
         answer.content += event.text;
         const seconds = (now - this.#firstToken) / 1000;
-        answer.activity = this.#tokens > 3 && seconds > 0 ? `${(this.#tokens / seconds).toFixed(1)} tokens/s` : "Writing";
+        answer.activity =
+          this.#tokens > 3 && seconds > 0 ? `${(this.#tokens / seconds).toFixed(1)} tokens/s` : "Writing";
         this.#tokens += 1;
       }
     }

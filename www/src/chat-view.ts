@@ -1,6 +1,6 @@
 // The list of turns: reconciles views with the conversation, follows the newest text unless the reader scrolled away.
 
-import { isRunning, type Conversation, type Turn } from "./conversation";
+import { type Conversation, isRunning, type Turn } from "./conversation";
 import { h, icon } from "./dom";
 import { AnswerView, QuestionView, type TurnActions, type TurnView } from "./message-view";
 
@@ -21,7 +21,12 @@ export class ChatView {
   constructor(conversation: () => Conversation, welcome: HTMLElement, actions: TurnActions) {
     this.#conversation = conversation;
     this.#actions = actions;
-    this.#jump = h("button", { type: "button", class: "jump", hidden: true, onclick: () => this.toEnd() }, icon("down"), "Newest");
+    this.#jump = h(
+      "button",
+      { type: "button", class: "jump", hidden: true, onclick: () => this.toEnd() },
+      icon("down"),
+      "Newest",
+    );
     this.element = h("div", { class: "chat" }, welcome, this.#list, this.#status);
     this.element.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     // Layout changes (a phone's keyboard, an opened panel) must not lose the end.

@@ -22,6 +22,7 @@ export class Composer {
     this.#field = h("textarea", {
       class: "composer-field",
       rows: 1,
+      dir: "auto",
       placeholder: "Ask something",
       "aria-label": "Message",
       enterkeyhint: "send",

@@ -32,7 +32,9 @@ function setAttribute(element: Element, name: string, value: string | number | b
 }
 
 function append(element: Element, children: Child[]): void {
-  element.append(...children.filter((child): child is Node | string => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.filter((child): child is Node | string => child !== null && child !== undefined && child !== false),
+  );
 }
 
 const PATHS = {
@@ -66,7 +68,11 @@ export function iconButton(
   onclick: () => void,
   attributes: Record<string, Value> = {},
 ): HTMLButtonElement {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes },
+    icon(name),
+  );
 }
 
 /** A button that copies what `text` gives and says so for a moment. */

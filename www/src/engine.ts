@@ -1,6 +1,16 @@
 // The page's side of the engine: starts the worker, follows its state, and can always throw it away and start another.
 
-import type { Backend, ChatMessage, EngineInfo, FromWorker, GenEvent, GenResult, LoadProgress, SamplingSettings, ToWorker } from "./protocol";
+import type {
+  Backend,
+  ChatMessage,
+  EngineInfo,
+  FromWorker,
+  GenEvent,
+  GenResult,
+  LoadProgress,
+  SamplingSettings,
+  ToWorker,
+} from "./protocol";
 import { Signal } from "./signal";
 
 export type EngineState =
@@ -55,11 +65,7 @@ export class EngineClient {
     this.state.set({ phase: "idle" });
   }
 
-  chat(
-    messages: ChatMessage[],
-    settings: SamplingSettings,
-    onEvent: (event: GenEvent) => void,
-  ): Promise<GenResult> {
+  chat(messages: ChatMessage[], settings: SamplingSettings, onEvent: (event: GenEvent) => void): Promise<GenResult> {
     if (this.#running) return Promise.reject(new GenerationError("Another answer is still being written.", false));
     return new Promise((resolve, reject) => {
       this.#running = { onEvent, resolve, reject };

@@ -40,7 +40,12 @@ export class LoadView {
   constructor(actions: LoadActions) {
     this.#actions = actions;
     const cancel = h("button", { type: "button", class: "button quiet", onclick: () => actions.cancel() }, "Cancel");
-    this.#loading = h("div", { class: "load-body" }, h("div", { class: "row" }, h("p", {}, this.#title, this.#numbers), cancel), this.#bar);
+    this.#loading = h(
+      "div",
+      { class: "load-body" },
+      h("div", { class: "row" }, h("p", {}, this.#title, this.#numbers), cancel),
+      this.#bar,
+    );
   }
 
   /** `canUseCpu`: the CPU would be another way than the one that failed. */
@@ -101,7 +106,12 @@ export class LoadView {
     return h(
       "div",
       { class: "row" },
-      h("p", {}, h("strong", {}, "The model is not loaded"), h("span", { class: "numbers" }, "It runs in this tab; nothing you write leaves it.")),
+      h(
+        "p",
+        {},
+        h("strong", {}, "The model is not loaded"),
+        h("span", { class: "numbers" }, "It runs in this tab; nothing you write leaves it."),
+      ),
       h("button", { type: "button", class: "button", onclick: this.#actions.load }, "Load the model"),
     );
   }

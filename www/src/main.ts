@@ -6,11 +6,11 @@ import { Composer } from "./composer";
 import { h, icon, iconButton } from "./dom";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
-import { modelPanel } from "./model-panel";
 import { modelAddress } from "./model-address";
+import { modelPanel } from "./model-panel";
 import { Panel } from "./panel";
-import { settingsPanel } from "./settings-panel";
 import { storedSettings } from "./settings";
+import { settingsPanel } from "./settings-panel";
 import { Toast } from "./toast";
 
 const EXAMPLES = [
@@ -61,9 +61,17 @@ const openAbout = (): void => about.showModal();
 
 const chip = h("button", { type: "button", class: "chip", onclick: () => panel.show("model") });
 const panelButton = iconButton("panel", "Panel: model and settings", () => panel.toggle());
-byId("bar").append(chip, iconButton("plus", "New chat", newChat), iconButton("help", "How it works", openAbout), panelButton);
+byId("bar").append(
+  chip,
+  iconButton("plus", "New chat", newChat),
+  iconButton("help", "How it works", openAbout),
+  panelButton,
+);
 
-byId("main").append(chat.element, h("div", { class: "dock" }, chat.jumpButton, toast.element, loadView.element, composer.element));
+byId("main").append(
+  chat.element,
+  h("div", { class: "dock" }, chat.jumpButton, toast.element, loadView.element, composer.element),
+);
 byId("examples").append(
   ...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => ask(text) }, text)),
 );
@@ -157,4 +165,3 @@ chat.draw();
 const connection = (navigator as Navigator & { connection?: { saveData?: boolean } }).connection;
 if (!connection?.saveData) app.load();
 if (!matchMedia("(pointer: coarse)").matches) composer.focus();
-

@@ -8,15 +8,35 @@ const parser = new MarkdownIt({ html: false, linkify: false, typographer: false 
 type Token = ReturnType<typeof parser.parse>[number];
 
 const TAGS = new Set([
-  "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "hr", "em", "strong", "s",
-  "table", "thead", "tbody", "tr", "th", "td", "a",
+  "p",
+  "h1",
+  "h2",
+  "h3",
+  "h4",
+  "h5",
+  "h6",
+  "ul",
+  "ol",
+  "li",
+  "blockquote",
+  "hr",
+  "em",
+  "strong",
+  "s",
+  "table",
+  "thead",
+  "tbody",
+  "tr",
+  "th",
+  "td",
+  "a",
 ]);
 
 type Block = { source: string; nodes: Node[] };
 
 /** Shows Markdown in `element`. When the text grows, blocks that did not change keep their nodes, and so a selection. */
 export class MarkdownView {
-  readonly element = h("div", { class: "markdown" });
+  readonly element = h("div", { class: "markdown", dir: "auto" });
   #blocks: Block[] = [];
   #text = "";
 
@@ -119,7 +139,12 @@ function codeBlock(token: Token): HTMLElement {
   return h(
     "figure",
     { class: "code" },
-    h("figcaption", {}, h("span", {}, language || "text"), copyButton("Copy code", () => token.content)),
+    h(
+      "figcaption",
+      {},
+      h("span", {}, language || "text"),
+      copyButton("Copy code", () => token.content),
+    ),
     h("pre", { tabindex: 0, "aria-label": "Code" }, h("code", {}, token.content)),
   );
 }

@@ -1,6 +1,6 @@
 // One turn of the conversation on the page.
 
-import { isRunning, type Answer, type Question, type Stats } from "./conversation";
+import { type Answer, isRunning, type Question, type Stats } from "./conversation";
 import { copyButton, h, icon, iconButton } from "./dom";
 import { count, duration, plural } from "./format";
 import { MarkdownView } from "./markdown";
@@ -27,9 +27,14 @@ export class QuestionView implements TurnView {
   constructor(question: Question, actions: TurnActions) {
     this.#question = question;
     this.#actions = actions;
-    this.#text = h("div", { class: "bubble" }, question.content);
+    this.#text = h("div", { class: "bubble", dir: "auto" }, question.content);
     this.#edit = iconButton("edit", "Edit this message", () => this.edit());
-    this.#tools = h("div", { class: "tools" }, copyButton("Copy message", () => question.content), this.#edit);
+    this.#tools = h(
+      "div",
+      { class: "tools" },
+      copyButton("Copy message", () => question.content),
+      this.#edit,
+    );
     this.element.append(this.#text, this.#tools);
   }
 
@@ -88,7 +93,13 @@ export class AnswerView implements TurnView {
     this.#answer = answer;
     this.#actions = actions;
     this.#regenerate = iconButton("redo", "Answer again", () => actions.regenerate());
-    this.#tools = h("div", { class: "tools" }, copyButton("Copy answer", () => answer.content), this.#regenerate, this.#stats);
+    this.#tools = h(
+      "div",
+      { class: "tools" },
+      copyButton("Copy answer", () => answer.content),
+      this.#regenerate,
+      this.#stats,
+    );
     this.element.append(this.#markdown.element, this.#activity, this.#notes, this.#tools);
   }
 
@@ -121,19 +132,35 @@ export class AnswerView implements TurnView {
     const { reason, stats, status, content } = this.#answer;
     const notes: HTMLElement[] = [];
     if (reason && status === "failed") {
-      const retry = h("button", { type: "button", class: "button quiet", onclick: () => this.#actions.regenerate() }, "Try again");
+      const retry = h(
+        "button",
+        { type: "button", class: "button quiet", onclick: () => this.#actions.regenerate() },
+        "Try again",
+      );
       notes.push(h("div", { class: "note bad", role: "alert" }, icon("warn"), h("p", {}, reason), canRetry && retry));
     } else if (reason) {
       notes.push(h("p", { class: "note" }, reason));
     }
     if (stats && stats.droppedTurns > 0) {
       const dropped = stats.droppedTurns === 1 ? "turn was" : `${stats.droppedTurns} turns were`;
-      notes.push(h("p", { class: "note" }, `The context is full: the oldest ${dropped} left out, and the model no longer knows them.`));
+      notes.push(
+        h(
+          "p",
+          { class: "note" },
+          `The context is full: the oldest ${dropped} left out, and the model no longer knows them.`,
+        ),
+      );
     }
     const ending = stats && endingOf(stats);
     if (ending) notes.push(h("p", { class: "note" }, ending));
     if (status === "done" && !content && stats?.finish === "stop") {
-      notes.push(h("p", { class: "note" }, "The model ended its answer at once, without a word. Try again, or ask in another way."));
+      notes.push(
+        h(
+          "p",
+          { class: "note" },
+          "The model ended its answer at once, without a word. Try again, or ask in another way.",
+        ),
+      );
     }
     return notes;
   }

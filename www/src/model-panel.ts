@@ -14,9 +14,18 @@ export type ModelActions = {
   unload(): void;
 };
 
-const BACKENDS: readonly [Backend, string][] = [["auto", "Automatic"], ["gpu", "GPU"], ["cpu", "CPU"]];
+const BACKENDS: readonly [Backend, string][] = [
+  ["auto", "Automatic"],
+  ["gpu", "GPU"],
+  ["cpu", "CPU"],
+];
 
-export function modelPanel(settings: Signal<Settings>, state: Signal<EngineState>, source: string | null, actions: ModelActions): HTMLElement {
+export function modelPanel(
+  settings: Signal<Settings>,
+  state: Signal<EngineState>,
+  source: string | null,
+  actions: ModelActions,
+): HTMLElement {
   const facts = h("div", { class: "facts" });
   const restart = h("button", { type: "button", class: "button quiet", onclick: actions.restart }, "Restart");
   const unload = h("button", { type: "button", class: "button quiet", onclick: actions.unload }, "Unload");
@@ -26,14 +35,29 @@ export function modelPanel(settings: Signal<Settings>, state: Signal<EngineState
     const info = value.phase === "ready" ? value.info : null;
     if (info === shown && facts.hasChildNodes()) return;
     shown = info;
-    facts.replaceChildren(...(info ? describe(info, source) : [h("p", { class: "hint" }, "What the model is made of appears here once it is loaded.")]));
+    facts.replaceChildren(
+      ...(info
+        ? describe(info, source)
+        : [h("p", { class: "hint" }, "What the model is made of appears here once it is loaded.")]),
+    );
   });
   return h(
     "div",
     { class: "model" },
     facts,
-    choice("Compute on", "backend", BACKENDS, (value) => actions.setBackend(value), settings, (value) => value.backend),
-    h("p", { class: "hint" }, "Automatic takes the GPU where the browser offers one, and the CPU where not. A change loads the model anew."),
+    choice(
+      "Compute on",
+      "backend",
+      BACKENDS,
+      (value) => actions.setBackend(value),
+      settings,
+      (value) => value.backend,
+    ),
+    h(
+      "p",
+      { class: "hint" },
+      "Automatic takes the GPU where the browser offers one, and the CPU where not. A change loads the model anew.",
+    ),
     h("div", { class: "row" }, restart, unload),
   );
 }
@@ -71,14 +95,24 @@ function caption(layers: number, stem: number): HTMLElement {
 /** Layers from left (input) to right (output); vessels mark those that read the table. */
 function trunk(layers: number, stem: ReadonlySet<number>): SVGElement {
   const step = 10;
-  const svg = s("svg", { class: "trunk", viewBox: `0 0 ${layers * step} 56`, role: "img", "aria-label": `STEM layers: ${[...stem].join(", ") || "none"}` });
+  const svg = s("svg", {
+    class: "trunk",
+    viewBox: `0 0 ${layers * step} 56`,
+    role: "img",
+    "aria-label": `STEM layers: ${[...stem].join(", ") || "none"}`,
+  });
   for (let layer = 0; layer < layers; layer += 1) {
     const x = layer * step + 1;
     const isStem = stem.has(layer);
-    const bar = s("g", { class: isStem ? "stem" : "dense" }, s("title", {}, `Layer ${layer}, ${isStem ? "STEM" : "dense"}`));
+    const bar = s(
+      "g",
+      { class: isStem ? "stem" : "dense" },
+      s("title", {}, `Layer ${layer}, ${isStem ? "STEM" : "dense"}`),
+    );
     bar.append(s("rect", { x, y: isStem ? 2 : 12, width: step - 2, height: isStem ? 52 : 32, rx: 4 }));
     // The rings of a vessel's wall.
-    for (let y = 8; isStem && y < 52; y += 6) bar.append(s("path", { d: `M${x} ${y}q${(step - 2) / 2} 3 ${step - 2} 0` }));
+    for (let y = 8; isStem && y < 52; y += 6)
+      bar.append(s("path", { d: `M${x} ${y}q${(step - 2) / 2} 3 ${step - 2} 0` }));
     svg.append(bar);
   }
   return svg;

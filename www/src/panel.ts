@@ -16,7 +16,11 @@ export class Panel {
   constructor(tabs: Tab[], toggleButton: HTMLButtonElement) {
     this.#toggleButton = toggleButton;
     this.#tabs = tabs.map((tab) => this.#make(tab));
-    const list = h("div", { class: "tabs", role: "tablist", "aria-label": "Panel" }, ...this.#tabs.map(({ button }) => button));
+    const list = h(
+      "div",
+      { class: "tabs", role: "tablist", "aria-label": "Panel" },
+      ...this.#tabs.map(({ button }) => button),
+    );
     const close = iconButton("close", "Close the panel", () => this.close());
     this.element = h(
       "aside",
@@ -55,6 +59,8 @@ export class Panel {
     this.#open = open;
     if (WIDE.matches) write("panel", open ? "open" : "closed");
     this.#apply();
+    // The focus must not stay in what is covered now.
+    if (this.covers) this.#tabs.find(({ page }) => !page.hidden)?.button.focus();
   }
 
   #apply(): void {
@@ -68,11 +74,21 @@ export class Panel {
   #make(tab: Tab): { tab: Tab; button: HTMLButtonElement; page: HTMLElement } {
     const button = h(
       "button",
-      { type: "button", role: "tab", id: `tab-${tab.id}`, "aria-controls": `page-${tab.id}`, onclick: () => this.#select(tab.id) },
+      {
+        type: "button",
+        role: "tab",
+        id: `tab-${tab.id}`,
+        "aria-controls": `page-${tab.id}`,
+        onclick: () => this.#select(tab.id),
+      },
       tab.label,
     );
     button.addEventListener("keydown", (event) => this.#arrow(event, tab.id));
-    const page = h("div", { class: "page", role: "tabpanel", id: `page-${tab.id}`, "aria-labelledby": `tab-${tab.id}` }, tab.content);
+    const page = h(
+      "div",
+      { class: "page", role: "tabpanel", id: `page-${tab.id}`, "aria-labelledby": `tab-${tab.id}` },
+      tab.content,
+    );
     return { tab, button, page };
   }
 

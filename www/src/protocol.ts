@@ -56,11 +56,7 @@ export type GenResult = {
 /** The class `Engine` of `pkg/xylem.js`. */
 export type Engine = {
   info(): EngineInfo;
-  chat(
-    messages: ChatMessage[],
-    settings: SamplingSettings,
-    onEvent: (event: GenEvent) => void,
-  ): Promise<GenResult>;
+  chat(messages: ChatMessage[], settings: SamplingSettings, onEvent: (event: GenEvent) => void): Promise<GenResult>;
   stop(): void;
 };
 

@@ -1,10 +1,23 @@
 // The form for the settings. Every change counts from the next answer on.
 
 import { h } from "./dom";
-import { DEFAULTS, MAX_SYSTEM_CHARACTERS, NUMBER_FIELDS, clampTo, parseSeed, type NumberField, type Settings, type Theme } from "./settings";
+import {
+  clampTo,
+  DEFAULTS,
+  MAX_SYSTEM_CHARACTERS,
+  NUMBER_FIELDS,
+  type NumberField,
+  parseSeed,
+  type Settings,
+  type Theme,
+} from "./settings";
 import type { Signal } from "./signal";
 
-const THEMES: readonly [Theme, string][] = [["auto", "As the system"], ["light", "Light"], ["dark", "Dark"]];
+const THEMES: readonly [Theme, string][] = [
+  ["auto", "As the system"],
+  ["light", "Light"],
+  ["dark", "Dark"],
+];
 
 export function settingsPanel(settings: Signal<Settings>): HTMLElement {
   const set = (change: Partial<Settings>): void => settings.set({ ...settings.value, ...change });
@@ -18,7 +31,14 @@ export function settingsPanel(settings: Signal<Settings>): HTMLElement {
     systemPrompt(settings, set),
     ...NUMBER_FIELDS.map((field) => numberField(field, settings, set)),
     seed(settings, set),
-    choice("Appearance", "theme", THEMES, (value) => set({ theme: value }), settings, (value) => value.theme),
+    choice(
+      "Appearance",
+      "theme",
+      THEMES,
+      (value) => set({ theme: value }),
+      settings,
+      (value) => value.theme,
+    ),
     h("button", { type: "button", class: "button quiet", onclick: reset }, "Reset to defaults"),
   );
   form.addEventListener("submit", (event) => event.preventDefault());
@@ -45,14 +65,25 @@ function systemPrompt(settings: Signal<Settings>, set: Set): HTMLElement {
     { class: "setting" },
     h("label", { for: "set-system" }, "System prompt"),
     field,
-    h("p", { class: "hint", id: "hint-system" }, "Put before the whole conversation: who the model is to be, how it is to write."),
+    h(
+      "p",
+      { class: "hint", id: "hint-system" },
+      "Put before the whole conversation: who the model is to be, how it is to write.",
+    ),
   );
 }
 
 function numberField(field: NumberField, settings: Signal<Settings>, set: Set): HTMLElement {
   const { key, label, hint, min, max, step } = field;
   const bounds = { min, max, step };
-  const exact = h("input", { ...bounds, type: "number", class: "field small", id: `set-${key}`, inputmode: "decimal", "aria-describedby": `hint-${key}` });
+  const exact = h("input", {
+    ...bounds,
+    type: "number",
+    class: "field small",
+    id: `set-${key}`,
+    inputmode: "decimal",
+    "aria-describedby": `hint-${key}`,
+  });
   const slider = h("input", { ...bounds, type: "range", "aria-label": label, "aria-describedby": `hint-${key}` });
   slider.addEventListener("input", () => set({ [key]: slider.valueAsNumber }));
   exact.addEventListener("change", () => {
@@ -72,7 +103,14 @@ function numberField(field: NumberField, settings: Signal<Settings>, set: Set): 
 }
 
 function seed(settings: Signal<Settings>, set: Set): HTMLElement {
-  const field = h("input", { type: "text", class: "field small", id: "set-seed", inputmode: "numeric", placeholder: "new", "aria-describedby": "hint-seed" });
+  const field = h("input", {
+    type: "text",
+    class: "field small",
+    id: "set-seed",
+    inputmode: "numeric",
+    placeholder: "new",
+    "aria-describedby": "hint-seed",
+  });
   field.addEventListener("change", () => set({ seed: parseSeed(field.value) }));
   settings.watch((value) => {
     field.value = value.seed === null ? "" : String(value.seed);
@@ -81,7 +119,11 @@ function seed(settings: Signal<Settings>, set: Set): HTMLElement {
     "div",
     { class: "setting" },
     h("div", { class: "row" }, h("label", { for: "set-seed" }, "Seed"), field),
-    h("p", { class: "hint", id: "hint-seed" }, "The same whole number gives the same answer again; empty draws a new one each time."),
+    h(
+      "p",
+      { class: "hint", id: "hint-seed" },
+      "The same whole number gives the same answer again; empty draws a new one each time.",
+    ),
   );
 }
 
@@ -101,5 +143,10 @@ export function choice<T extends string>(
   settings.watch((value) => {
     for (const option of inputs) option.input.checked = option.value === current(value);
   });
-  return h("fieldset", { class: "setting choice" }, h("legend", {}, legend), h("div", { class: "segments" }, ...inputs.map(({ label }) => label)));
+  return h(
+    "fieldset",
+    { class: "setting choice" },
+    h("legend", {}, legend),
+    h("div", { class: "segments" }, ...inputs.map(({ label }) => label)),
+  );
 }

@@ -24,11 +24,39 @@ export type NumberField = {
 };
 
 export const NUMBER_FIELDS: readonly NumberField[] = [
-  { key: "temperature", label: "Temperature", hint: "0 always takes the likeliest token; higher is more varied.", min: 0, max: 2, step: 0.05 },
-  { key: "topP", label: "Top-p", hint: "Keep the likeliest tokens that hold this share of the probability.", min: 0.05, max: 1, step: 0.05 },
+  {
+    key: "temperature",
+    label: "Temperature",
+    hint: "0 always takes the likeliest token; higher is more varied.",
+    min: 0,
+    max: 2,
+    step: 0.05,
+  },
+  {
+    key: "topP",
+    label: "Top-p",
+    hint: "Keep the likeliest tokens that hold this share of the probability.",
+    min: 0.05,
+    max: 1,
+    step: 0.05,
+  },
   { key: "topK", label: "Top-k", hint: "Keep at most so many tokens; 0 sets no limit.", min: 0, max: 200, step: 1 },
-  { key: "repetitionPenalty", label: "Repetition penalty", hint: "Above 1, tokens already written become less likely.", min: 1, max: 2, step: 0.05 },
-  { key: "maxTokens", label: "Longest answer", hint: "In tokens; about three quarters of a word each.", min: 16, max: 4096, step: 16 },
+  {
+    key: "repetitionPenalty",
+    label: "Repetition penalty",
+    hint: "Above 1, tokens already written become less likely.",
+    min: 1,
+    max: 2,
+    step: 0.05,
+  },
+  {
+    key: "maxTokens",
+    label: "Longest answer",
+    hint: "In tokens; about three quarters of a word each.",
+    min: 16,
+    max: 4096,
+    step: 16,
+  },
 ];
 
 const BACKENDS: readonly Backend[] = ["auto", "gpu", "cpu"];

@@ -14,9 +14,11 @@ export class Toast {
     if (message === this.#message && !onaction) return;
     this.#message = message;
     clearTimeout(this.#timer);
-    const button =
-      action !== undefined &&
-      h("button", { type: "button", class: "button quiet", onclick: () => (this.hide(), onaction?.()) }, action);
+    const act = (): void => {
+      this.hide();
+      onaction?.();
+    };
+    const button = action && h("button", { type: "button", class: "button quiet", onclick: act }, action);
     this.element.replaceChildren(h("p", {}, message), button || "");
     this.element.hidden = false;
     this.#timer = setTimeout(() => this.hide(), SHOWN_MS);

@@ -12,7 +12,11 @@ function fail(error: unknown): void {
   const message = error instanceof Error ? error.message : String(error);
   // A trap (a panic, memory exhausted) leaves the engine in no state to go on, and its own words help no reader.
   if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) {
-    post({ type: "failed", message: `The engine broke off (${message}); the tab may be out of memory. Start it again.`, fatal: true });
+    post({
+      type: "failed",
+      message: `The engine broke off (${message}); the tab may be out of memory. Start it again.`,
+      fatal: true,
+    });
   } else {
     post({ type: "failed", message, fatal: message.startsWith("GPU:") });
   }
@@ -44,9 +48,7 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "chat": {
       if (!engine) throw new Error("The model is not loaded yet.");
-      const result = await engine.chat(message.messages, message.settings, (event) =>
-        post({ type: "event", event }),
-      );
+      const result = await engine.chat(message.messages, message.settings, (event) => post({ type: "event", event }));
       post({ type: "result", result, info: engine.info() });
       return;
     }
