@@ -8,6 +8,7 @@ const INFO = {
   licence: "Apache-2.0",
   backend: "cpu",
   adapter: "wasm, simd128",
+  notice: null,
   contextLength: 8192,
   nLayers: 30,
   stemLayers: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
@@ -93,11 +94,12 @@ export class Engine {
       if (this.#stopped || tokens >= settings.maxTokens) break;
       text += piece;
       tokens += 1;
-      onEvent({ type: "token", id: tokens, text: piece });
+      onEvent({ type: "token", id: tokens, logProb: -1, text: piece });
       await sleep(this.#kind === "long" ? 10 : 1);
     }
     return {
       text,
+      tokens: Array(tokens).fill(1),
       finish: this.#stopped ? "stopped" : tokens >= settings.maxTokens ? "length" : "stop",
       promptTokens: question.length,
       reusedTokens: 3,

@@ -161,7 +161,11 @@ export class App {
     const progress = new Progress(answer);
     try {
       const messages = conversation.messagesBefore(answer, settings.system);
-      const { text, ...stats } = await this.#engine.chat(messages, sampling(settings), (event) => {
+      const {
+        text,
+        tokens: _,
+        ...stats
+      } = await this.#engine.chat(messages, sampling(settings), (event) => {
         progress.take(event);
         this.#events.changed();
       });

@@ -3,7 +3,7 @@
 import type { ChatMessage, GenResult } from "./protocol";
 import { isRecord, read, write } from "./storage";
 
-export type Stats = Omit<GenResult, "text">;
+export type Stats = Omit<GenResult, "text" | "tokens">;
 
 /** Where an answer stands. `cut` and `failed`: it ended before its time, and `reason` says why; what is there stays. */
 export type Status = "waiting" | "reading" | "writing" | "done" | "cut" | "failed";

@@ -76,6 +76,7 @@ function describe(info: EngineInfo, source: string | null): HTMLElement[] {
     ["Memory of the tab", bytes(info.wasmBytes)],
   ];
   if (info.gpuBytes > 0) rows.push(["Memory of the GPU", bytes(info.gpuBytes)]);
+  if (info.notice) rows.splice(3, 0, ["GPU not used", info.notice]);
   if (source) rows.splice(2, 0, ["From", source]);
   return [
     h("figure", { class: "trunk-figure" }, trunk(info.nLayers, stem), caption(info.nLayers, stem.size)),

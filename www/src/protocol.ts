@@ -15,6 +15,8 @@ export type EngineInfo = {
   licence: string;
   backend: "gpu" | "cpu";
   adapter: string;
+  /** Why the CPU runs although a GPU was wanted. */
+  notice: string | null;
   contextLength: number;
   nLayers: number;
   stemLayers: number[];
@@ -38,11 +40,12 @@ export type SamplingSettings = {
 export type GenEvent =
   | { type: "prefill"; done: number; total: number }
   // `text` is what became complete with this token; it may be empty inside a multi-byte character.
-  | { type: "token"; id: number; text: string }
+  | { type: "token"; id: number; logProb: number; text: string }
   | { type: "wait"; reason: string };
 
 export type GenResult = {
   text: string;
+  tokens: number[];
   finish: "stop" | "length" | "stopped" | "context";
   promptTokens: number;
   reusedTokens: number;
