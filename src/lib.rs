@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod error;
 #[cfg(feature = "native")]
 pub mod gguf;
+pub mod gpu;
 pub mod plan;
 pub mod sampler;
 pub mod session;

@@ -1,0 +1,13 @@
+// What the step brought, in one upload; `src/gpu/step.rs` writes it:
+// [n, position, first and count of the positions that the head serves, penalised tokens, factor, 0, 0]
+// tokens [MAX_TOKENS], penalised [MAX_PENALIZED], turns [n, HEAD_DIM / 2, 2], rows [n, N_STEM, FFN].
+@group(0) @binding(0) var<storage, read> upload: array<u32>;
+
+const TOKENS_AT: u32 = 8u;
+const PENALIZED_AT: u32 = TOKENS_AT + MAX_TOKENS;
+const TURNS_AT: u32 = PENALIZED_AT + MAX_PENALIZED;
+
+fn step_tokens() -> u32 { return upload[0]; }
+fn step_position() -> u32 { return upload[1]; }
+fn head_first() -> u32 { return upload[2]; }
+fn head_count() -> u32 { return upload[3]; }

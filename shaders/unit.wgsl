@@ -1,0 +1,23 @@
+// Weights come in units of eight: of a block of 32, the weights 4w.. and 16 + 4w.. (w < 4), because a word of
+// q4 holds just these. Unit u of a row is word w = u % 4 of its block u / 4.
+struct Unit {
+    a: vec4f,
+    b: vec4f,
+}
+
+// Where the unit's first four values lie in a row of vec4f; the others are four further.
+fn unit_at(unit: u32) -> u32 {
+    return unit / 4u * 8u + unit % 4u;
+}
+
+fn unit_dot(p: Unit, q: Unit) -> f32 {
+    return dot(p.a, q.a) + dot(p.b, q.b);
+}
+
+// Two f16, subnormal ones included, which unpack2x16float may flush to zero.
+fn halves(bits: u32) -> vec2f {
+    let pair = vec2u(bits & 0xffffu, bits >> 16u);
+    let tiny = vec2f(pair & vec2u(0x3ffu)) * exp2(-24.0);
+    let signed = select(tiny, -tiny, (pair & vec2u(0x8000u)) != vec2u(0u));
+    return select(unpack2x16float(bits), signed, (pair & vec2u(0x7c00u)) == vec2u(0u));
+}

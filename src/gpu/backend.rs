@@ -1,0 +1,304 @@
+//! The engine: weights, cache and recorded dispatches of one model on one device.
+
+use std::ops::Range;
+
+use bytemuck::cast_slice;
+
+use super::compile::{Buffers, Program, RESULT_WORDS, compile};
+use super::device::Gpu;
+use super::shader::Dispatch;
+use super::weights::Weight;
+use super::{self_test, step};
+use crate::backend::{
+    Backend, Candidates, MAX_CANDIDATES, MAX_STEP_TOKENS, Output, Penalty, Step, Want, check,
+};
+use crate::bundle::Tensor;
+use crate::bundle::manifest::expected_tensors;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+
+/// Written weights are handed to the device at the latest after so many bytes, since they are staged until then.
+const FLUSH_BYTES: usize = 16 << 20;
+/// Logits that are read back at once take at most so many bytes (but at least one position).
+const LOGITS_BYTES: usize = 16 << 20;
+
+/// Which kernels to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// Those that suit the adapter.
+    #[default]
+    Auto,
+    /// Those whose threads never wait for each other, for adapters that are CPUs.
+    Serial,
+    /// Those whose threads share work, for real GPUs.
+    Parallel,
+}
+
+/// How to set a backend up.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuOptions {
+    /// Positions of the KV cache; fewer if the model's context, or a binding, can't hold as many.
+    pub capacity: usize,
+    /// Which kernels to run.
+    pub kernels: Kernels,
+    /// No binding is larger than so many bytes, even if the adapter could.
+    pub binding_limit: Option<u64>,
+}
+
+impl GpuOptions {
+    /// The best for the adapter, with `capacity` positions.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, kernels: Kernels::Auto, binding_limit: None }
+    }
+}
+
+/// Runs the plan on a GPU.
+#[derive(Debug)]
+pub struct GpuBackend {
+    gpu: Gpu,
+    config: Config,
+    weights: Vec<Weight>,
+    buffers: Buffers,
+    program: Program,
+    readback: wgpu::Buffer,
+    /// Only evaluation needs it.
+    logits_readback: Option<wgpu::Buffer>,
+    capacity: usize,
+    /// Positions that the cache holds.
+    filled: usize,
+    /// Tokens that go through the device at once.
+    step_tokens: usize,
+    /// Positions whose logits fit into the buffer.
+    logit_rows: usize,
+    /// Bytes of weights since the last flush.
+    staged: usize,
+}
+
+impl GpuBackend {
+    /// Opens the best adapter, checks that it computes rightly, and makes room for the core's `tensors`; weights
+    /// are zero until written.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if there is no adapter, if it refuses or runs out of memory, or if it computes wrongly;
+    /// [`Error::Invalid`] if the tensors are not those of `config`.
+    pub async fn new(tensors: &[Tensor], config: &Config, options: GpuOptions) -> Result<Self> {
+        let planes = tensors.iter().flat_map(|t| t.dtype.planes(t.elements()));
+        let cache = options.capacity.min(config.context_length) * config.kv_dim() * 4;
+        let wanted = planes.chain([cache]).max().unwrap_or(0) as u64;
+        let gpu = Gpu::open(wanted.max(step::bytes(config, MAX_STEP_TOKENS))).await?;
+        self_test::run(&gpu, tensors, config, options.kernels).await?;
+        Self::on(gpu, tensors, config, options).await
+    }
+
+    /// A backend on an open device, untested.
+    pub(super) async fn on(
+        gpu: Gpu,
+        tensors: &[Tensor],
+        config: &Config,
+        options: GpuOptions,
+    ) -> Result<Self> {
+        config.validate()?;
+        check_tensors(tensors, config)?;
+        let limit = options.binding_limit.unwrap_or(u64::MAX).min(gpu.binding_limit);
+        let step_tokens = (1..=MAX_STEP_TOKENS).rev().find(|n| step::bytes(config, *n) <= limit);
+        let position_bytes = config.kv_dim() as u64 * 4;
+        let capacity = options.capacity.min(config.context_length).min((limit / position_bytes) as usize);
+        let (Some(step_tokens), true) = (step_tokens, capacity > 0) else {
+            return Err(Error::Gpu(format!("{}: bindings of {limit} bytes are too small", gpu.name)));
+        };
+        let logit_bytes = config.vocab_size * 4;
+        let logit_rows = (LOGITS_BYTES.min(limit as usize) / logit_bytes).clamp(1, MAX_STEP_TOKENS);
+        let serial = match options.kernels {
+            Kernels::Auto => gpu.software,
+            kernels => kernels == Kernels::Serial,
+        };
+        let device = gpu.clone();
+        let (made, errors) = gpu.guarded(|| {
+            let gpu = &device;
+            let weights: Vec<_> =
+                tensors.iter().map(|t| Weight::zeroed(gpu, t, limit)).collect::<Result<_>>()?;
+            let buffers = Buffers::new(gpu, config, step_tokens, capacity, logit_rows);
+            let program = compile(gpu, &Plan::of_config(config), &weights, &buffers, serial);
+            let readback = gpu.readback(RESULT_WORDS as u64 * 4);
+            Ok((weights, buffers, program, readback))
+        });
+        errors.await?;
+        let (weights, buffers, program, readback) = made?;
+        gpu.check()?;
+        Ok(Self {
+            gpu,
+            config: config.clone(),
+            weights,
+            buffers,
+            program,
+            readback,
+            logits_readback: None,
+            capacity,
+            filled: 0,
+            step_tokens,
+            logit_rows,
+            staged: 0,
+        })
+    }
+
+    /// Whether the adapter is really the CPU, so that the CPU backend is faster.
+    pub fn is_software(&self) -> bool {
+        self.gpu.software
+    }
+
+    /// Runs a step that the buffers hold whole; logits are appended to `logits`.
+    async fn run(&mut self, step: Step<'_>, logits: &mut Vec<f32>) -> Result<Output> {
+        let n = step.tokens.len();
+        let layers = if n == 1 { &self.program.one } else { &self.program.many };
+        match step.want {
+            Want::Nothing => {
+                let upload = step::upload(&step, &self.config, 0..0);
+                self.submit(&upload, &[(layers, n)], None).await?;
+                Ok(Output::Nothing)
+            }
+            Want::Candidates(_) => {
+                let upload = step::upload(&step, &self.config, n - 1..n);
+                let top_k = std::slice::from_ref(&self.program.top_k);
+                let work = [(layers.as_slice(), n), (&self.program.head_one, 1), (top_k, 1)];
+                let result =
+                    self.submit(&upload, &work, Some((&self.buffers.result, &self.readback))).await?;
+                Ok(Output::Candidates(candidates(&result, self.config.vocab_size)))
+            }
+            Want::Logits => {
+                let upload = step::upload(&step, &self.config, 0..0);
+                self.submit(&upload, &[(layers, n)], None).await?;
+                for first in (0..n).step_by(self.logit_rows) {
+                    let head = first..n.min(first + self.logit_rows);
+                    logits.extend(self.logits(n, step.position, head).await?);
+                }
+                Ok(Output::Nothing)
+            }
+        }
+    }
+
+    /// The logits of the positions `head` of a step of `n` tokens whose layers were just run.
+    async fn logits(&mut self, n: usize, position: usize, head: Range<usize>) -> Result<Vec<f32>> {
+        let count = head.len();
+        let dispatches = if count == 1 { &self.program.head_one } else { &self.program.head_many };
+        let bytes = self.buffers.logits.size();
+        let readback = self.logits_readback.get_or_insert_with(|| self.gpu.readback(bytes)).clone();
+        let header = step::header(n, position, head, Penalty::default());
+        let words =
+            self.submit(&header, &[(dispatches, count)], Some((&self.buffers.logits, &readback))).await?;
+        Ok(words[..count * self.config.vocab_size].iter().map(|w| f32::from_bits(*w)).collect())
+    }
+
+    /// Uploads, runs each list of dispatches for so many tokens in one pass, and reads the first buffer of
+    /// `result` back through the second one.
+    async fn submit(
+        &self,
+        upload: &[u32],
+        work: &[(&[Dispatch], usize)],
+        result: Option<(&wgpu::Buffer, &wgpu::Buffer)>,
+    ) -> Result<Vec<u32>> {
+        let ((), errors) = self.gpu.guarded(|| {
+            self.gpu.queue.write_buffer(&self.buffers.upload, 0, cast_slice(upload));
+            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for (dispatches, tokens) in work {
+                for dispatch in *dispatches {
+                    dispatch.record(&mut pass, *tokens);
+                }
+            }
+            drop(pass);
+            if let Some((source, target)) = result {
+                encoder.copy_buffer_to_buffer(source, 0, target, 0, source.size());
+            }
+            self.gpu.queue.submit([encoder.finish()]);
+        });
+        let words = match result {
+            Some((_, target)) => self.gpu.read(target).await?,
+            None => Vec::new(),
+        };
+        errors.await?;
+        self.gpu.check()?;
+        Ok(words)
+    }
+}
+
+impl Backend for GpuBackend {
+    fn write(&mut self, tensor: usize, offset: usize, bytes: &[u8]) -> Result<()> {
+        let count = self.weights.len();
+        let weight = self
+            .weights
+            .get(tensor)
+            .ok_or_else(|| Error::invalid(format!("tensor {tensor}"), format!("the core has {count}")))?;
+        weight.write(&self.gpu.queue, offset, bytes)?;
+        self.staged += bytes.len();
+        if self.staged >= FLUSH_BYTES {
+            self.staged = 0;
+            self.gpu.queue.submit([]);
+            self.gpu.poll()?;
+        }
+        self.gpu.check()
+    }
+
+    async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
+        self.gpu.check()?;
+        check(&step, &self.config, self.capacity)?;
+        if step.position > self.filled {
+            return Err(Error::invalid(
+                format!("a step at position {}", step.position),
+                format!("the cache holds {} positions", self.filled),
+            ));
+        }
+        let n = step.tokens.len();
+        let width = self.config.row_width();
+        let mut logits = Vec::new();
+        let mut output = Output::Nothing;
+        for first in (0..n).step_by(self.step_tokens) {
+            let end = n.min(first + self.step_tokens);
+            let want = match step.want {
+                Want::Candidates(_) if end < n => Want::Nothing,
+                want => want,
+            };
+            let (tokens, rows) = (&step.tokens[first..end], &step.rows[first * width..end * width]);
+            // A failure leaves these positions unknown.
+            self.filled = step.position + first;
+            output =
+                self.run(Step { tokens, position: step.position + first, rows, want }, &mut logits).await?;
+            self.filled = step.position + end;
+        }
+        Ok(if matches!(step.want, Want::Logits) { Output::Logits(logits) } else { output })
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn describe(&self) -> (&'static str, String) {
+        ("gpu", self.gpu.name.clone())
+    }
+
+    fn bytes(&self) -> u64 {
+        let readbacks = [Some(&self.readback), self.logits_readback.as_ref()];
+        self.weights.iter().map(Weight::bytes).sum::<u64>()
+            + self.buffers.bytes()
+            + readbacks.into_iter().flatten().map(wgpu::Buffer::size).sum::<u64>()
+    }
+}
+
+fn check_tensors(tensors: &[Tensor], config: &Config) -> Result<()> {
+    let expected = expected_tensors(config);
+    let same = |(t, (name, shape)): (&Tensor, &(String, Vec<usize>))| t.name == *name && t.shape == *shape;
+    if tensors.len() != expected.len() || !tensors.iter().zip(&expected).all(same) {
+        return Err(Error::invalid(
+            format!("{} tensors", tensors.len()),
+            format!("the model needs {}, of certain names and shapes", expected.len()),
+        ));
+    }
+    Ok(())
+}
+
+/// Reads the layout of `top_k.wgsl`'s result.
+fn candidates(words: &[u32], vocab: usize) -> Candidates {
+    let (ids, logits) = words[1..].split_at(MAX_CANDIDATES);
+    let pairs = ids.iter().zip(logits).map(|(id, logit)| (*id, f32::from_bits(*logit)));
+    Candidates { top: pairs.take(vocab).collect(), log_sum_exp: f32::from_bits(words[0]) }
+}

@@ -1,0 +1,321 @@
+//! The plan, compiled once into recorded dispatches: at most six a layer, and five for one token, since RoPE and
+//! the cache's update are the end of the q, k and v projection.
+
+use super::device::Gpu;
+use super::shader::{Access, Binding, Dispatch, Groups, Shaders, Source, piece};
+use super::weights::{Part, Weight};
+use crate::backend::MAX_CANDIDATES;
+use crate::bundle::quant::Dtype;
+use crate::config::Config;
+use crate::plan::{Op, Plan, Up};
+
+/// Words of a step's result: ln Σ exp, ids, logits.
+pub const RESULT_WORDS: usize = 1 + 2 * MAX_CANDIDATES;
+/// Tokens of a tile of `matmul.wgsl`; buffers have room for whole tiles.
+pub const TILE: usize = 32;
+/// Tokens of a thread of `serial.wgsl`.
+const SERIAL_TILE: usize = 4;
+/// Threads that share two rows in `matvec.wgsl`.
+const LANES: usize = 32;
+/// Uniform bindings begin at multiples of so many bytes.
+const UNIFORM_STRIDE: u64 = 256;
+
+/// Everything on the device but the weights.
+#[derive(Debug)]
+pub struct Buffers {
+    /// See [`super::step`].
+    pub upload: wgpu::Buffer,
+    /// The residual stream, `[n, hidden]`.
+    x: wgpu::Buffer,
+    /// `[n, q]`, rotated.
+    queries: wgpu::Buffer,
+    /// `[n, q]`.
+    attn: wgpu::Buffer,
+    /// `[n, ffn]`.
+    h: wgpu::Buffer,
+    /// `[logit_rows, vocab]`.
+    pub logits: wgpu::Buffer,
+    /// [`RESULT_WORDS`].
+    pub result: wgpu::Buffer,
+    /// Of each layer keys and values, `[capacity, kv_dim]`.
+    cache: Vec<[wgpu::Buffer; 2]>,
+    /// One number for each STEM layer, [`UNIFORM_STRIDE`] apart.
+    stem_index: wgpu::Buffer,
+}
+
+impl Buffers {
+    /// Buffers for steps of `tokens` tokens, `capacity` positions and the logits of `logit_rows` positions.
+    pub fn new(gpu: &Gpu, config: &Config, tokens: usize, capacity: usize, logit_rows: usize) -> Self {
+        // Tiles read whole, also those of the head that begin in the middle.
+        let rows = tokens.next_multiple_of(TILE) + TILE;
+        let floats = |label: &str, count: usize| gpu.storage(label, count as u64 * 4);
+        let cache = || floats("cache", capacity * config.kv_dim());
+        let stem_index = gpu.uniform("stem_index", config.stem_layers.len().max(1) as u64 * UNIFORM_STRIDE);
+        for i in 0..config.stem_layers.len() {
+            gpu.queue.write_buffer(&stem_index, i as u64 * UNIFORM_STRIDE, &(i as u32).to_le_bytes());
+        }
+        Self {
+            upload: gpu.storage("upload", super::step::bytes(config, tokens)),
+            x: floats("x", rows * config.hidden_size),
+            queries: floats("queries", rows * config.q_dim()),
+            attn: floats("attn", rows * config.q_dim()),
+            h: floats("h", rows * config.intermediate_size),
+            logits: floats("logits", logit_rows * config.vocab_size),
+            result: floats("result", RESULT_WORDS),
+            cache: (0..config.n_layers).map(|_| [cache(), cache()]).collect(),
+            stem_index,
+        }
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        let single = [&self.upload, &self.x, &self.queries, &self.attn, &self.h, &self.logits, &self.result];
+        let all = single.into_iter().chain(self.cache.iter().flatten()).chain([&self.stem_index]);
+        all.map(wgpu::Buffer::size).sum()
+    }
+}
+
+/// The dispatches of a step.
+#[derive(Debug)]
+pub struct Program {
+    /// All layers, for one token.
+    pub one: Vec<Dispatch>,
+    /// All layers, for more tokens.
+    pub many: Vec<Dispatch>,
+    /// The logits of one position.
+    pub head_one: Vec<Dispatch>,
+    /// The logits of more positions.
+    pub head_many: Vec<Dispatch>,
+    /// Penalty and candidates, of one position's logits.
+    pub top_k: Dispatch,
+}
+
+/// Compiles the plan. With `serial` kernels no thread waits for another, which suits adapters that are CPUs.
+pub fn compile(gpu: &Gpu, plan: &Plan, weights: &[Weight], buffers: &Buffers, serial: bool) -> Program {
+    let config = &plan.config;
+    let mut compiler = Compiler { shaders: Shaders::new(gpu), config, weights, buffers, serial };
+    let mut lists = [(); 4].map(|()| Vec::new());
+    let [one, many, head_one, head_many] = &mut lists;
+    for (layers, head, is_many) in [(one, head_one, false), (many, head_many, true)] {
+        for (i, op) in plan.ops.iter().enumerate() {
+            let list = if matches!(op, Op::Head { .. }) { &mut *head } else { &mut *layers };
+            compiler.op(&plan.ops[..i], *op, is_many, list);
+        }
+    }
+    let [one, many, head_one, head_many] = lists;
+    Program { one, many, head_one, head_many, top_k: compiler.top_k() }
+}
+
+/// A projection `W · input` with what surrounds it.
+struct Projection<'a> {
+    label: &'static str,
+    input: &'a wgpu::Buffer,
+    /// The gain, where the input is normalised.
+    norm: Option<&'a wgpu::Buffer>,
+    weight: &'a Weight,
+    /// A second projection of the same input.
+    up: Option<&'a Weight>,
+    /// What happens to the products, and where they go.
+    store: &'a [&'a str],
+    outputs: &'a [Binding<'a>],
+    head: bool,
+}
+
+struct Compiler<'a> {
+    shaders: Shaders<'a>,
+    config: &'a Config,
+    weights: &'a [Weight],
+    buffers: &'a Buffers,
+    serial: bool,
+}
+
+impl Compiler<'_> {
+    /// Appends the dispatches of `op`, which comes after `before`.
+    fn op(&mut self, before: &[Op], op: Op, many: bool, list: &mut Vec<Dispatch>) {
+        let (b, weights) = (self.buffers, self.weights);
+        let gain = |id: usize| Some(&weights[id].parts[0].quants);
+        match op {
+            Op::Embed { weight } => self.embed(&weights[weight], list),
+            // The end of the projection stores into the cache that the next operation names.
+            Op::NormQkv { .. } => {}
+            Op::RopeStore { layer } => {
+                let Some(Op::NormQkv { norm, weight }) = before.last() else {
+                    unreachable!("in every plan, RopeStore follows NormQkv");
+                };
+                let [keys, values] = &b.cache[layer];
+                let projection = Projection {
+                    label: "qkv",
+                    input: &b.x,
+                    norm: gain(*norm),
+                    weight: &weights[*weight],
+                    up: None,
+                    store: &[piece::STORE_ROPE],
+                    outputs: &[
+                        Binding::write(3, &b.queries),
+                        Binding::write(4, keys),
+                        Binding::write(5, values),
+                    ],
+                    head: false,
+                };
+                self.project(&projection, many, list);
+            }
+            Op::Attention { layer } => self.attention(layer, list),
+            Op::AttnOutput { weight } | Op::Down { weight } => {
+                let input = if matches!(op, Op::Down { .. }) { &b.h } else { &b.attn };
+                let projection = Projection {
+                    label: "output",
+                    input,
+                    norm: None,
+                    weight: &weights[weight],
+                    up: None,
+                    store: &[piece::STORE_ADD],
+                    outputs: &[Binding::write(3, &b.x)],
+                    head: false,
+                };
+                self.project(&projection, many, list);
+            }
+            Op::NormGate { norm, gate, up } => {
+                let (up, store, index) = match up {
+                    Up::Dense(id) => (Some(&weights[id]), piece::UP_DENSE, None),
+                    Up::Row(index) => (None, piece::UP_ROW, Some(index)),
+                };
+                let mut outputs = vec![Binding::write(3, &b.h)];
+                outputs.extend(index.map(|i| Binding {
+                    at: 4,
+                    access: Access::Uniform,
+                    buffer: &b.stem_index,
+                    offset: i as u64 * UNIFORM_STRIDE,
+                }));
+                let projection = Projection {
+                    label: "gate",
+                    input: &b.x,
+                    norm: gain(norm),
+                    weight: &weights[gate],
+                    up,
+                    store: &[piece::STORE_GATE, store],
+                    outputs: &outputs,
+                    head: false,
+                };
+                self.project(&projection, many, list);
+            }
+            Op::Head { norm, weight } => {
+                let projection = Projection {
+                    label: "head",
+                    input: &b.x,
+                    norm: gain(norm),
+                    weight: &weights[weight],
+                    up: None,
+                    store: &[piece::STORE_LOGITS],
+                    outputs: &[Binding::write(3, &b.logits)],
+                    head: true,
+                };
+                self.project(&projection, many, list);
+            }
+        }
+    }
+
+    fn embed(&mut self, weight: &Weight, list: &mut Vec<Dispatch>) {
+        for part in &weight.parts {
+            let source = Source::new("embed", self.config)
+                .constant("WIDTH", weight.width)
+                .constant("FIRST", part.rows.start)
+                .constant("END", part.rows.end)
+                .piece(piece::UNIT)
+                .weight("w", weight.dtype, 6, part.rows.start)
+                .piece(piece::EMBED);
+            let mut bindings =
+                vec![Binding::read(0, &self.buffers.upload), Binding::write(3, &self.buffers.x)];
+            bindings.extend(part.bindings(6));
+            let groups = Groups { x: (weight.width / 8).div_ceil(64), tile: 1 };
+            list.push(self.shaders.dispatch(source, &bindings, groups));
+        }
+    }
+
+    /// A dispatch for each run of rows that lies in one part of the weight, and of `up` if there is one.
+    fn project(&mut self, p: &Projection<'_>, many: bool, list: &mut Vec<Dispatch>) {
+        for part in &p.weight.parts {
+            let Some(up) = p.up else {
+                list.push(self.project_rows(p, part, None, many));
+                continue;
+            };
+            for other in &up.parts {
+                if part.rows.start < other.rows.end && other.rows.start < part.rows.end {
+                    list.push(self.project_rows(p, part, Some((up.dtype, other)), many));
+                }
+            }
+        }
+    }
+
+    fn project_rows(
+        &mut self,
+        p: &Projection<'_>,
+        part: &Part,
+        up: Option<(Dtype, &Part)>,
+        many: bool,
+    ) -> Dispatch {
+        let overlap = up.map_or(0..usize::MAX, |(_, up)| up.rows.clone());
+        let (first, end) = (part.rows.start.max(overlap.start), part.rows.end.min(overlap.end));
+        let (main, rows, tile) = match (self.serial, many) {
+            (true, false) => (piece::SERIAL, 2 * 16, 1),
+            (true, true) => (piece::SERIAL, 2 * 16, SERIAL_TILE),
+            (false, false) => (piece::MATVEC, 2 * 64 / LANES, 1),
+            (false, true) => (piece::MATMUL, 32, TILE),
+        };
+        let mut bindings = vec![Binding::read(0, &self.buffers.upload), Binding::read(1, p.input)];
+        bindings.extend(p.norm.map(|gain| Binding::read(2, gain)));
+        bindings.extend_from_slice(p.outputs);
+        bindings.extend(part.bindings(6));
+        let mut source = Source::new(p.label, self.config)
+            .constant("WIDTH", p.weight.width)
+            .constant("FIRST", first)
+            .constant("END", end)
+            .constant("TILE", tile)
+            .constant("LANES", LANES)
+            .flag("HAS_UP", up.is_some())
+            .piece(piece::UNIT)
+            .weight("w", p.weight.dtype, 6, part.rows.start);
+        source = match up {
+            None => source.piece(piece::NO_UP),
+            Some((dtype, up)) => {
+                bindings.extend(up.bindings(8));
+                source.weight("up", dtype, 8, up.rows.start)
+            }
+        };
+        source = source
+            .piece(if p.head { piece::TOKENS_HEAD } else { piece::TOKENS_ALL })
+            .piece(if p.norm.is_some() { piece::INPUT_NORM } else { piece::INPUT_PLAIN });
+        for store in p.store {
+            source = source.piece(store);
+        }
+        self.shaders.dispatch(source.piece(main), &bindings, Groups { x: (end - first).div_ceil(rows), tile })
+    }
+
+    fn attention(&mut self, layer: usize, list: &mut Vec<Dispatch>) {
+        let b = self.buffers;
+        let [keys, values] = &b.cache[layer];
+        let bindings = [
+            Binding::read(0, &b.upload),
+            Binding::read(1, &b.queries),
+            Binding::write(3, &b.attn),
+            Binding::read(4, keys),
+            Binding::read(5, values),
+        ];
+        let (main, x) = if self.serial {
+            (piece::ATTENTION_SERIAL, self.config.n_heads.div_ceil(16))
+        } else {
+            (piece::ATTENTION, self.config.n_heads)
+        };
+        let source = Source::new("attention", self.config).piece(main);
+        list.push(self.shaders.dispatch(source, &bindings, Groups { x, tile: 1 }));
+    }
+
+    fn top_k(&mut self) -> Dispatch {
+        let b = self.buffers;
+        let source = Source::new("top_k", self.config)
+            .constant("K", MAX_CANDIDATES.min(self.config.vocab_size))
+            .piece(piece::TOP_K);
+        let bindings =
+            [Binding::read(0, &b.upload), Binding::write(1, &b.logits), Binding::write(3, &b.result)];
+        self.shaders.dispatch(source, &bindings, Groups { x: 1, tile: 1 })
+    }
+}

@@ -1,0 +1,18 @@
+//! The GPU backend, on wgpu: Vulkan, Metal and Direct3D 12 natively, WebGPU in browsers.
+//!
+//! [`device`] opens an adapter, [`weights`] holds the planes as stored, [`shader`] puts kernels together from
+//! `shaders/*.wgsl`, [`compile`] turns the plan into recorded dispatches, [`backend`] runs them. STEM tables never
+//! come here, only the rows of a step's tokens. Nothing panics: what a device refuses is an `Error::Gpu`.
+
+pub mod backend;
+mod compile;
+mod device;
+mod self_test;
+mod shader;
+mod step;
+mod weights;
+
+#[cfg(test)]
+mod tests;
+
+pub use backend::{GpuBackend, GpuOptions, Kernels};

@@ -1,0 +1,102 @@
+//! A small known model, run at start-up on the device and on the CPU: drivers that compute wrongly exist.
+
+use super::backend::{GpuBackend, GpuOptions, Kernels};
+use super::device::Gpu;
+use crate::backend::{Backend, Candidates, Output, Penalty, Step, Want};
+use crate::bundle::manifest::Tensor;
+use crate::bundle::quant::Dtype;
+use crate::bundle::random;
+use crate::config::Config;
+use crate::cpu::CpuBackend;
+use crate::error::{Error, Result};
+
+/// Largest difference of two logits, relative to their spread; f32 sums in another order differ by far less.
+const TOLERANCE: f32 = 1e-3;
+const SEED: u64 = 7;
+
+/// Runs the kernels that a model with these `tensors` needs.
+///
+/// # Errors
+/// [`Error::Gpu`] if the device fails, or its results differ from the CPU's.
+pub async fn run(gpu: &Gpu, tensors: &[Tensor], config: &Config, kernels: Kernels) -> Result<()> {
+    let small = small(config);
+    // Each matrix as the model's first of that kind.
+    let dtype = |name: &str| {
+        let kind = name.rsplit('.').next().unwrap_or(name);
+        let alike = tensors.iter().find(|t| t.name.rsplit('.').next() == Some(kind));
+        alike.map_or(Dtype::F32, |t| t.dtype)
+    };
+    let core = random::core(&small, SEED, dtype);
+    let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
+    let capacity = small.context_length;
+    let options = GpuOptions { capacity, kernels, binding_limit: None };
+    let mut tested = GpuBackend::on(gpu.clone(), &tensors, &small, options).await?;
+    let mut trusted = CpuBackend::new(&tensors, &small, capacity);
+    for (id, (_, planes)) in core.iter().enumerate() {
+        tested.write(id, 0, planes)?;
+        trusted.write(id, 0, planes)?;
+    }
+    let mut position = 0;
+    for tokens in [&[5, 250, 17, 3, 99][..], &[41]] {
+        let rows: Vec<f32> = tokens.iter().flat_map(|t| random::rows(&small, *t, SEED)).collect();
+        let want = Want::Candidates(Penalty { tokens: &[7, 30], factor: 1.3 });
+        let step = Step { tokens, position, rows: &rows, want };
+        let (found, expected) = (tested.forward(step).await?, trusted.forward(step).await?);
+        let (Output::Candidates(found), Output::Candidates(expected)) = (found, expected) else {
+            unreachable!("candidates were asked for");
+        };
+        compare(&found, &expected).map_err(|difference| {
+            Error::Gpu(format!("the adapter {} computes a small model wrongly: {difference}", gpu.name))
+        })?;
+        position += tokens.len();
+    }
+    Ok(())
+}
+
+/// A small model with the traits of `config` that kernels depend on; all its tokens are candidates.
+fn small(config: &Config) -> Config {
+    let dense_and_stem = !config.stem_layers.is_empty();
+    Config {
+        vocab_size: 256,
+        hidden_size: 64,
+        intermediate_size: 96,
+        n_layers: 2,
+        n_heads: 8,
+        n_kv_heads: if config.n_kv_heads < config.n_heads { 4 } else { 8 },
+        // Whatever its width, the heads together are whole blocks.
+        head_dim: config.head_dim,
+        context_length: 8,
+        stem_layers: if dense_and_stem { vec![1] } else { Vec::new() },
+        bos_token: None,
+        eos_tokens: Vec::new(),
+        ..config.clone()
+    }
+}
+
+/// Says what differs, if anything.
+fn compare(found: &Candidates, expected: &Candidates) -> Result<(), String> {
+    let by_id = |c: &Candidates| {
+        let mut top = c.top.clone();
+        top.sort_unstable_by_key(|(id, _)| *id);
+        top
+    };
+    let (found_logits, expected_logits) = (by_id(found), by_id(expected));
+    let spread = match &expected.top[..] {
+        [(_, best), .., (_, worst)] => best - worst,
+        _ => 1.0,
+    };
+    // Written so that NaN is a difference.
+    let close = |a: f32, b: f32| (a - b).abs() <= TOLERANCE * spread;
+    for ((id, found), (wanted_id, expected)) in found_logits.iter().zip(&expected_logits) {
+        if id != wanted_id || !close(*found, *expected) {
+            return Err(format!("token {id} has logit {found}; {expected} of {wanted_id} was expected"));
+        }
+    }
+    if found.top.windows(2).any(|w| w[0].1 < w[1].1) {
+        return Err("the candidates are out of order".into());
+    }
+    if !close(found.log_sum_exp, expected.log_sum_exp) {
+        return Err(format!("ln Σ exp is {}, not {}", found.log_sum_exp, expected.log_sum_exp));
+    }
+    Ok(())
+}

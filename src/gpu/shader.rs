@@ -1,0 +1,251 @@
+//! Kernels put together from the pieces in `shaders/`, and the dispatches that run them.
+//!
+//! A kernel is its constants, what it needs of the common pieces, and one file with its `main`; sizes are WGSL
+//! constants, so that loops have known lengths. Equal kernels share a pipeline.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use super::device::Gpu;
+use crate::backend::{MAX_PENALIZED, MAX_STEP_TOKENS};
+use crate::bundle::quant::Dtype;
+use crate::config::Config;
+
+/// The pieces of `shaders/`.
+pub mod piece {
+    macro_rules! pieces {
+        ($($name:ident = $file:literal),* $(,)?) => {
+            $(pub const $name: &str = include_str!(concat!("../../shaders/", $file));)*
+        };
+    }
+    pieces! {
+        ATTENTION = "attention.wgsl",
+        ATTENTION_SERIAL = "attention_serial.wgsl",
+        EMBED = "embed.wgsl",
+        INPUT_NORM = "input_norm.wgsl",
+        INPUT_PLAIN = "input_plain.wgsl",
+        MATMUL = "matmul.wgsl",
+        MATVEC = "matvec.wgsl",
+        NO_UP = "no_up.wgsl",
+        SERIAL = "serial.wgsl",
+        STEP = "step.wgsl",
+        STORE_ADD = "store_add.wgsl",
+        STORE_GATE = "store_gate.wgsl",
+        STORE_LOGITS = "store_logits.wgsl",
+        STORE_ROPE = "store_rope.wgsl",
+        TOKENS_ALL = "tokens_all.wgsl",
+        TOKENS_HEAD = "tokens_head.wgsl",
+        TOP_K = "top_k.wgsl",
+        UNIT = "unit.wgsl",
+        UP_DENSE = "up_dense.wgsl",
+        UP_ROW = "up_row.wgsl",
+        WEIGHT_F32 = "weight_f32.wgsl",
+        WEIGHT_Q4 = "weight_q4.wgsl",
+        WEIGHT_Q8 = "weight_q8.wgsl",
+    }
+}
+
+/// How a kernel uses a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    Read,
+    Write,
+    Uniform,
+}
+
+/// A buffer at a kernel's binding `at`.
+#[derive(Debug, Clone, Copy)]
+pub struct Binding<'a> {
+    pub at: u32,
+    pub access: Access,
+    pub buffer: &'a wgpu::Buffer,
+    /// Where the bound range begins.
+    pub offset: u64,
+}
+
+impl<'a> Binding<'a> {
+    pub fn read(at: u32, buffer: &'a wgpu::Buffer) -> Self {
+        Self { at, access: Access::Read, buffer, offset: 0 }
+    }
+
+    pub fn write(at: u32, buffer: &'a wgpu::Buffer) -> Self {
+        Self { at, access: Access::Write, buffer, offset: 0 }
+    }
+}
+
+/// The WGSL of one kernel, as it grows.
+#[derive(Debug, Clone)]
+pub struct Source {
+    label: &'static str,
+    text: String,
+}
+
+impl Source {
+    /// A kernel for a model of these sizes.
+    pub fn new(label: &'static str, config: &Config) -> Self {
+        let mut source = Self { label, text: String::new() };
+        let c = config;
+        for (name, value) in [
+            ("MAX_TOKENS", MAX_STEP_TOKENS),
+            ("MAX_PENALIZED", MAX_PENALIZED),
+            ("VOCAB", c.vocab_size),
+            ("HIDDEN", c.hidden_size),
+            ("FFN", c.intermediate_size),
+            ("N_HEADS", c.n_heads),
+            ("N_KV_HEADS", c.n_kv_heads),
+            ("HEAD_DIM", c.head_dim),
+            ("Q_DIM", c.q_dim()),
+            ("KV_DIM", c.kv_dim()),
+            ("N_STEM", c.stem_layers.len()),
+        ] {
+            source = source.constant(name, value);
+        }
+        source.text += &format!("const EPS: f32 = {:?};\n", c.rms_norm_eps);
+        source.piece(piece::STEP)
+    }
+
+    /// Adds `const name: u32`.
+    pub fn constant(mut self, name: &str, value: usize) -> Self {
+        writeln!(self.text, "const {name}: u32 = {value}u;").expect("a String takes everything");
+        self
+    }
+
+    /// Adds `const name: bool`.
+    pub fn flag(mut self, name: &str, value: bool) -> Self {
+        writeln!(self.text, "const {name}: bool = {value};").expect("a String takes everything");
+        self
+    }
+
+    /// Adds a piece.
+    pub fn piece(mut self, text: &str) -> Self {
+        self.text.push('\n');
+        self.text += text;
+        self
+    }
+
+    /// Adds the reader `{name}_unit` of a weight whose planes are bound at `at` and `at + 1`; its first row in
+    /// those buffers is row `first` of the tensor.
+    pub fn weight(self, name: &str, dtype: Dtype, at: u32, first: usize) -> Self {
+        let template = match dtype {
+            Dtype::F32 => piece::WEIGHT_F32,
+            Dtype::Q8 => piece::WEIGHT_Q8,
+            Dtype::Q4 => piece::WEIGHT_Q4,
+        };
+        let text = template
+            .replace("$quants", &at.to_string())
+            .replace("$scales", &(at + 1).to_string())
+            .replace("$w", name);
+        self.constant(&format!("{name}_FIRST"), first).piece(&text)
+    }
+}
+
+/// How many workgroups a dispatch has: `x`, and in y one for each `tile` of the tokens it serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Groups {
+    pub x: usize,
+    pub tile: usize,
+}
+
+/// A recorded dispatch.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    groups: Groups,
+}
+
+impl Dispatch {
+    /// Records it for `tokens` tokens.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, tokens: usize) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.groups.x as u32, tokens.div_ceil(self.groups.tile) as u32, 1);
+    }
+}
+
+/// Makes dispatches, and pipelines where there is none yet for the kernel.
+#[derive(Debug)]
+pub struct Shaders<'a> {
+    gpu: &'a Gpu,
+    pipelines: HashMap<String, wgpu::ComputePipeline>,
+}
+
+impl<'a> Shaders<'a> {
+    pub fn new(gpu: &'a Gpu) -> Self {
+        Self { gpu, pipelines: HashMap::new() }
+    }
+
+    /// A dispatch of the kernel `source` on `bindings`.
+    pub fn dispatch(&mut self, source: Source, bindings: &[Binding<'_>], groups: Groups) -> Dispatch {
+        let device = &self.gpu.device;
+        let label = Some(source.label);
+        let pipeline = self
+            .pipelines
+            .entry(source.text)
+            .or_insert_with_key(|text| pipeline(device, label, text, bindings));
+        let entries: Vec<_> = bindings
+            .iter()
+            .map(|b| wgpu::BindGroupEntry {
+                binding: b.at,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: b.buffer,
+                    offset: b.offset,
+                    size: None,
+                }),
+            })
+            .collect();
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Dispatch { pipeline: pipeline.clone(), bind_group, groups }
+    }
+}
+
+fn pipeline(
+    device: &wgpu::Device,
+    label: Option<&'static str>,
+    text: &str,
+    bindings: &[Binding<'_>],
+) -> wgpu::ComputePipeline {
+    let entries: Vec<_> = bindings
+        .iter()
+        .map(|b| wgpu::BindGroupLayoutEntry {
+            binding: b.at,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: match b.access {
+                    Access::Uniform => wgpu::BufferBindingType::Uniform,
+                    access => wgpu::BufferBindingType::Storage { read_only: access == Access::Read },
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    let layout =
+        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+    let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label,
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label,
+        source: wgpu::ShaderSource::Wgsl(text.into()),
+    });
+    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            // Kernels write all workgroup memory before they read it.
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        },
+        cache: None,
+    })
+}

@@ -1,0 +1,128 @@
+//! Tests on whatever adapter there is: they fail where there is none. `WGPU_BACKEND` and `VK_ICD_FILENAMES`
+//! choose one; a software adapter will do.
+
+use super::{GpuBackend, GpuOptions, Kernels};
+use crate::backend::{Backend, Output, Penalty, Step, Want};
+use crate::bundle::quant::Dtype;
+use crate::bundle::random;
+use crate::config::Config;
+use crate::config::tests::tiny;
+use crate::cpu::CpuBackend;
+
+const SEED: u64 = 3;
+
+struct Pair {
+    config: Config,
+    gpu: GpuBackend,
+    cpu: CpuBackend,
+}
+
+impl Pair {
+    fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, kernels: Kernels, limit: Option<u64>) -> Self {
+        let core = random::core(config, SEED, dtype);
+        let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
+        let options = GpuOptions { capacity: 150, kernels, binding_limit: limit };
+        let mut gpu = pollster::block_on(GpuBackend::new(&tensors, config, options)).unwrap();
+        let mut cpu = CpuBackend::new(&tensors, config, 150);
+        for (id, (_, planes)) in core.iter().enumerate() {
+            // In pieces and backwards, as a stream could come.
+            for (i, piece) in planes.chunks(1000).enumerate().rev() {
+                gpu.write(id, i * 1000, piece).unwrap();
+            }
+            cpu.write(id, 0, planes).unwrap();
+        }
+        Self { config: config.clone(), gpu, cpu }
+    }
+
+    fn both(&mut self, tokens: &[u32], position: usize, want: Want<'_>) -> [Output; 2] {
+        let rows: Vec<f32> = tokens.iter().flat_map(|t| random::rows(&self.config, *t, SEED)).collect();
+        let step = Step { tokens, position, rows: &rows, want };
+        [pollster::block_on(self.gpu.forward(step)), pollster::block_on(self.cpu.forward(step))]
+            .map(Result::unwrap)
+    }
+
+    fn same_logits(&mut self, tokens: &[u32], position: usize) {
+        let [Output::Logits(gpu), Output::Logits(cpu)] = self.both(tokens, position, Want::Logits) else {
+            panic!("logits were wanted");
+        };
+        assert_eq!(gpu.len(), tokens.len() * self.config.vocab_size);
+        assert_eq!(gpu.len(), cpu.len());
+        let (min, max) = cpu.iter().fold((f32::MAX, f32::MIN), |(a, b), l| (a.min(*l), b.max(*l)));
+        for (i, (g, c)) in gpu.iter().zip(&cpu).enumerate() {
+            let error = (g - c).abs();
+            assert!(error <= 1e-3 * (max - min), "position {position}, logit {i}: {g} for {c}");
+        }
+    }
+
+    fn same_candidates(&mut self, tokens: &[u32], position: usize, penalty: Penalty<'_>) {
+        let [Output::Candidates(gpu), Output::Candidates(cpu)] =
+            self.both(tokens, position, Want::Candidates(penalty))
+        else {
+            panic!("candidates were wanted");
+        };
+        assert_eq!(gpu.top.len(), cpu.top.len());
+        assert!((gpu.log_sum_exp - cpu.log_sum_exp).abs() < 1e-3);
+        for (g, c) in gpu.top.iter().zip(&cpu.top) {
+            assert!((g.1 - c.1).abs() < 1e-3, "{g:?} for {c:?}");
+        }
+        assert_eq!(gpu.top[0].0, cpu.top[0].0);
+    }
+
+    /// Everything that a session does.
+    fn same(&mut self) {
+        let vocab = self.config.vocab_size as u32;
+        let tokens: Vec<u32> = (0..120).map(|i| (i * i * 31 + 7) % vocab).collect();
+        self.same_logits(&tokens[..45], 0);
+        for i in 45..48 {
+            self.same_logits(&tokens[i..=i], i);
+        }
+        assert_eq!(self.both(&tokens[48..81], 48, Want::Nothing), [Output::Nothing, Output::Nothing]);
+        let penalty = Penalty { tokens: &tokens[..20], factor: 1.4 };
+        let mut distinct = penalty.tokens.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let penalty = Penalty { tokens: &distinct, ..penalty };
+        self.same_candidates(&tokens[81..83], 81, penalty);
+        self.same_candidates(&tokens[83..84], 83, penalty);
+        // The end of the conversation is written anew.
+        self.same_logits(&tokens[10..14], 20);
+        self.same_candidates(&tokens[14..15], 24, Penalty::default());
+    }
+}
+
+fn big() -> Config {
+    Config {
+        vocab_size: 1031,
+        hidden_size: 288,
+        intermediate_size: 416,
+        n_layers: 4,
+        n_heads: 8,
+        n_kv_heads: 8,
+        head_dim: 36,
+        rope_theta: 100_000.0,
+        tied_head: false,
+        stem_layers: vec![1, 3],
+        ..tiny()
+    }
+}
+
+fn mixed(name: &str) -> Dtype {
+    match name {
+        "token_embd" => Dtype::Q8,
+        _ if name.ends_with("ffn_gate") || name.ends_with("attn_output") => Dtype::F32,
+        _ if name.ends_with("ffn_up") || name.ends_with("attn_qkv") => Dtype::Q8,
+        _ => Dtype::Q4,
+    }
+}
+
+#[test]
+fn equals_the_cpu_with_serial_kernels() {
+    Pair::new(&tiny(), |_| Dtype::Q4, Kernels::Serial, None).same();
+    Pair::new(&big(), mixed, Kernels::Serial, None).same();
+}
+
+#[test]
+fn equals_the_cpu_with_parallel_kernels() {
+    Pair::new(&tiny(), |_| Dtype::Q4, Kernels::Parallel, None).same();
+    Pair::new(&big(), mixed, Kernels::Parallel, None).same();
+}
