@@ -1,0 +1,69 @@
+# shellcheck shell=bash
+# Shared by the scripts: messages, timed steps, stamps, system packages. Works with the bash 3.2 of macOS.
+# shellcheck disable=SC2034 # the other scripts read the variables
+
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/xylem
+TARGET=${CARGO_TARGET_DIR:-$PWD/target}
+WEB_TARGET=$TARGET/web
+
+bold=
+plain=
+if [ -t 1 ]; then
+  bold=$(printf '\033[1m')
+  plain=$(printf '\033[0m')
+fi
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+die() {
+  printf '\n%sx: %s%s\n' "$bold" "$1" "$plain" >&2
+  shift
+  for line in "$@"; do printf '   %s\n' "$line" >&2; done
+  exit 1
+}
+
+STEP=
+TIMES=
+
+# step NAME COMMAND…: runs COMMAND under a heading and notes how long it took.
+step() {
+  local begin=$SECONDS
+  STEP=$1
+  shift
+  printf '%s== %s%s\n' "$bold" "$STEP" "$plain"
+  "$@"
+  TIMES="$TIMES$(printf '%6d s  %s' $((SECONDS - begin)) "$STEP")
+"
+  STEP=
+}
+
+# Called on exit with the status: says which step failed.
+report() {
+  if [ "$1" -ne 0 ] && [ -n "$STEP" ]; then
+    printf '\n%sx: "%s" failed; the reason stands above. The next run goes on from here.%s\n' "$bold" "$STEP" "$plain" >&2
+  fi
+}
+
+sha256() {
+  if have sha256sum; then sha256sum "$@"; else shasum -a 256 "$@"; fi | cut -d' ' -f1
+}
+
+# stamped FILE VALUE: whether the work that FILE stands for was finished with the inputs VALUE.
+stamped() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# apt_install PURPOSE PACKAGE…: installs Debian packages, or says which are wanted where that is impossible.
+apt_install() {
+  local purpose=$1
+  shift
+  have apt-get || return 1
+  if [ "$(id -u)" -ne 0 ] && ! have sudo; then
+    die "$purpose needs packages that only root may install. As root, run:" "apt-get install --no-install-recommends $*"
+  fi
+  echo "Installing for $purpose: $*"
+  local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@")
+  as_root "${install[@]}" || { as_root apt-get update -q && as_root "${install[@]}"; }
+}

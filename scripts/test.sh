@@ -1,0 +1,56 @@
+# shellcheck shell=bash
+# Every check, in the order in which a mistake shows soonest.
+
+test_tools() {
+  if have rustup; then rustup component add clippy rustfmt; fi
+  cargo clippy --version && cargo fmt --version
+}
+
+software_gpu() {
+  [ "$(uname)" = Linux ] || return 0
+  if [ -z "${VK_ICD_FILENAMES:-}${VK_DRIVER_FILES:-}" ]; then
+    lavapipe >/dev/null || apt_install "tests of the shaders" mesa-vulkan-drivers libvulkan1 ||
+      die "The tests of the shaders need a software Vulkan adapter: install Mesa's lavapipe and the Vulkan loader."
+    VK_ICD_FILENAMES=$(lavapipe)
+    export VK_ICD_FILENAMES
+  fi
+  export WGPU_BACKEND=vulkan
+}
+
+# The description of Mesa's software adapter.
+lavapipe() { ls /usr/share/vulkan/icd.d/lvp_icd*.json; }
+
+# Sets CHROMIUM, the browser that the tests drive.
+chromium() {
+  local candidate
+  for candidate in "${CHROMIUM:-}" chromium chromium-browser google-chrome-stable google-chrome \
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" \
+    "/Applications/Chromium.app/Contents/MacOS/Chromium"; do
+    if [ -n "$candidate" ] && CHROMIUM=$(command -v "$candidate"); then
+      export CHROMIUM
+      return
+    fi
+  done
+  apt_install "the browser tests" chromium || true
+  CHROMIUM=$(command -v chromium) ||
+    die "The browser tests need Chromium or Chrome: install it, or name it with CHROMIUM=/path/to/it."
+  export CHROMIUM
+}
+
+format() { cargo fmt --check; }
+
+lint() { cargo clippy --release --locked --all-targets -- -D warnings; }
+
+lint_wasm() {
+  if [ -n "$WASM_PATH" ] && ! [ -x /usr/bin/cargo-clippy ]; then
+    apt_install "lints of the browser's engine" rust-web-clippy
+  fi
+  wasm cargo clippy --profile web --locked --target "$WASM" --target-dir "$WEB_TARGET" \
+    --no-default-features --lib -- -D warnings
+}
+
+unit_tests() { cargo test --release --locked; }
+
+page_check() { npm run --silent --prefix www check; }
+
+browser_tests() { XYLEM=$XYLEM npm run --silent --prefix www test:browser; }
