@@ -56,7 +56,7 @@ impl GpuOptions {
 /// Runs the plan on a GPU.
 #[derive(Debug)]
 pub struct GpuBackend {
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
     config: Config,
     weights: Vec<Weight>,
     buffers: Buffers,

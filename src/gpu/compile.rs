@@ -26,19 +26,19 @@ pub struct Buffers {
     /// See [`super::step`].
     pub upload: wgpu::Buffer,
     /// The residual stream, `[n, hidden]`.
-    x: wgpu::Buffer,
+    pub x: wgpu::Buffer,
     /// `[n, q]`, rotated.
-    queries: wgpu::Buffer,
+    pub queries: wgpu::Buffer,
     /// `[n, q]`.
-    attn: wgpu::Buffer,
+    pub attn: wgpu::Buffer,
     /// `[n, ffn]`.
-    h: wgpu::Buffer,
+    pub h: wgpu::Buffer,
     /// `[logit_rows, vocab]`.
     pub logits: wgpu::Buffer,
     /// [`RESULT_WORDS`].
     pub result: wgpu::Buffer,
     /// Of each layer keys and values, `[capacity, kv_dim]`.
-    cache: Vec<[wgpu::Buffer; 2]>,
+    pub cache: Vec<[wgpu::Buffer; 2]>,
     /// One number for each STEM layer, [`UNIFORM_STRIDE`] apart.
     stem_index: wgpu::Buffer,
 }

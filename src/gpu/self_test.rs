@@ -80,6 +80,9 @@ fn compare(found: &Candidates, expected: &Candidates) -> Result<(), String> {
         top.sort_unstable_by_key(|(id, _)| *id);
         top
     };
+    if found.top.len() != expected.top.len() {
+        return Err(format!("{} candidates, not {}", found.top.len(), expected.top.len()));
+    }
     let (found_logits, expected_logits) = (by_id(found), by_id(expected));
     let spread = match &expected.top[..] {
         [(_, best), .., (_, worst)] => best - worst,
@@ -99,4 +102,27 @@ fn compare(found: &Candidates, expected: &Candidates) -> Result<(), String> {
         return Err(format!("ln Σ exp is {}, not {}", found.log_sum_exp, expected.log_sum_exp));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_results_are_noticed() {
+        let top: Vec<_> = (0..256).map(|i| (i * 7 % 256, 5.0 - i as f32 / 50.0)).collect();
+        let right = Candidates { top, log_sum_exp: 9.0 };
+        compare(&right, &right).unwrap();
+        let wrong = |change: fn(&mut Candidates)| {
+            let mut found = right.clone();
+            change(&mut found);
+            compare(&found, &right).unwrap_err()
+        };
+        assert!(wrong(|c| c.top[100].1 += 0.1).contains("has logit"));
+        assert!(wrong(|c| c.top[100].1 = f32::NAN).contains("NaN"));
+        assert!(wrong(|c| c.top[3].0 = c.top[4].0).contains("expected"));
+        assert!(wrong(|c| c.top.swap(3, 200)).contains("order"));
+        assert!(wrong(|c| c.log_sum_exp = f32::NAN).contains("ln Σ exp"));
+        assert!(wrong(|c| c.top.clear()).contains("0 candidates"));
+    }
 }

@@ -1,13 +1,13 @@
-//! Tests on whatever adapter there is: they fail where there is none. `WGPU_BACKEND` and `VK_ICD_FILENAMES`
-//! choose one; a software adapter will do.
+//! Whole random models against the CPU backend.
 
-use super::{GpuBackend, GpuOptions, Kernels};
+use super::{mixed, odd};
 use crate::backend::{Backend, Output, Penalty, Step, Want};
 use crate::bundle::quant::Dtype;
 use crate::bundle::random;
 use crate::config::Config;
 use crate::config::tests::tiny;
 use crate::cpu::CpuBackend;
+use crate::gpu::{GpuBackend, GpuOptions, Kernels};
 
 const SEED: u64 = 3;
 
@@ -19,11 +19,21 @@ struct Pair {
 
 impl Pair {
     fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, kernels: Kernels, limit: Option<u64>) -> Self {
+        Self::with_capacity(config, dtype, kernels, limit, 150)
+    }
+
+    fn with_capacity(
+        config: &Config,
+        dtype: impl Fn(&str) -> Dtype,
+        kernels: Kernels,
+        limit: Option<u64>,
+        capacity: usize,
+    ) -> Self {
         let core = random::core(config, SEED, dtype);
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-        let options = GpuOptions { capacity: 150, kernels, binding_limit: limit };
+        let options = GpuOptions { capacity, kernels, binding_limit: limit };
         let mut gpu = pollster::block_on(GpuBackend::new(&tensors, config, options)).unwrap();
-        let mut cpu = CpuBackend::new(&tensors, config, 150);
+        let mut cpu = CpuBackend::new(&tensors, config, capacity);
         for (id, (_, planes)) in core.iter().enumerate() {
             // In pieces and backwards, as a stream could come.
             for (i, piece) in planes.chunks(1000).enumerate().rev() {
@@ -90,39 +100,45 @@ impl Pair {
     }
 }
 
-fn big() -> Config {
-    Config {
-        vocab_size: 1031,
-        hidden_size: 288,
-        intermediate_size: 416,
-        n_layers: 4,
-        n_heads: 8,
-        n_kv_heads: 8,
-        head_dim: 36,
-        rope_theta: 100_000.0,
-        tied_head: false,
-        stem_layers: vec![1, 3],
-        ..tiny()
-    }
-}
-
-fn mixed(name: &str) -> Dtype {
-    match name {
-        "token_embd" => Dtype::Q8,
-        _ if name.ends_with("ffn_gate") || name.ends_with("attn_output") => Dtype::F32,
-        _ if name.ends_with("ffn_up") || name.ends_with("attn_qkv") => Dtype::Q8,
-        _ => Dtype::Q4,
-    }
-}
-
 #[test]
 fn equals_the_cpu_with_serial_kernels() {
     Pair::new(&tiny(), |_| Dtype::Q4, Kernels::Serial, None).same();
-    Pair::new(&big(), mixed, Kernels::Serial, None).same();
+    Pair::new(&odd(), mixed, Kernels::Serial, None).same();
 }
 
 #[test]
 fn equals_the_cpu_with_parallel_kernels() {
     Pair::new(&tiny(), |_| Dtype::Q4, Kernels::Parallel, None).same();
-    Pair::new(&big(), mixed, Kernels::Parallel, None).same();
+    Pair::new(&odd(), mixed, Kernels::Parallel, None).same();
+}
+
+#[test]
+fn equals_the_cpu_where_bindings_are_small() {
+    // Room for 93 positions and 13 tokens; matrices are split, gate and up at different rows.
+    let limit = Some(12_000);
+    for kernels in [Kernels::Serial, Kernels::Parallel] {
+        let mut pair = Pair::new(&tiny(), mixed, kernels, limit);
+        assert_eq!(pair.gpu.capacity(), 93);
+        pair.same();
+    }
+}
+
+#[test]
+fn vocabularies_smaller_than_the_candidates() {
+    let config = Config { vocab_size: 77, stem_layers: Vec::new(), ..tiny() };
+    Pair::new(&config, |_| Dtype::Q8, Kernels::Auto, None).same();
+}
+
+#[test]
+fn a_context_longer_than_a_tile_of_attention() {
+    let config = Config { context_length: 700, n_layers: 1, stem_layers: vec![0], ..tiny() };
+    for kernels in [Kernels::Serial, Kernels::Parallel] {
+        let mut pair = Pair::with_capacity(&config, |_| Dtype::Q8, kernels, None, 700);
+        let tokens: Vec<u32> = (0..700).map(|i| (i * i * 31 + 7) % 300).collect();
+        for (i, chunk) in tokens[..600].chunks(100).enumerate() {
+            pair.both(chunk, i * 100, Want::Nothing);
+        }
+        pair.same_logits(&tokens[600..620], 600);
+        pair.same_logits(&tokens[620..621], 620);
+    }
 }
