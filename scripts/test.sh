@@ -21,18 +21,18 @@ software_gpu() {
 lavapipe() { ls /usr/share/vulkan/icd.d/lvp_icd*.json; }
 
 # Sets CHROMIUM, the browser that the tests drive.
-chromium() {
+find_browser() {
   local candidate
   for candidate in "${CHROMIUM:-}" chromium chromium-browser google-chrome-stable google-chrome \
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" \
     "/Applications/Chromium.app/Contents/MacOS/Chromium"; do
-    if [ -n "$candidate" ] && CHROMIUM=$(command -v "$candidate"); then
+    if [ -n "$candidate" ] && CHROMIUM=$(type -P "$candidate"); then
       export CHROMIUM
       return
     fi
   done
   apt_install "the browser tests" chromium || true
-  CHROMIUM=$(command -v chromium) ||
+  CHROMIUM=$(type -P chromium) ||
     die "The browser tests need Chromium or Chrome: install it, or name it with CHROMIUM=/path/to/it."
   export CHROMIUM
 }
