@@ -13,24 +13,30 @@ if [ -t 1 ]; then
   plain=$(printf '\033[0m')
 fi
 
+heading() { printf '%s%s%s\n' "$bold" "$1" "$plain"; }
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# die REASON HINT…: ends with a message.
 die() {
-  printf '\n%sx: %s%s\n' "$bold" "$1" "$plain" >&2
+  local line
+  heading "x: $1" >&2
   shift
   for line in "$@"; do printf '   %s\n' "$line" >&2; done
+  STEP=
   exit 1
 }
 
 STEP=
 TIMES=
+APT_UPDATED=
 
 # step NAME COMMAND…: runs COMMAND under a heading and notes how long it took.
 step() {
   local begin=$SECONDS
   STEP=$1
   shift
-  printf '%s== %s%s\n' "$bold" "$STEP" "$plain"
+  heading "== $STEP"
   "$@"
   TIMES="$TIMES$(printf '%6d s  %s' $((SECONDS - begin)) "$STEP")
 "
@@ -40,7 +46,7 @@ step() {
 # Called on exit with the status: says which step failed.
 report() {
   if [ "$1" -ne 0 ] && [ -n "$STEP" ]; then
-    printf '\n%sx: "%s" failed; the reason stands above. The next run goes on from here.%s\n' "$bold" "$STEP" "$plain" >&2
+    heading "x: \"$STEP\" failed; the reason stands above. The next run goes on from here." >&2
   fi
 }
 
@@ -65,5 +71,8 @@ apt_install() {
   fi
   echo "Installing for $purpose: $*"
   local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@")
-  as_root "${install[@]}" || { as_root apt-get update -q && as_root "${install[@]}"; }
+  # Old package lists offer old versions, so they are renewed once a run.
+  if [ -z "$APT_UPDATED" ]; then as_root apt-get update -q || true; fi
+  APT_UPDATED=yes
+  as_root "${install[@]}"
 }

@@ -43,8 +43,10 @@ has_wasm() { [ -d "$("$1" --print sysroot)/lib/rustlib/$WASM/lib" ]; }
 wasm_target() {
   WASM_PATH=
   if has_wasm rustc; then return; fi
-  if have rustup && rustup target add "$WASM" && has_wasm rustc; then return; fi
-  echo "rustup cannot give the target $WASM here; building its standard library from Debian's source instead."
+  if ! [ -f "$FALLBACK/stamp" ]; then
+    if have rustup && rustup target add "$WASM" && has_wasm rustc; then return; fi
+    echo "rustup cannot give the target $WASM here; building its standard library from Debian's source instead."
+  fi
   debian_wasm
   WASM_PATH=$FALLBACK/bin
 }
@@ -60,20 +62,23 @@ wasm() {
   fi
 }
 
+# Whether Debian's compiler for browser projects is there, with its source, and new enough.
+debian_rust() {
+  [ -x /usr/bin/rustc ] && [ -x /usr/bin/cargo ] && [ -d /usr/lib/rustlib/src/rust/library ] &&
+    at_least "$RUST_WANTED" "$(/usr/bin/rustc --version | cut -d' ' -f2)"
+}
+
 # A toolchain folder around Debian's compiler: its own sysroot with the host's libraries by link, a standard
 # library for wasm32 built here once, and the linker. cargo takes it for any other toolchain.
 debian_wasm() {
-  local llvm host version stamp build tool
-  if ! [ -x /usr/bin/rustc ] || ! [ -x /usr/bin/cargo ] || ! [ -d /usr/lib/rustlib/src/rust/library ]; then
-    apt_install "the wasm32 target" rustc-web cargo-web rust-web-src ||
+  local llvm host stamp build tool
+  if ! debian_rust; then
+    apt_install "the wasm32 target" rustc-web cargo-web rust-web-src || true
+    debian_rust ||
       die "The Rust target $WASM is missing." \
-        "With rustup: rustup target add $WASM" \
-        "On Debian: apt-get install rustc-web cargo-web rust-web-src, then run this again" \
-        "Elsewhere: use rustup (https://rustup.rs) in place of the system's Rust"
+        "With rustup (https://rustup.rs): rustup target add $WASM" \
+        "Or, on Debian, with rustc-web, cargo-web and rust-web-src of version $RUST_WANTED or later: ./x builds it from these."
   fi
-  version=$(/usr/bin/rustc --version | cut -d' ' -f2)
-  at_least "$RUST_WANTED" "$version" || die "The system's Rust is $version; $RUST_WANTED or later is wanted." \
-    "rustup target add $WASM must work here, or the package rustc-web be newer."
   llvm=$(/usr/bin/rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
   host=$(/usr/bin/rustc -vV | sed -n 's/^host: //p')
   have "lld-$llvm" || apt_install "the wasm32 linker" "lld-$llvm"
@@ -102,7 +107,7 @@ debian_wasm() {
       chmod +x "$FALLBACK/bin/$tool"
     done
     ln -s /usr/bin/cargo-clippy "$FALLBACK/bin/cargo-clippy"
+    if have rustup; then rustup toolchain link debian-wasm "$FALLBACK"; fi
     printf '%s\n' "$stamp" >"$FALLBACK/stamp"
   fi
-  if have rustup; then rustup toolchain link debian-wasm "$FALLBACK"; fi
 }
