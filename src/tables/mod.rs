@@ -3,6 +3,18 @@
 //! One module owns lookups, on native and on the web; storage and transport are small traits behind it.
 //! Nothing here knows the forward pass, and nothing here touches the GPU.
 
+pub mod cache;
+#[cfg(feature = "native")]
+pub mod files;
+pub mod layout;
+pub mod lookup;
+#[cfg(all(test, feature = "native"))]
+mod tests;
+
+#[cfg(feature = "native")]
+pub use files::{FileTransport, open_dir};
+pub use lookup::{Stats, Store, Tables, Transport};
+
 use crate::error::{Error, Result};
 
 /// Gives the STEM rows of tokens.
@@ -16,6 +28,22 @@ pub trait RowSource {
 
     /// Says that these tokens will be asked for soon.
     fn prefetch(&self, _tokens: &[u32]) {}
+}
+
+/// The rows of a model that may have none: `None` gathers nothing.
+impl<R: RowSource> RowSource for Option<R> {
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        match self {
+            Some(rows) => rows.gather(tokens, out).await,
+            None => Ok(()),
+        }
+    }
+
+    fn prefetch(&self, tokens: &[u32]) {
+        if let Some(rows) = self {
+            rows.prefetch(tokens);
+        }
+    }
 }
 
 /// Rows that are all in memory: `[vocab, n_stem, ffn]`. For tests and for models without STEM layers.

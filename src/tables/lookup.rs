@@ -1,0 +1,438 @@
+//! Looking rows up: memory, then the store, then the network; each page asked for once, checked before use.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures::channel::oneshot;
+use futures::future::{join_all, try_join};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use serde::Serialize;
+use web_time::Instant;
+
+use super::RowSource;
+use super::cache::{Cache, Held};
+use super::layout::{Layout, Span};
+use crate::bundle::quant::{dequantize_row, row_bytes};
+use crate::bundle::{FileRef, Table};
+use crate::error::{Error, Result};
+
+/// What the pages in memory may take unless something else is asked for.
+pub const DEFAULT_BUDGET: usize = 256 << 20;
+/// Requests of one lookup that are under way at a time; browsers keep six connections a host over HTTP/1.1.
+const REQUESTS: usize = 6;
+
+/// Brings bytes of a bundle's files from where they are kept.
+///
+/// What it brings is not believed: [`Tables`] checks lengths and hashes. It retries what may pass by itself.
+#[allow(async_fn_in_trait, reason = "used with static dispatch only")]
+pub trait Transport {
+    /// Bytes `range` of `file`, or `None` if the host can't serve parts of files. `fresh` passes by caches.
+    ///
+    /// # Errors
+    /// [`Error::Network`] or [`Error::Bundle`] if they can't be had.
+    async fn range(&self, file: &FileRef, range: Range<u64>, fresh: bool) -> Result<Option<Vec<u8>>>;
+
+    /// All of `file`. `fresh` passes by caches.
+    ///
+    /// # Errors
+    /// [`Error::Network`] or [`Error::Bundle`] if it can't be had.
+    async fn whole(&self, file: &FileRef, fresh: bool) -> Result<Vec<u8>>;
+}
+
+/// Keeps pages from one visit to the next. It may lose any of them, and what it gives is checked again.
+#[allow(async_fn_in_trait, reason = "used with static dispatch only")]
+pub trait Store {
+    /// Those of `pages` that are kept. A store that fails keeps nothing.
+    async fn load(&self, pages: &[u32]) -> Vec<(u32, Vec<u8>)>;
+
+    /// Keeps a checked page, at once or some time later.
+    fn save(&self, page: u32, bytes: &[u8]);
+
+    /// Removes a page that turned out to be damaged.
+    fn forget(&self, page: u32);
+}
+
+/// Keeps nothing.
+impl Store for () {
+    async fn load(&self, _pages: &[u32]) -> Vec<(u32, Vec<u8>)> {
+        Vec::new()
+    }
+
+    fn save(&self, _page: u32, _bytes: &[u8]) {}
+
+    fn forget(&self, _page: u32) {}
+}
+
+/// What lookups did so far. Rows are counted as records: all layers of a token are one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Stats {
+    /// Records looked up.
+    pub rows: u64,
+    /// Records looked up, duplicates within a lookup not counted; the sum of the next three.
+    pub unique_rows: u64,
+    /// Unique records found in memory.
+    pub hot: u64,
+    /// Unique records found in the store.
+    pub stored: u64,
+    /// Unique records that had to be fetched, or were still being fetched.
+    pub fetched: u64,
+    /// Requests sent, those of prefetches included.
+    pub requests: u64,
+    /// Bytes that came, those of prefetches included.
+    pub bytes_fetched: u64,
+    /// Pages that did not have their hash, fetched or stored.
+    pub damaged_pages: u64,
+    /// Milliseconds that lookups waited for pages that were not in memory.
+    pub stall_ms: f64,
+    /// Bytes of the pages now in memory.
+    pub hot_bytes: u64,
+}
+
+/// The records of one table.
+///
+/// Futures of different lookups may run side by side; a page that two of them want is fetched once, and if the
+/// one that fetches it is dropped, the other takes over.
+#[derive(Debug)]
+pub struct Tables<T, S = ()> {
+    layout: Layout,
+    transport: T,
+    store: S,
+    state: Mutex<State>,
+    // Held while it is not yet known whether the host serves ranges, so that only one request finds out.
+    probe: futures::lock::Mutex<()>,
+    // Held while a whole shard comes: other lookups may find what they need in it.
+    whole: futures::lock::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    cache: Cache,
+    pending: HashMap<u32, Pending>,
+    next_claim: u64,
+    ranges: Ranges,
+    stats: Stats,
+}
+
+/// A page that somebody is fetching.
+#[derive(Debug)]
+struct Pending {
+    claim: u64,
+    waiting: Vec<oneshot::Sender<Arrival>>,
+}
+
+type Arrival = (Held, Tier);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    Hot,
+    Stored,
+    Fetched,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ranges {
+    Unknown,
+    Served,
+    Refused,
+}
+
+impl<T: Transport, S: Store> Tables<T, S> {
+    /// The table whose index file holds `index`, with at most `budget` bytes of pages in memory.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] if the index is damaged.
+    pub fn new(table: &Table, index: &[u8], transport: T, store: S, budget: usize) -> Result<Self> {
+        let state = State {
+            cache: Cache::new(budget),
+            pending: HashMap::new(),
+            next_claim: 0,
+            ranges: Ranges::Unknown,
+            stats: Stats::default(),
+        };
+        Ok(Self {
+            layout: Layout::new(table, index)?,
+            transport,
+            store,
+            state: Mutex::new(state),
+            probe: futures::lock::Mutex::new(()),
+            whole: futures::lock::Mutex::new(()),
+        })
+    }
+
+    /// Where records lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Where pages are kept from one visit to the next.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Where pages are fetched from.
+    pub fn transport(&self) -> &T {
+        &self.transport
+    }
+
+    /// What lookups did so far.
+    pub fn stats(&self) -> Stats {
+        let state = self.state();
+        Stats { hot_bytes: state.cache.bytes() as u64, ..state.stats }
+    }
+
+    /// Changes what the pages in memory may take, in bytes.
+    pub fn set_budget(&self, budget: usize) {
+        self.state().cache.set_budget(budget);
+    }
+
+    /// Brings the records of `tokens` into memory, as far as the budget goes.
+    ///
+    /// # Errors
+    /// As [`RowSource::gather`].
+    pub async fn warm(&self, tokens: &[u32]) -> Result<()> {
+        let pages = tokens.iter().map(|t| Ok(self.layout.locate(*t)?.0));
+        let pages: BTreeSet<u32> = pages.collect::<Result<_>>()?;
+        self.pages(&pages.into_iter().collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+
+    /// Fetches those of `pages` (ascending, distinct) that are neither in memory nor stored.
+    ///
+    /// # Errors
+    /// As [`RowSource::gather`].
+    pub async fn warm_pages(&self, pages: &[u32]) -> Result<()> {
+        self.pages(pages).await?;
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No update of the state can stop half-way, so a panic elsewhere leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The given pages, which ascend and are distinct.
+    async fn pages(&self, wanted: &[u32]) -> Result<HashMap<u32, Arrival>> {
+        let mut have = HashMap::with_capacity(wanted.len());
+        // A second round is needed only if somebody gave up a page that this lookup waited for.
+        loop {
+            let (claim, waits) = self.claim(wanted, &mut have);
+            if waits.is_empty() {
+                return Ok(have);
+            }
+            let fetch = async {
+                let fetched = self.fetch(&claim.pages).await;
+                drop(claim);
+                fetched
+            };
+            let arrivals =
+                join_all(waits.into_iter().map(async |(page, wait)| Some((page, wait.await.ok()?))));
+            let ((), arrivals) = try_join(fetch, async { Ok(arrivals.await) }).await?;
+            have.extend(arrivals.into_iter().flatten());
+        }
+    }
+
+    /// Takes what is in memory, and queues for the rest; pages that nobody else fetches are claimed.
+    #[allow(clippy::type_complexity, reason = "the pairs are named at once by the one caller")]
+    fn claim(
+        &self,
+        wanted: &[u32],
+        have: &mut HashMap<u32, Arrival>,
+    ) -> (Claim<'_, T, S>, Vec<(u32, oneshot::Receiver<Arrival>)>) {
+        let mut state = self.state();
+        let id = state.next_claim;
+        state.next_claim += 1;
+        let (mut pages, mut waits) = (Vec::new(), Vec::new());
+        for page in wanted {
+            if have.contains_key(page) {
+                continue;
+            }
+            if let Some(held) = state.cache.get(*page) {
+                have.insert(*page, (held, Tier::Hot));
+                continue;
+            }
+            let pending = state.pending.entry(*page).or_insert_with(|| {
+                pages.push(*page);
+                Pending { claim: id, waiting: Vec::new() }
+            });
+            let (sender, receiver) = oneshot::channel();
+            pending.waiting.push(sender);
+            waits.push((*page, receiver));
+        }
+        (Claim { tables: self, id, pages }, waits)
+    }
+
+    /// Delivers all of `pages`, which ascend, or fails.
+    async fn fetch(&self, pages: &[u32]) -> Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        for (page, bytes) in self.store.load(pages).await {
+            if !self.accept(page, &bytes, Tier::Stored) {
+                self.store.forget(page);
+            }
+        }
+        let missing: Vec<u32> = {
+            let state = self.state();
+            pages.iter().copied().filter(|p| state.pending.contains_key(p)).collect()
+        };
+        let spans = stream::iter(self.layout.spans(&missing)).map(Ok);
+        spans.try_for_each_concurrent(REQUESTS, |span| self.fetch_span(span)).await
+    }
+
+    /// Delivers the pending pages of `span`.
+    async fn fetch_span(&self, span: Span) -> Result<()> {
+        let mut probe = None;
+        if self.state().ranges == Ranges::Unknown {
+            probe = Some(self.probe.lock().await);
+        }
+        if self.state().ranges == Ranges::Served {
+            probe = None;
+        }
+        let file = &self.layout.table().shards[span.shard];
+        for fresh in [false, true] {
+            if self.state().ranges == Ranges::Refused {
+                break;
+            }
+            self.state().stats.requests += 1;
+            let Some(bytes) = self.transport.range(file, span.bytes.clone(), fresh).await? else {
+                self.state().ranges = Ranges::Refused;
+                break;
+            };
+            self.state().stats.bytes_fetched += bytes.len() as u64;
+            if self.accept_span(&span, &bytes) {
+                self.state().ranges = Ranges::Served;
+                return Ok(());
+            }
+        }
+        drop(probe);
+        self.fetch_shard(&span).await
+    }
+
+    /// Delivers the pending pages of `span` from its whole shard.
+    async fn fetch_shard(&self, span: &Span) -> Result<()> {
+        let _one_at_a_time = self.whole.lock().await;
+        if !self.is_pending(span) {
+            return Ok(());
+        }
+        let file = &self.layout.table().shards[span.shard];
+        let mut verdict = Ok(());
+        for fresh in [false, true] {
+            self.state().stats.requests += 1;
+            let bytes = self.transport.whole(file, fresh).await?;
+            self.state().stats.bytes_fetched += bytes.len() as u64;
+            verdict = file.verify(&bytes);
+            if verdict.is_err() {
+                continue;
+            }
+            // Either the host said that it serves no ranges, or it served wrong ones twice.
+            self.state().ranges = Ranges::Refused;
+            if self.accept_span(&self.layout.shard(span.shard), &bytes) {
+                return Ok(());
+            }
+            return Err(Error::bundle(
+                &file.file,
+                "does not match the table's index; convert the model again",
+            ));
+        }
+        verdict
+    }
+
+    fn is_pending(&self, span: &Span) -> bool {
+        let state = self.state();
+        span.pages.clone().any(|p| state.pending.contains_key(&p))
+    }
+
+    /// Takes the good pages among the `bytes` of `span`; whether no pending one was bad.
+    fn accept_span(&self, span: &Span, bytes: &[u8]) -> bool {
+        for (page, range) in self.layout.pages(span) {
+            let bytes = bytes.get(range).unwrap_or_default();
+            if self.accept(page, bytes, Tier::Fetched) {
+                self.store.save(page, bytes);
+            }
+        }
+        !self.is_pending(span)
+    }
+
+    /// Checks a page and hands it to those who wait for it.
+    fn accept(&self, page: u32, bytes: &[u8], tier: Tier) -> bool {
+        let good = self.layout.is_page(page, bytes);
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if !good {
+            state.stats.damaged_pages += 1;
+        } else if let Some(pending) = state.pending.remove(&page) {
+            let held = Held::new(bytes);
+            for waiting in pending.waiting {
+                let _ = waiting.send((held.clone(), tier)); // its lookup was dropped
+            }
+            state.cache.insert(page, held);
+        } else {
+            state.cache.insert_idle(page, bytes);
+        }
+        good
+    }
+}
+
+/// Pages that one lookup has taken on itself to fetch. Dropped, it leaves those not delivered to others.
+struct Claim<'a, T: Transport, S: Store> {
+    tables: &'a Tables<T, S>,
+    id: u64,
+    pages: Vec<u32>,
+}
+
+impl<T: Transport, S: Store> Drop for Claim<'_, T, S> {
+    fn drop(&mut self) {
+        let mut state = self.tables.state();
+        for page in &self.pages {
+            if state.pending.get(page).is_some_and(|p| p.claim == self.id) {
+                state.pending.remove(page);
+            }
+        }
+    }
+}
+
+impl<T: Transport, S: Store> RowSource for Tables<T, S> {
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let places = tokens.iter().map(|t| self.layout.locate(*t));
+        let places: Vec<(u32, usize)> = places.collect::<Result<_>>()?;
+        let wanted: Vec<u32> =
+            places.iter().map(|(page, _)| *page).collect::<BTreeSet<_>>().into_iter().collect();
+        let began = Instant::now();
+        let pages = self.pages(&wanted).await?;
+        let stalled = pages.values().any(|(_, tier)| *tier != Tier::Hot);
+        let stall_ms = if stalled { began.elapsed().as_secs_f64() * 1e3 } else { 0.0 };
+
+        let table = self.layout.table();
+        let width = table.rows_per_record * table.width;
+        let mut record = vec![0; table.record_bytes()];
+        let mut found: HashMap<(u32, usize), usize> = HashMap::with_capacity(places.len());
+        let mut tiers = [0; 3];
+        out.reserve(tokens.len() * width);
+        for place @ (page, start) in places {
+            let at = out.len();
+            if let Some(first) = found.get(&place) {
+                out.extend_from_within(*first..*first + width);
+                continue;
+            }
+            found.insert(place, at);
+            let (held, tier) = &pages[&page];
+            tiers[*tier as usize] += 1;
+            held.read(start, &mut record);
+            out.resize(at + width, 0.0);
+            let rows = out[at..].chunks_exact_mut(table.width);
+            for (row, bytes) in rows.zip(record.chunks_exact(row_bytes(table.width))) {
+                dequantize_row(bytes, row);
+            }
+        }
+        let stats = &mut self.state().stats;
+        let [hot, stored, fetched] = tiers;
+        stats.rows += tokens.len() as u64;
+        stats.unique_rows += found.len() as u64;
+        stats.hot += hot;
+        stats.stored += stored;
+        stats.fetched += fetched;
+        stats.stall_ms += stall_ms;
+        Ok(())
+    }
+}
