@@ -42,6 +42,8 @@ pub struct GpuOptions {
     pub capacity: usize,
     /// Which kernels to run.
     pub kernels: Kernels,
+    /// Whether to refuse an adapter that is really the CPU, before anything is built for it.
+    pub hardware_only: bool,
     /// No binding is larger than so many bytes, even if the adapter could.
     pub binding_limit: Option<u64>,
 }
@@ -49,7 +51,7 @@ pub struct GpuOptions {
 impl GpuOptions {
     /// The best for the adapter, with `capacity` positions.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, kernels: Kernels::Auto, binding_limit: None }
+        Self { capacity, kernels: Kernels::Auto, hardware_only: false, binding_limit: None }
     }
 }
 
@@ -87,6 +89,9 @@ impl GpuBackend {
         let cache = options.capacity.min(config.context_length) * config.kv_dim() * 4;
         let wanted = planes.chain([cache]).max().unwrap_or(0) as u64;
         let gpu = Gpu::open(wanted.max(step::bytes(config, MAX_STEP_TOKENS))).await?;
+        if options.hardware_only && gpu.software {
+            return Err(Error::Gpu(format!("{} is software, the CPU itself is faster", gpu.name)));
+        }
         self_test::run(&gpu, tensors, config, options.kernels).await?;
         Self::on(gpu, tensors, config, options).await
     }
@@ -163,7 +168,10 @@ impl GpuBackend {
                 let work = [(layers.as_slice(), n), (&self.program.head_one, 1), (top_k, 1)];
                 let result =
                     self.submit(&upload, &work, Some((&self.buffers.result, &self.readback))).await?;
-                Ok(Output::Candidates(candidates(&result, self.config.vocab_size)))
+                let candidates = candidates(&result, self.config.vocab_size).ok_or_else(|| {
+                    Error::Gpu(format!("{}: the logits are no finite numbers", self.gpu.name))
+                })?;
+                Ok(Output::Candidates(candidates))
             }
             Want::Logits => {
                 let upload = step::upload(&step, &self.config, 0..0);
@@ -296,9 +304,12 @@ fn check_tensors(tensors: &[Tensor], config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Reads the layout of `top_k.wgsl`'s result.
-fn candidates(words: &[u32], vocab: usize) -> Candidates {
+/// Reads the layout of `top_k.wgsl`'s result; `None` if no logits were compared, but NaN.
+fn candidates(words: &[u32], vocab: usize) -> Option<Candidates> {
     let (ids, logits) = words[1..].split_at(MAX_CANDIDATES);
     let pairs = ids.iter().zip(logits).map(|(id, logit)| (*id, f32::from_bits(*logit)));
-    Candidates { top: pairs.take(vocab).collect(), log_sum_exp: f32::from_bits(words[0]) }
+    let top: Vec<_> = pairs.take(vocab).collect();
+    let log_sum_exp = f32::from_bits(words[0]);
+    let numbers = log_sum_exp.is_finite() && top.iter().all(|(id, _)| (*id as usize) < vocab);
+    numbers.then_some(Candidates { top, log_sum_exp })
 }

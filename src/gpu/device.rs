@@ -76,7 +76,8 @@ impl Gpu {
             let failure = failure.clone();
             device.on_uncaptured_error(Arc::new(move |error| note(&failure, error.to_string())));
         }
-        Ok(Self { software: is_software(&info), name: words(&info), device, queue, binding_limit, failure })
+        let name = words(&info, &device);
+        Ok(Self { software: is_software(&info, &name), name, device, queue, binding_limit, failure })
     }
 
     /// Fails if the device has failed before.
@@ -171,14 +172,32 @@ fn note(failure: &Mutex<Option<String>>, reason: String) {
     failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
 }
 
-fn is_software(info: &wgpu::AdapterInfo) -> bool {
-    let name = info.name.to_lowercase();
+fn is_software(info: &wgpu::AdapterInfo, name: &str) -> bool {
+    let name = name.to_lowercase();
     let known = ["swiftshader", "llvmpipe", "lavapipe", "basic render"];
     info.device_type == DeviceType::Cpu || known.iter().any(|k| name.contains(k))
 }
 
-/// Browsers may keep the name to themselves.
-fn words(info: &wgpu::AdapterInfo) -> String {
-    let name = if info.name.is_empty() { "unnamed adapter" } else { &info.name };
+/// The adapter in words.
+fn words(info: &wgpu::AdapterInfo, device: &wgpu::Device) -> String {
+    let name = match info.name.as_str() {
+        "" => browser_name(device).unwrap_or_else(|| "unnamed adapter".into()),
+        name => name.into(),
+    };
     format!("{name} ({})", info.backend)
+}
+
+/// Most browsers tell no more than the vendor and the architecture, which wgpu does not pass on.
+#[cfg(target_arch = "wasm32")]
+fn browser_name(device: &wgpu::Device) -> Option<String> {
+    use js_sys::Reflect;
+    let info = Reflect::get(device.as_webgpu()?, &"adapterInfo".into()).ok()?;
+    let known = ["vendor", "architecture"].map(|key| Reflect::get(&info, &key.into()).ok()?.as_string());
+    let known: Vec<_> = known.into_iter().flatten().filter(|word| !word.is_empty()).collect();
+    (!known.is_empty()).then(|| known.join(" "))
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn browser_name(_: &wgpu::Device) -> Option<String> {
+    None
 }

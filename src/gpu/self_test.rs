@@ -29,7 +29,7 @@ pub async fn run(gpu: &Gpu, tensors: &[Tensor], config: &Config, kernels: Kernel
     let core = random::core(&small, SEED, dtype);
     let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
     let capacity = small.context_length;
-    let options = GpuOptions { capacity, kernels, binding_limit: None };
+    let options = GpuOptions { kernels, ..GpuOptions::new(capacity) };
     let mut tested = GpuBackend::on(gpu.clone(), &tensors, &small, options).await?;
     let mut trusted = CpuBackend::new(&tensors, &small, capacity);
     for (id, (_, planes)) in core.iter().enumerate() {

@@ -67,6 +67,16 @@ fn wrong_arguments_are_refused() {
 }
 
 #[test]
+fn weights_that_are_not_finite_make_an_error() {
+    let mut backend = backend();
+    // Every gain of the last norm is NaN.
+    let last_norm = tensors(&tiny()).len() - 1;
+    backend.write(last_norm, 0, &[0xff; 96 * 4]).unwrap();
+    let error = forward(&mut backend, &[1], 0).unwrap_err();
+    assert!(error.to_string().contains("finite"), "{error}");
+}
+
+#[test]
 fn tensors_of_another_model_are_refused() {
     let other = Config { hidden_size: 64, ..tiny() };
     let made = pollster::block_on(GpuBackend::new(&tensors(&tiny()), &other, GpuOptions::new(50)));
@@ -74,4 +84,15 @@ fn tensors_of_another_model_are_refused() {
     let small = GpuOptions { binding_limit: Some(64), ..GpuOptions::new(50) };
     let made = pollster::block_on(GpuBackend::new(&tensors(&tiny()), &tiny(), small));
     assert!(made.unwrap_err().to_string().contains("64 bytes"));
+}
+
+#[test]
+fn software_is_refused_where_hardware_is_wanted() {
+    let software = backend().is_software();
+    let options = GpuOptions { hardware_only: true, ..GpuOptions::new(50) };
+    let made = pollster::block_on(GpuBackend::new(&tensors(&tiny()), &tiny(), options));
+    match made {
+        Ok(backend) => assert!(!software && !backend.is_software()),
+        Err(error) => assert!(software && error.to_string().contains("is software"), "{error}"),
+    }
 }

@@ -31,7 +31,7 @@ impl Pair {
     ) -> Self {
         let core = random::core(config, SEED, dtype);
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-        let options = GpuOptions { capacity, kernels, binding_limit: limit };
+        let options = GpuOptions { kernels, binding_limit: limit, ..GpuOptions::new(capacity) };
         let mut gpu = pollster::block_on(GpuBackend::new(&tensors, config, options)).unwrap();
         let mut cpu = CpuBackend::new(&tensors, config, capacity);
         for (id, (_, planes)) in core.iter().enumerate() {
