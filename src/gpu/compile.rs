@@ -1,5 +1,5 @@
-//! The plan, compiled once into recorded dispatches: at most six a layer, and five for one token, since RoPE and
-//! the cache's update are the end of the q, k and v projection.
+//! The plan, compiled once into recorded dispatches: five a layer, since RoPE and the cache's update are the end of
+//! the q, k and v projection. A weight that is split takes one for each of its parts.
 
 use super::device::Gpu;
 use super::shader::{Access, Binding, Dispatch, Groups, Shaders, Source, piece};

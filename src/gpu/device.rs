@@ -37,7 +37,7 @@ impl Gpu {
                 ..Default::default()
             })
             .await
-            .map_err(|e| Error::Gpu(format!("no usable adapter: {e}")))?;
+            .map_err(|e| Error::Gpu(no_adapter(&e)))?;
         let info = adapter.get_info();
         let has = adapter.limits();
         if has.max_storage_buffers_per_shader_stage < STORAGE_BUFFERS {
@@ -88,7 +88,7 @@ impl Gpu {
         }
     }
 
-    /// Runs `work` and collects the errors of what it did on the device; `wait` for them.
+    /// Runs `work`; the future tells whether the device refused any of it.
     pub fn guarded<T, F: FnOnce() -> T>(&self, work: F) -> (T, impl Future<Output = Result<()>> + use<T, F>) {
         let filters = [ErrorFilter::Internal, ErrorFilter::OutOfMemory, ErrorFilter::Validation];
         let scopes = filters.map(|f| self.device.push_error_scope(f));
@@ -99,7 +99,8 @@ impl Gpu {
         let name = self.name.clone();
         let collect = async move {
             let found = futures::future::join_all(errors).await;
-            match found.into_iter().flatten().next() {
+            // What is out of memory is also invalid later: the cause goes first.
+            match found.into_iter().rev().flatten().next() {
                 Some(error) => Err(Error::Gpu(format!("{name}: {error}"))),
                 None => Ok(()),
             }
@@ -164,6 +165,17 @@ impl Drop for Unmap<'_> {
     fn drop(&mut self) {
         self.0.unmap();
     }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn no_adapter(error: &wgpu::RequestAdapterError) -> String {
+    format!("no usable adapter: {error}")
+}
+
+/// wgpu would list the native backends that a browser lacks.
+#[cfg(target_arch = "wasm32")]
+fn no_adapter(_: &wgpu::RequestAdapterError) -> String {
+    "the browser has no adapter for WebGPU".into()
 }
 
 /// Keeps the first failure.

@@ -2,6 +2,18 @@
 //!
 //! A kernel is its constants, what it needs of the common pieces, and one file with its `main`; sizes are WGSL
 //! constants, so that loops have known lengths. Equal kernels share a pipeline.
+//!
+//! | binding | what |
+//! |---|---|
+//! | 0 | the step's upload |
+//! | 1 | the input |
+//! | 2 | the norm's gain |
+//! | 3 | the output |
+//! | 4, 5 | keys and values; 4 is also the STEM index |
+//! | 6, 7 | the weight's quants and scales |
+//! | 8, 9 | those of the up-projection |
+//!
+//! No kernel has more than eight storage buffers, which is what WebGPU guarantees.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
