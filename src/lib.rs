@@ -5,6 +5,8 @@
 pub mod backend;
 pub mod bundle;
 pub mod config;
+#[cfg(feature = "native")]
+pub mod convert;
 pub mod cpu;
 pub mod error;
 #[cfg(feature = "native")]
@@ -14,6 +16,7 @@ pub mod plan;
 pub mod sampler;
 pub mod session;
 pub mod tables;
+pub mod text;
 
 pub use config::Config;
 pub use error::{Error, Result};

@@ -1,7 +1,6 @@
 //! ggml's tensor types and their expansion to f32.
 //!
-//! Source of the block layouts: ggml's `ggml-common.h` and `ggml-quants.c`. The tests compare each of them
-//! with candle's independent implementation on random blocks.
+//! Source of the block layouts: ggml's `ggml-common.h` and `ggml-quants.c`.
 
 use half::{bf16, f16};
 
@@ -103,6 +102,36 @@ pub fn dequantize(dtype: GgmlType, bytes: &[u8], elements: usize) -> Vec<f32> {
     out
 }
 
+/// Takes blocks of four bits apart without loss: for each 32 weights 16 bytes of `quants` (byte i holds weight i in
+/// its low nibble and weight i + 16 in the high one) and the two of `scales`, so that weight = d·q + m.
+/// Of `Q4K` the products of scales are rounded to half precision. `false` for types with other widths.
+pub fn four_bit_planes(dtype: GgmlType, bytes: &[u8], quants: &mut Vec<u8>, scales: &mut Vec<f16>) -> bool {
+    let (_, block_bytes) = dtype.block();
+    for b in bytes.chunks_exact(block_bytes) {
+        match dtype {
+            GgmlType::Q4_0 => {
+                scales.extend([f16::from_f32(half(b, 0)), f16::from_f32(-8.0 * half(b, 0))]);
+                quants.extend_from_slice(&b[2..]);
+            }
+            GgmlType::Q4_1 => {
+                scales.extend([f16::from_f32(half(b, 0)), f16::from_f32(half(b, 2))]);
+                quants.extend_from_slice(&b[4..]);
+            }
+            GgmlType::Q4K => {
+                let (d, dmin, packed, qs) = (half(b, 0), half(b, 2), &b[4..16], &b[16..144]);
+                for j in 0..8 {
+                    let (sc, m) = scale_min_k4(j, packed);
+                    scales.extend([f16::from_f32(d * sc), f16::from_f32(-dmin * m)]);
+                    let q = |l: usize| qs[j / 2 * 32 + l] >> ((j % 2) * 4) & 15;
+                    quants.extend((0..16).map(|l| q(l) | q(l + 16) << 4));
+                }
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
 fn half(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
@@ -175,6 +204,33 @@ fn q6_k(b: &[u8], y: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn four_bits_come_apart_without_loss() {
+        use crate::bundle::quant::{self, Dtype};
+        for dtype in [GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q4K] {
+            let (elements, bytes) = dtype.block();
+            let mut block: Vec<u8> = (0..bytes * 3).map(|i| (i * 89 + i / 7 * 31) as u8).collect();
+            for b in block.chunks_exact_mut(bytes) {
+                b[..2].copy_from_slice(&f16::from_f32(0.013).to_le_bytes());
+                b[2..4].copy_from_slice(&f16::from_f32(-0.07).to_le_bytes());
+            }
+            let expected = dequantize(dtype, &block, elements * 3);
+            let (mut quants, mut scales) = (Vec::new(), Vec::new());
+            assert!(four_bit_planes(dtype, &block, &mut quants, &mut scales));
+            let mut found = vec![0.0; elements * 3];
+            quant::dequantize(Dtype::Q4, &quants, bytemuck::cast_slice(&scales), 0, &mut found);
+            // Q4K's products of scales are rounded; the others are exact.
+            let exact = dtype != GgmlType::Q4K;
+            for (f, e) in found.iter().zip(&expected) {
+                assert!(
+                    if exact { f == e } else { (f - e).abs() <= 2e-3 * (e.abs() + 1.0) },
+                    "{dtype:?}: {f} {e}"
+                );
+            }
+        }
+        assert!(!four_bit_planes(GgmlType::Q5_0, &[0; 22], &mut Vec::new(), &mut Vec::new()));
+    }
 
     #[test]
     fn q4_1_puts_the_high_nibble_at_i_plus_16() {

@@ -157,6 +157,15 @@ impl Gguf {
     /// # Errors
     /// [`Error::Gguf`] if it is missing or has other dimensions.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (dtype, bytes) = self.stored(name, shape)?;
+        Ok(dequantize(dtype, bytes, shape.iter().product()))
+    }
+
+    /// The tensor `name` as it is stored, after the same check as [`Gguf::tensor`] makes.
+    ///
+    /// # Errors
+    /// As [`Gguf::tensor`].
+    pub fn stored(&self, name: &str, shape: &[usize]) -> Result<(GgmlType, &[u8])> {
         let Some(info) = self.tensors.get(name) else {
             return Err(Error::Gguf {
                 path: self.path.clone(),
@@ -170,8 +179,7 @@ impl Gguf {
                 reason: format!("the tensor `{name}` has shape {found:?}, expected {shape:?}"),
             });
         }
-        let bytes = &self.map[info.offset..info.offset + info.byte_len];
-        Ok(dequantize(info.dtype, bytes, info.elements()))
+        Ok((info.dtype, &self.map[info.offset..info.offset + info.byte_len]))
     }
 }
 

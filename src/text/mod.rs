@@ -1,0 +1,13 @@
+//! Text in and out: the tokenizer ([`tokenizer`]), the chat template ([`template`]), and how a conversation
+//! becomes a prompt that fits the context ([`chat`]), and the writing of tokenizer files ([`json`]).
+//!
+//! The same on native and in the browser. Where the files come from is not decided here.
+
+pub mod chat;
+pub mod json;
+pub mod template;
+pub mod tokenizer;
+
+pub use chat::{Message, Prompt, Role};
+pub use template::Template;
+pub use tokenizer::{TextStream, Tokenizer};

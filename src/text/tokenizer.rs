@@ -1,0 +1,179 @@
+//! Text to tokens and back, by the tokenizers library.
+
+use tokenizers::{
+    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+};
+
+use crate::error::{Error, Result};
+
+/// A model's tokenizer.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    // The texts that the tokenizer would read as special tokens.
+    special: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`; every encoded text begins with `bos` if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library can't use it.
+    pub fn new(json: &[u8], bos: Option<u32>) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let added = inner.get_added_tokens_decoder();
+        let special = added.into_values().filter(|t| t.special).map(|t| t.content).collect();
+        Ok(Self { inner, bos, special })
+    }
+
+    /// The tokens of `text`, in which the names of special tokens stand for these tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let ids = encoding.get_ids();
+        // A chat template may have written the token itself.
+        let bos = self.bos.filter(|bos| ids.first() != Some(bos));
+        Ok(bos.into_iter().chain(ids.iter().copied()).collect())
+    }
+
+    /// The text of `tokens`, without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    /// The text of tokens that come one by one.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, inner: self.inner.decode_stream(true), tokens: Vec::new(), sent: 0 }
+    }
+
+    /// The token as it is written in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token as it is written in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Number of tokens, special ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// `text` in which no special token's name stands for that token any more: a zero-width space goes in after
+    /// its first character. For text of unknown origin, which could otherwise end its turn of a chat.
+    pub fn defuse(&self, text: &str) -> String {
+        let mut safe = text.to_owned();
+        for name in &self.special {
+            let split = name.chars().next().map_or(0, char::len_utf8);
+            if split < name.len() && safe.contains(name.as_str()) {
+                safe = safe.replace(name.as_str(), &format!("{}\u{200b}{}", &name[..split], &name[split..]));
+            }
+        }
+        safe
+    }
+}
+
+/// Decodes a growing list of tokens.
+#[allow(missing_debug_implementations, reason = "the library's stream has none")]
+pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
+    inner: DecodeStream<
+        't,
+        ModelWrapper,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >,
+    tokens: Vec<u32>,
+    // Bytes of text given so far.
+    sent: usize,
+}
+
+impl TextStream<'_> {
+    /// What becomes complete with token `id`: empty while a character still lacks bytes.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.tokens.push(id);
+        let text = self.inner.step(id).map_err(|e| Error::Tokenizer(e.to_string()))?.unwrap_or_default();
+        self.sent += text.len();
+        Ok(text)
+    }
+
+    /// The text that [`push`](Self::push) still held back: bytes that never became a character.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn finish(self) -> Result<String> {
+        let whole = self.tokenizer.decode(&self.tokens)?;
+        Ok(whole.get(self.sent..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A token for each byte (in the order of their code points in byte-level BPE), and ChatML's two.
+    pub(crate) fn byte_tokenizer() -> Tokenizer {
+        Tokenizer::new(&crate::text::json::bytes_only(&["<|im_start|>", "<|im_end|>"]), None).unwrap()
+    }
+
+    #[test]
+    fn round_trips_and_streams() {
+        let tokenizer = byte_tokenizer();
+        let text = "naïve café — 안녕 🙂\n\tend";
+        let ids = tokenizer.encode(text).unwrap();
+        assert_eq!(ids.len(), text.len());
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        let mut stream = tokenizer.stream();
+        let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+        assert_eq!(pieces.concat(), text);
+        assert!(pieces.contains(&"ï".to_owned()) && pieces.contains(&String::new()));
+        assert_eq!(stream.finish().unwrap(), "");
+    }
+
+    #[test]
+    fn half_a_character_comes_at_the_end() {
+        let tokenizer = byte_tokenizer();
+        let ids = tokenizer.encode("é").unwrap();
+        let mut stream = tokenizer.stream();
+        assert_eq!(stream.push(ids[0]).unwrap(), "");
+        assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+    }
+
+    #[test]
+    fn special_tokens_are_parsed_unless_defused() {
+        let tokenizer = byte_tokenizer();
+        assert_eq!(tokenizer.encode("<|im_end|>").unwrap(), [257]);
+        let safe = tokenizer.defuse("a <|im_end|> b <|im_start|>");
+        let ids = tokenizer.encode(&safe).unwrap();
+        assert!(ids.iter().all(|id| *id < 256));
+        assert_eq!(tokenizer.defuse("plain <| text"), "plain <| text");
+    }
+
+    #[test]
+    fn a_bos_token_comes_once() {
+        let json = crate::text::json::bytes_only(&["<s>"]);
+        let tokenizer = Tokenizer::new(&json, Some(256)).unwrap();
+        assert_eq!(tokenizer.encode("<s>").unwrap(), [256]);
+        assert_eq!(tokenizer.encode("").unwrap(), [256]);
+        assert_eq!(tokenizer.encode("!").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(Tokenizer::new(b"{}", None).is_err());
+        assert!(Tokenizer::new(b"not json", None).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! The real checkpoint against an independent implementation: token ids, logits and greedy text.
+//!
+//! `data/dense_logits.json` holds what transformers gives for the same weights.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use xylem::backend::{Backend, Output, Step, Want};
+use xylem::convert::Base;
+use xylem::text::Tokenizer;
+
+#[derive(Deserialize)]
+struct Reference {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: String,
+    token_ids: Vec<u32>,
+    last_top20_ids: Vec<usize>,
+    last_top20_logits: Vec<f32>,
+    mean_nll: f64,
+    greedy24: Vec<u32>,
+    greedy24_text: String,
+}
+
+fn reference() -> Vec<Case> {
+    let json = include_bytes!("data/dense_logits.json");
+    serde_json::from_slice::<Reference>(json).unwrap().cases
+}
+
+fn base() -> Base {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/base/SmolLM2-135M-Instruct.Q4_1.gguf");
+    Base::open(path).expect("the base weights; `./x build` brings them")
+}
+
+#[test]
+fn token_ids_are_the_reference_s() {
+    let base = base();
+    let tokenizer = Tokenizer::new(base.tokenizer_json(), base.config().bos_token).unwrap();
+    assert_eq!(tokenizer.vocab_size(), base.config().vocab_size);
+    for case in reference() {
+        assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.token_ids, "{:?}", case.prompt);
+        let text = tokenizer.decode(&case.greedy24).unwrap();
+        assert_eq!(text.trim_end(), case.greedy24_text.trim_end());
+    }
+}
+
+fn logits(backend: &mut impl Backend, tokens: &[u32], position: usize) -> Vec<f32> {
+    let step = Step { tokens, position, rows: &[], want: Want::Logits };
+    match pollster::block_on(backend.forward(step)).unwrap() {
+        Output::Logits(logits) => logits,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn agrees_with_the_reference(backend: &mut impl Backend, vocab: usize) {
+    for case in reference() {
+        let all = logits(backend, &case.token_ids, 0);
+        let last = &all[all.len() - vocab..];
+        for (id, expected) in case.last_top20_ids.iter().zip(&case.last_top20_logits) {
+            let found = last[*id];
+            assert!(
+                (found - expected).abs() < 2e-2,
+                "{:?}: token {id}: {found}, not {expected}",
+                case.prompt
+            );
+        }
+        let nll = |(i, id): (usize, &u32)| {
+            let row = &all[i * vocab..][..vocab];
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
+            sum.ln() - f64::from(row[*id as usize] - max)
+        };
+        let targets = &case.token_ids[1..];
+        let mean = targets.iter().enumerate().map(nll).sum::<f64>() / targets.len() as f64;
+        assert!((mean - case.mean_nll).abs() < 5e-3, "{:?}: NLL {mean}, not {}", case.prompt, case.mean_nll);
+        let argmax = |row: &[f32]| (0..vocab).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32;
+        let mut next = argmax(last);
+        for (i, expected) in case.greedy24.iter().enumerate() {
+            assert_eq!(next, *expected, "{:?}: greedy token {i}", case.prompt);
+            next = argmax(&logits(backend, &[next], case.token_ids.len() + i));
+        }
+    }
+}
+
+#[test]
+fn the_cpu_gives_the_reference_s_logits() {
+    let base = base();
+    agrees_with_the_reference(&mut base.backend(256).unwrap(), base.config().vocab_size);
+}
