@@ -8,6 +8,7 @@ pub mod config;
 #[cfg(feature = "native")]
 pub mod convert;
 pub mod cpu;
+pub mod device;
 pub mod error;
 #[cfg(feature = "native")]
 pub mod gguf;

@@ -1,13 +1,18 @@
 //! The bundle: what a converted model looks like on disk and on a static host.
 //!
-//! Here live its manifest ([`manifest`]), the storage of weights and rows ([`quant`]), the native writer, and
-//! random models for tests. Everything read is untrusted and checked. Where bytes come from is not decided here.
+//! Here live its manifest ([`manifest`]), the storage of weights and rows ([`quant`]), the native reader and
+//! writer, and random models for tests. Everything read is untrusted and checked. Where the browser's bytes come
+//! from is not decided here.
 
 pub mod manifest;
 pub mod quant;
 pub mod random;
 #[cfg(feature = "native")]
+pub mod reader;
+#[cfg(feature = "native")]
 pub mod writer;
 
 pub use manifest::{FileRef, Manifest, Table, TableKind, Tensor};
 pub use quant::Dtype;
+#[cfg(feature = "native")]
+pub use reader::Bundle;

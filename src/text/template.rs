@@ -4,7 +4,9 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, context};
 
+use super::Tokenizer;
 use super::chat::Message;
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// Steps that a template may take: it comes with a model from anywhere, and could loop for ever.
@@ -42,6 +44,15 @@ impl Template {
             .add_template_owned("chat", source.to_owned())
             .map_err(|e| Error::Template(e.to_string()))?;
         Ok(Self { environment, bos, eos })
+    }
+
+    /// The template of a model, which knows its tokens.
+    ///
+    /// # Errors
+    /// As [`Template::new`].
+    pub fn for_model(source: &str, tokenizer: &Tokenizer, config: &Config) -> Result<Self> {
+        let token = |id: Option<&u32>| id.and_then(|id| tokenizer.token(*id)).unwrap_or_default();
+        Self::new(source, token(config.bos_token.as_ref()), token(config.eos_tokens.first()))
     }
 
     /// The prompt for the next answer after `messages`.

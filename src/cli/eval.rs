@@ -1,0 +1,14 @@
+//! `xylem eval`.
+use anyhow::Result;
+use std::path::PathBuf;
+/// Eval
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+/// Runs the subcommand.
+pub fn run(_args: &Args) -> Result<()> {
+    Ok(())
+}

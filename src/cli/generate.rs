@@ -1,0 +1,126 @@
+//! `xylem generate`: continue a prompt.
+
+use std::io::Read;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use xylem::sampler::Sampling;
+use xylem::session::Finish;
+use xylem::text::{Message, Role, chat};
+
+use super::model::{Kind, Which};
+
+/// Continue a prompt, taken as it is: names of special tokens in it stand for these tokens.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: Which,
+    /// The prompt; `-` reads standard input.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+    /// Put the prompt into the model's chat template, as the user's message.
+    #[arg(long)]
+    chat: bool,
+    /// With --chat: the system message.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// What computes.
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: Kind,
+    /// Positions to make room for: prompt and answer.
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    context: usize,
+    /// Print a JSON object: the text, its tokens, why it ended, and times.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, clap::Args)]
+pub struct SamplingArgs {
+    /// At most so many new tokens.
+    #[arg(long, value_name = "N", default_value_t = Sampling::default().max_tokens)]
+    max_tokens: usize,
+    /// 0 always takes the most likely token.
+    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature)]
+    temperature: f32,
+    /// Choose among so many of the most likely tokens; 0 for all.
+    #[arg(long, value_name = "K", default_value_t = Sampling::default().top_k)]
+    top_k: usize,
+    /// Choose among the fewest tokens whose probabilities sum to this.
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p)]
+    top_p: f32,
+    /// Make recent tokens less likely; 1 does nothing. Unless given, 1 at temperature 0.
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
+    /// Equal seeds give equal texts on the same backend.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    /// The library's form.
+    pub fn sampling(&self) -> Sampling {
+        // At temperature 0 the plain greedy text is what one asks for.
+        let usual = if self.temperature == 0.0 { 1.0 } else { Sampling::default().repetition_penalty };
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty.unwrap_or(usual),
+            max_tokens: self.max_tokens,
+            seed: self.seed,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    text: String,
+    tokens: Vec<u32>,
+    finish: Finish,
+    prompt_tokens: usize,
+    seed: u64,
+    backend: String,
+    first_token_ms: f64,
+    tokens_per_second: f64,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &Args) -> Result<()> {
+    let sampling = args.sampling.sampling();
+    sampling.validate()?;
+    let mut prompt = args.prompt.clone();
+    if prompt == "-" {
+        prompt.clear();
+        std::io::stdin().read_to_string(&mut prompt).context("standard input")?;
+    }
+    let mut model = args.model.open(args.backend, args.context)?;
+    let tokens = if args.chat {
+        let message = |role, content: &String| Message { role, content: content.clone() };
+        let system = args.system.iter().map(|text| message(Role::System, text));
+        let messages: Vec<_> = system.chain([message(Role::User, &prompt)]).collect();
+        let context = args.context.min(model.session.config().context_length);
+        chat::prompt(&model.tokenizer, model.chat_template()?, &messages, context, sampling.max_tokens)?
+            .tokens
+    } else {
+        model.tokenizer.encode(&prompt)?
+    };
+    let generation = pollster::block_on(model.session.generate(&tokens, &sampling, &mut ()))?;
+    let text = model.tokenizer.decode(&generation.tokens)?;
+    if !args.json {
+        return Ok(super::print_line(text)?);
+    }
+    super::print_json(&Report {
+        text,
+        tokens: generation.tokens,
+        finish: generation.finish,
+        prompt_tokens: generation.prompt_tokens,
+        seed: sampling.seed,
+        backend: model.backend_name(),
+        first_token_ms: generation.first_token_ms,
+        tokens_per_second: generation.tokens_per_second,
+    })
+}

@@ -1,0 +1,194 @@
+//! `xylem inspect`: what a bundle holds, beside the dense model it was made from.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use indicatif::HumanBytes;
+use serde::Serialize;
+use xylem::bundle::reader::folder_bytes;
+use xylem::bundle::{Bundle, Manifest};
+use xylem::config::Config;
+
+/// Show sizes, layers, tables, precisions, and parameters and FLOPs beside the dense base.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder of the bundle.
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    name: &'a str,
+    base: &'a str,
+    licence: &'a str,
+    rows: &'a str,
+    hash: String,
+    config: &'a Config,
+    bytes: Bytes,
+    tables: Vec<Table<'a>>,
+    /// Weights of the core by the type that stores them.
+    weights_by_type: BTreeMap<String, usize>,
+    parameters: Parameters,
+    flops_per_token: Flops,
+}
+
+#[derive(Serialize)]
+struct Bytes {
+    total: u64,
+    core: u64,
+    tables: u64,
+}
+
+#[derive(Serialize)]
+struct Table<'a> {
+    name: &'a str,
+    records: usize,
+    rows_per_record: usize,
+    width: usize,
+    record_bytes: usize,
+    records_per_page: usize,
+    shards: usize,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Parameters {
+    /// Weights that every token uses.
+    core: usize,
+    /// Values in the tables.
+    tables: usize,
+    /// Values of the tables that one token brings.
+    row_values_per_token: usize,
+    /// Weights of the dense base.
+    dense: usize,
+}
+
+#[derive(Serialize)]
+struct Flops {
+    /// Two for each weight that a token is multiplied with; attention over earlier positions comes on top.
+    bundle: usize,
+    dense: usize,
+    /// Of one FFN: dense and STEM.
+    dense_ffn: usize,
+    stem_ffn: usize,
+}
+
+fn report<'a>(manifest: &'a Manifest, total: u64) -> Report<'a> {
+    let c = &manifest.config;
+    let mut weights_by_type = BTreeMap::new();
+    for tensor in &manifest.core.tensors {
+        *weights_by_type.entry(format!("{:?}", tensor.dtype).to_lowercase()).or_default() +=
+            tensor.elements();
+    }
+    let core: usize = manifest.core.tensors.iter().map(|t| t.elements()).sum();
+    let up = c.hidden_size * c.intermediate_size;
+    let dense = core + up * c.stem_layers.len();
+    // The embedding is looked up, not multiplied, unless it is the head too.
+    let looked_up = if c.tied_head { 0 } else { c.vocab_size * c.hidden_size };
+    let vectors: usize =
+        manifest.core.tensors.iter().filter(|t| t.shape.len() == 1).map(|t| t.elements()).sum();
+    let flops = |weights: usize| 2 * (weights - looked_up - vectors);
+    let table = |t: &'a xylem::bundle::Table| Table {
+        name: &t.name,
+        records: t.records,
+        rows_per_record: t.rows_per_record,
+        width: t.width,
+        record_bytes: t.record_bytes(),
+        records_per_page: t.records_per_page,
+        shards: t.shards.len(),
+        bytes: t.bytes(),
+    };
+    Report {
+        name: &manifest.name,
+        base: &manifest.source.base,
+        licence: &manifest.source.licence,
+        rows: &manifest.source.rows,
+        hash: manifest.hash(),
+        config: c,
+        bytes: Bytes {
+            total,
+            core: manifest.core_bytes(),
+            tables: manifest.tables.iter().map(xylem::bundle::Table::bytes).sum(),
+        },
+        tables: manifest.tables.iter().map(table).collect(),
+        weights_by_type,
+        parameters: Parameters {
+            core,
+            tables: manifest.tables.iter().map(|t| t.records * t.rows_per_record * t.width).sum(),
+            row_values_per_token: c.row_width(),
+            dense,
+        },
+        flops_per_token: Flops {
+            bundle: flops(core),
+            dense: flops(dense),
+            dense_ffn: 6 * up,
+            stem_ffn: 4 * up,
+        },
+    }
+}
+
+/// Runs the subcommand.
+pub fn run(args: &Args) -> Result<()> {
+    let bundle = Bundle::open(&args.bundle)?;
+    let r = report(bundle.manifest(), folder_bytes(bundle.dir())?);
+    if args.json {
+        return super::print_json(&r);
+    }
+    let c = r.config;
+    let millions = |n: usize| format!("{:.1} M", n as f64 / 1e6);
+    let types: Vec<String> = r.weights_by_type.iter().map(|(t, n)| format!("{} {t}", millions(*n))).collect();
+    let mut lines = vec![
+        format!("{} (from {}, {}; rows: {})", r.name, r.base, r.licence, r.rows),
+        format!(
+            "  layers     {}, STEM: {:?}; hidden {}, FFN {}, heads {} ({} for keys and values), context {}",
+            c.n_layers,
+            c.stem_layers,
+            c.hidden_size,
+            c.intermediate_size,
+            c.n_heads,
+            c.n_kv_heads,
+            c.context_length
+        ),
+        format!(
+            "  bytes      {} in all: core {}, tables {}",
+            HumanBytes(r.bytes.total),
+            HumanBytes(r.bytes.core),
+            HumanBytes(r.bytes.tables)
+        ),
+        format!("  weights    {}", types.join(", ")),
+    ];
+    for t in &r.tables {
+        lines.push(format!(
+            "  table      {}: {} records of {} rows x {} ({} each), {} a page, {} files",
+            t.name,
+            t.records,
+            t.rows_per_record,
+            t.width,
+            HumanBytes(t.record_bytes as u64),
+            t.records_per_page,
+            t.shards
+        ));
+    }
+    let p = &r.parameters;
+    let f = &r.flops_per_token;
+    lines.push(format!(
+        "  parameters core {} (dense base {}), tables {}, {} of them for a token",
+        millions(p.core),
+        millions(p.dense),
+        millions(p.tables),
+        millions(p.row_values_per_token)
+    ));
+    lines.push(format!(
+        "  FLOPs      {} a token (dense base {}); an FFN: {} dense, {} STEM",
+        millions(f.bundle),
+        millions(f.dense),
+        millions(f.dense_ffn),
+        millions(f.stem_ffn)
+    ));
+    Ok(super::print_line(lines.join("\n"))?)
+}

@@ -1,0 +1,72 @@
+//! The subcommands, one a file: arguments, printing and progress bars. What they do is the library's work.
+
+mod chat;
+mod convert;
+mod eval;
+mod generate;
+mod inspect;
+mod model;
+mod progress;
+mod random;
+mod serve;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+/// A language model whose knowledge is a table of rows: convert, chat, measure, serve.
+///
+/// Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong arguments.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Convert(convert::Args),
+    Chat(chat::Args),
+    Generate(generate::Args),
+    Eval(eval::Args),
+    Serve(serve::Args),
+    Inspect(inspect::Args),
+    Random(random::Args),
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Random(args) => random::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Who reads our output has closed it, as `head` does: nobody is left to tell.
+        Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("xylem: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints one line to standard output; unlike `println!` it gives the error of a closed pipe back.
+fn print_line(line: impl std::fmt::Display) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{line}")
+}
+
+/// Prints `value` as JSON.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(print_line(serde_json::to_string_pretty(value)?)?)
+}

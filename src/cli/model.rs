@@ -1,0 +1,106 @@
+//! Opening a model for the subcommands that run one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use xylem::backend::Backend;
+use xylem::bundle::Bundle;
+use xylem::convert::Base;
+use xylem::cpu::CpuBackend;
+use xylem::device::Device;
+use xylem::gpu::{GpuBackend, GpuOptions};
+use xylem::session::Session;
+use xylem::tables::{FileTransport, Tables};
+use xylem::text::{Template, Tokenizer};
+
+use super::progress;
+
+/// Prompts are read so many tokens at a time.
+const CHUNK: usize = 128;
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// All cores of the CPU.
+    Cpu,
+    /// The GPU, through Vulkan, Metal or Direct3D.
+    Gpu,
+}
+
+/// A session and what turns text into its tokens.
+#[derive(Debug)]
+pub struct Model {
+    /// The running model.
+    pub session: Session<Device, Option<Tables<FileTransport>>>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub template: Option<Template>,
+}
+
+impl Model {
+    /// The bundle in `dir`, with room for `context` positions at most.
+    pub fn bundle(dir: &Path, kind: Kind, context: usize) -> Result<Self> {
+        let bundle = Bundle::open(dir)?;
+        let (manifest, tokenizer) = (bundle.manifest(), bundle.tokenizer()?);
+        let template = bundle.template(&tokenizer)?;
+        let tensors = &manifest.core.tensors;
+        let mut device = match kind {
+            Kind::Cpu => Device::Cpu(Box::new(CpuBackend::new(tensors, &manifest.config, context))),
+            Kind::Gpu => {
+                let made = GpuBackend::new(tensors, &manifest.config, GpuOptions::new(context));
+                Device::Gpu(Box::new(pollster::block_on(made)?))
+            }
+        };
+        let bar = progress::bytes("Loading", manifest.core_bytes());
+        bundle.load_core(&mut device, |done, _| bar.set_position(done))?;
+        bar.finish_and_clear();
+        let session = Session::new(device, bundle.tables()?, manifest.config.clone(), CHUNK);
+        Ok(Self { session, tokenizer, template })
+    }
+
+    /// The dense checkpoint in `path`, in single precision on the CPU.
+    pub fn base(path: &Path, context: usize) -> Result<Self> {
+        let base = Base::open(path)?;
+        let tokenizer = Tokenizer::new(base.tokenizer_json(), base.config().bos_token)?;
+        let source = base.chat_template();
+        let template = source.map(|s| Template::for_model(s, &tokenizer, base.config())).transpose()?;
+        let backend = Device::Cpu(Box::new(base.backend(context)?));
+        Ok(Self { session: Session::new(backend, None, base.config().clone(), CHUNK), tokenizer, template })
+    }
+
+    /// The chat template, or why there can be no chat.
+    pub fn chat_template(&self) -> Result<&Template> {
+        self.template.as_ref().context("this model brings no chat template; use `xylem generate`")
+    }
+
+    /// What computes, in words.
+    pub fn backend_name(&self) -> String {
+        let (kind, device) = self.session.backend().describe();
+        format!("{kind}: {device}")
+    }
+}
+
+/// Which model: a bundle or a dense checkpoint.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Folder of the bundle.
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+    /// The dense checkpoint (GGUF) itself, on the CPU in single precision.
+    #[arg(long, value_name = "FILE")]
+    pub base: Option<PathBuf>,
+}
+
+impl Which {
+    /// Opens it.
+    pub fn open(&self, kind: Kind, context: usize) -> Result<Model> {
+        match (&self.bundle, &self.base) {
+            (Some(dir), _) => Model::bundle(dir, kind, context),
+            (None, Some(path)) => Model::base(path, context),
+            (None, None) => unreachable!("clap wants one of the two"),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The backend that is chosen at run time.
+
+use crate::backend::{Backend, Output, Step};
+use crate::cpu::CpuBackend;
+use crate::error::Result;
+use crate::gpu::GpuBackend;
+
+/// One of the backends.
+#[derive(Debug)]
+pub enum Device {
+    /// The CPU.
+    Cpu(Box<CpuBackend>),
+    /// A GPU.
+    Gpu(Box<GpuBackend>),
+}
+
+impl Backend for Device {
+    fn write(&mut self, tensor: usize, offset: usize, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Cpu(backend) => backend.write(tensor, offset, bytes),
+            Self::Gpu(backend) => backend.write(tensor, offset, bytes),
+        }
+    }
+
+    async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
+        match self {
+            Self::Cpu(backend) => backend.forward(step).await,
+            Self::Gpu(backend) => backend.forward(step).await,
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        match self {
+            Self::Cpu(backend) => backend.capacity(),
+            Self::Gpu(backend) => backend.capacity(),
+        }
+    }
+
+    fn describe(&self) -> (&'static str, String) {
+        match self {
+            Self::Cpu(backend) => backend.describe(),
+            Self::Gpu(backend) => backend.describe(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(backend) => backend.bytes(),
+            Self::Gpu(backend) => backend.bytes(),
+        }
+    }
+}
