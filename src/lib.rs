@@ -11,6 +11,8 @@ pub mod cpu;
 pub mod device;
 pub mod error;
 #[cfg(feature = "native")]
+pub mod eval;
+#[cfg(feature = "native")]
 pub mod gguf;
 pub mod gpu;
 pub mod plan;

@@ -101,6 +101,17 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         self.cached.clear();
     }
 
+    /// Positions in the cache.
+    pub fn cached(&self) -> usize {
+        self.cached.len()
+    }
+
+    /// Cuts the cache to what it shares with `tokens`.
+    pub fn rewind(&mut self, tokens: &[u32]) {
+        let common = self.cached.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.cached.truncate(common);
+    }
+
     /// Runs `tokens` after those in the cache.
     ///
     /// # Errors
@@ -140,11 +151,13 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         let began = Instant::now();
         let mut sampler = Sampler::new(sampling);
         let mut history = prompt.to_vec();
+        // The last token is always run: its logits choose the first new one.
+        self.rewind(&prompt[..prompt.len() - 1]);
         let mut result = Generation {
             tokens: Vec::new(),
             finish: Finish::Length,
             prompt_tokens: prompt.len(),
-            reused_tokens: self.reuse(prompt),
+            reused_tokens: self.cached.len(),
             first_token_ms: 0.0,
             tokens_per_second: 0.0,
         };
@@ -207,13 +220,6 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             result.tokens_per_second = (result.tokens.len() - 1) as f64 / after;
         }
         Ok(result)
-    }
-
-    /// Cuts the cache to what it shares with `prompt`, and says how much that is; the last token is always run.
-    fn reuse(&mut self, prompt: &[u32]) -> usize {
-        let common = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        self.cached.truncate(common.min(prompt.len() - 1));
-        self.cached.len()
     }
 }
 

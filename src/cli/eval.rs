@@ -1,14 +1,135 @@
-//! `xylem eval`.
-use anyhow::Result;
-use std::path::PathBuf;
-/// Eval
+//! `xylem eval`: measure a model.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use xylem::eval::{choice, cloze, nll, read_rows};
+
+use super::model::{Kind, Model};
+use super::progress;
+
+/// Measure a bundle, or the dense base, on a suite.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder to write.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    /// Folder of the bundle.
+    #[arg(long, value_name = "DIR", required_unless_present = "base")]
+    bundle: Option<PathBuf>,
+    /// The dense checkpoint (GGUF): measured instead of a bundle or, by `nll`, beside it.
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// What to measure.
+    #[arg(long, value_enum)]
+    suite: Suite,
+    /// The suite's data: text for `nll`, rows of JSON for the others.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Only so many rows or documents, from the first on.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Documents of `nll` are cut to so many tokens.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    context: usize,
+    /// What computes the bundle; the dense base always runs on the CPU.
+    #[arg(long, value_enum, default_value = "cpu")]
+    backend: Kind,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
 }
+
+/// A kind of measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Loss on text whose documents are separated by a line `<|endoftext|>`; with --bundle and --base also their
+    /// divergence.
+    Nll,
+    /// Rows {context, question, choices, label}: is the right choice the likeliest?
+    Choice,
+    /// Rows {prompt, target, choices, label}: that, and does greedy text begin with the target?
+    Cloze,
+}
+
+/// Positions that rows of questions may need.
+const ROW_CONTEXT: usize = 4096;
+
 /// Runs the subcommand.
-pub fn run(_args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
+    let name = args.data.display().to_string();
+    let text = std::fs::read_to_string(&args.data).with_context(|| name.clone())?;
+    let context = if args.suite == Suite::Nll { args.context } else { ROW_CONTEXT };
+    let mut model = match (&args.bundle, &args.base) {
+        (Some(dir), _) => Model::bundle(dir, args.backend, context)?,
+        (None, Some(path)) => Model::base(path, context)?,
+        (None, None) => unreachable!("clap wants one of the two"),
+    };
+    let bar = progress::count("Measuring", 0);
+    let mut update = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let Model { session, tokenizer, .. } = &mut model;
+    match args.suite {
+        Suite::Nll => {
+            let mut documents = nll::documents(&text, tokenizer, context)?;
+            documents.truncate(limit);
+            if documents.is_empty() {
+                bail!("{name}: there is no document of two tokens or more");
+            }
+            let base = args.base.as_deref().filter(|_| args.bundle.is_some());
+            let mut base = base.map(|path| beside(path, session.config().vocab_size, context)).transpose()?;
+            let base = base.as_mut().map(|model| &mut model.session);
+            let report = pollster::block_on(nll::run(session, base, &documents, &mut update))?;
+            bar.finish_and_clear();
+            print(&report, args.json)
+        }
+        Suite::Choice => {
+            let rows: Vec<choice::Row> = rows(&name, &text, limit)?;
+            let report = pollster::block_on(choice::run(session, tokenizer, &rows, &mut update))?;
+            bar.finish_and_clear();
+            print(&report, args.json)
+        }
+        Suite::Cloze => {
+            let rows: Vec<cloze::Row> = rows(&name, &text, limit)?;
+            let report = pollster::block_on(cloze::run(session, tokenizer, &rows, &mut update))?;
+            bar.finish_and_clear();
+            print(&report, args.json)
+        }
+    }
+}
+
+fn beside(path: &Path, vocab: usize, context: usize) -> Result<Model> {
+    let base = Model::base(path, context)?;
+    let found = base.session.config().vocab_size;
+    if found != vocab {
+        bail!("{}: {found} tokens, the bundle has {vocab}; it is not its base", path.display());
+    }
+    Ok(base)
+}
+
+fn rows<T: DeserializeOwned>(name: &str, text: &str, limit: usize) -> Result<Vec<T>> {
+    let mut rows = read_rows(name, text)?;
+    rows.truncate(limit);
+    if rows.is_empty() {
+        bail!("{name}: there are no rows");
+    }
+    Ok(rows)
+}
+
+/// As JSON, or a line for each figure.
+fn print(report: &impl Serialize, json: bool) -> Result<()> {
+    if json {
+        return super::print_json(report);
+    }
+    let value = serde_json::to_value(report)?;
+    for (key, value) in value.as_object().into_iter().flatten() {
+        match value.as_f64().filter(|_| !value.is_u64()) {
+            Some(number) => super::print_line(format!("{key:16} {number:.4}"))?,
+            None => super::print_line(format!("{key:16} {value}"))?,
+        }
+    }
     Ok(())
 }

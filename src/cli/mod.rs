@@ -55,10 +55,21 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(e) => {
-            eprintln!("xylem: {e:#}");
+            eprintln!("xylem: {}", describe(&e));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with its causes, but for those that it names already.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Prints one line to standard output; unlike `println!` it gives the error of a closed pipe back.

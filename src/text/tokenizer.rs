@@ -32,11 +32,22 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the library fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        let ids = encoding.get_ids();
+        let mut ids = self.encode_more(text)?;
         // A chat template may have written the token itself.
-        let bos = self.bos.filter(|bos| ids.first() != Some(bos));
-        Ok(bos.into_iter().chain(ids.iter().copied()).collect())
+        if let Some(bos) = self.bos.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of text that follows other text: as [`encode`](Self::encode), but never with a first token of
+    /// its own.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The text of `tokens`, without special tokens.
