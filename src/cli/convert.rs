@@ -1,14 +1,199 @@
-//! `xylem convert`.
-use anyhow::Result;
+//! `xylem convert`: from a dense checkpoint to a bundle.
+
 use std::path::PathBuf;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use indicatif::{HumanBytes, ProgressBar};
+use serde::Serialize;
+use xylem::bundle::{Dtype, Manifest};
+use xylem::convert::{Base, Changes, Dense, Precision, Progress, Recipe, build};
+
+use super::progress;
+
 /// Make a bundle from a dense checkpoint.
+///
+/// With a recipe the rows and the changes of the core are those that training found. Without one they are
+/// estimated from a text, layer by layer, in closed form.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder to write.
+    /// The checkpoint: a GGUF file of the Llama architecture.
+    #[arg(long, value_name = "FILE")]
+    base: PathBuf,
+    /// Folder to write; an older bundle there is replaced once the new one is whole.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Folder of a recipe.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["layers", "calibration"])]
+    recipe: Option<PathBuf>,
+    /// Layers to make STEM, from 0: `none`, or a list such as `3-12,15`. Unless given, a third of them, from
+    /// the first tenth on.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<String>,
+    /// The text to estimate rows from, documents separated by a line `<|endoftext|>`; a built-in one unless given.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// How matrices are stored.
+    #[arg(long, value_enum, default_value = "keep")]
+    precision: Storage,
+    /// What to call the model; the checkpoint's own name unless given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Print a JSON object.
+    #[arg(long)]
+    json: bool,
 }
+
+/// How matrices are stored.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Storage {
+    /// As the checkpoint has them where a bundle can, else no coarser; what changes gets 8 bits.
+    Keep,
+    /// 4 bits, a scale and a minimum for 32 weights.
+    Q4,
+    /// 8 bits and a scale for 32 weights.
+    Q8,
+    /// 32 bits.
+    F32,
+}
+
+impl From<Storage> for Precision {
+    fn from(storage: Storage) -> Self {
+        match storage {
+            Storage::Keep => Self::Keep,
+            Storage::Q4 => Self::All(Dtype::Q4),
+            Storage::Q8 => Self::All(Dtype::Q8),
+            Storage::F32 => Self::All(Dtype::F32),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    out: PathBuf,
+    name: String,
+    rows: String,
+    stem_layers: Vec<usize>,
+    core_bytes: u64,
+    table_bytes: u64,
+    hash: String,
+}
+
 /// Runs the subcommand.
-pub fn run(_args: &Args) -> Result<()> {
-    Ok(())
+pub fn run(args: &Args) -> Result<()> {
+    let base = Base::open(&args.base)?;
+    let bars = Bars(Mutex::new(None));
+    let write = |changes: &dyn Changes| {
+        let name = args.name.clone().unwrap_or_else(|| base.name());
+        build::write(&base, changes, args.precision.into(), &name, &args.out, &bars)
+    };
+    let manifest = if let Some(dir) = &args.recipe {
+        write(&Recipe::open(dir, &base)?)?
+    } else {
+        let stem_layers = layers(args.layers.as_deref(), base.config().n_layers)?;
+        if stem_layers.is_empty() {
+            write(&Dense(base.config().clone()))?
+        } else {
+            bail!("closed form: not yet");
+        }
+    };
+    bars.clear();
+    print(args, &manifest)
+}
+
+fn print(args: &Args, manifest: &Manifest) -> Result<()> {
+    let report = Report {
+        out: args.out.clone(),
+        name: manifest.name.clone(),
+        rows: manifest.source.rows.clone(),
+        stem_layers: manifest.config.stem_layers.clone(),
+        core_bytes: manifest.core_bytes(),
+        table_bytes: manifest.tables.iter().map(xylem::bundle::Table::bytes).sum(),
+        hash: manifest.hash(),
+    };
+    if args.json {
+        return super::print_json(&report);
+    }
+    Ok(super::print_line(format!(
+        "Wrote {}: {}, STEM layers {:?}, core {}, tables {}",
+        report.out.display(),
+        report.name,
+        report.stem_layers,
+        HumanBytes(report.core_bytes),
+        HumanBytes(report.table_bytes)
+    ))?)
+}
+
+/// The layers that `text` names, of `n`.
+fn layers(text: Option<&str>, n: usize) -> Result<Vec<usize>> {
+    let mut layers: Vec<usize> = match text {
+        None => (n / 10..n / 10 + n / 3).collect(),
+        Some("none") => Vec::new(),
+        Some(text) => {
+            let mut all = Vec::new();
+            for part in text.split(',') {
+                let (first, last) = part.split_once('-').unwrap_or((part, part));
+                let number = |s: &str| s.trim().parse::<usize>();
+                let (first, last) = number(first)
+                    .and_then(|first| Ok((first, number(last)?)))
+                    .with_context(|| format!("--layers: `{part}` is no layer and no range of layers"))?;
+                if first > last || last >= n {
+                    bail!("--layers: `{part}` is no range within the layers 0 to {}", n - 1);
+                }
+                all.extend(first..=last);
+            }
+            all
+        }
+    };
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(layers)
+}
+
+/// A progress bar for each stage in turn.
+struct Bars(Mutex<Option<(&'static str, ProgressBar)>>);
+
+impl Bars {
+    fn clear(&self) {
+        if let Some((_, bar)) = self.lock().take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(&'static str, ProgressBar)>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Progress for Bars {
+    fn update(&self, stage: &'static str, done: u64, total: u64) {
+        let mut current = self.lock();
+        if current.as_ref().is_none_or(|(name, _)| *name != stage) {
+            if let Some((_, bar)) = current.take() {
+                bar.finish_and_clear();
+            }
+            *current = Some((stage, progress::count(stage, total)));
+        }
+        if let Some((_, bar)) = current.as_ref() {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_read() {
+        let read = |text| layers(text, 30);
+        assert_eq!(read(None).unwrap(), (3..13).collect::<Vec<_>>());
+        assert!(read(Some("none")).unwrap().is_empty());
+        assert_eq!(read(Some("5,3-4, 4")).unwrap(), [3, 4, 5]);
+        for wrong in ["", "x", "4-3", "29-30", "-1"] {
+            assert!(read(Some(wrong)).is_err(), "{wrong:?}");
+        }
+    }
 }

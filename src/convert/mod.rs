@@ -1,10 +1,15 @@
-//! From a dense checkpoint to a bundle: the base ([`base`]), its tokenizer ([`vocabulary`]), and what of it is
-//! stored how ([`store`]).
+//! From a dense checkpoint to a bundle: the base ([`base`]) with its tokenizer ([`vocabulary`]), what changes of
+//! it ([`recipe`]), how tensors are stored ([`store`]), and putting all that together ([`build`]).
 //!
-//! Native only. Writing the bundle's files is the bundle module's work; running a model is not done here.
+//! Native only. Running a model is not done here.
 
 pub mod base;
+pub mod build;
+pub mod recipe;
 pub mod store;
 pub mod vocabulary;
 
 pub use base::Base;
+pub use build::{Changes, Dense, Progress};
+pub use recipe::Recipe;
+pub use store::Precision;

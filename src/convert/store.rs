@@ -44,6 +44,16 @@ pub fn stored(base: &Base, name: &str, precision: Precision) -> Result<(Dtype, V
     Ok((dtype, quantize(dtype, &base.tensor(name)?)))
 }
 
+/// Dtype and planes of changed `values` of the tensor `name`.
+pub fn store(name: &str, values: &[f32], precision: Precision) -> (Dtype, Vec<u8>) {
+    let dtype = match precision {
+        _ if is_vector(name) => Dtype::F32,
+        Precision::All(dtype) => dtype,
+        Precision::Keep => Dtype::Q8,
+    };
+    (dtype, quantize(dtype, values))
+}
+
 /// Whether the bundle's tensor `name` is a vector, which is stored in single precision.
 pub fn is_vector(name: &str) -> bool {
     name.ends_with("_norm")

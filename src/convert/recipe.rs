@@ -1,0 +1,395 @@
+//! A recipe: all that training changed, small enough to keep in a repository, from which a bundle is built.
+//!
+//! # Layout, version 1
+//!
+//! A folder with `recipe.json` ([`Head`]) and safetensors files, whose tensors have the names of the checkpoint's
+//! (GGUF's, for Llama), `N` from 0; matrices are `[out, in]`:
+//!
+//! - `NAME.weight` takes the place of the base's tensor;
+//! - `NAME.lora_a` \[r, in] and `NAME.lora_b` \[out, r] change it to `W + lora_b · lora_a`
+//!   (source: LoRA, arXiv 2106.09685);
+//! - `blk.N.stem_map` \[ffn, hidden] is `A` of a STEM layer, `stem_tokens` \[n] (i32) are the tokens that have a
+//!   residual row, often used ones first, and `blk.N.stem_rows` \[n, ffn] are these: the row of token `t` is
+//!   `A · token_embd[t] + R[t]`, with `R` zero for all other tokens.
+//!
+//! Values are f32, f16 or i8; an i8 tensor `X` comes with `X.scale` \[rows, groups] (f32 or f16), one scale for
+//! each `in / groups` consecutive values of a row.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::Base;
+use super::build::Changes;
+use crate::config::Config;
+use crate::cpu::linear::gemm_xwt;
+use crate::error::{Error, Result};
+
+/// No file of a recipe is larger.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// The head of a recipe may not be larger.
+const MAX_HEAD_BYTES: u64 = 1 << 20;
+const FORMAT: &str = "xylem-recipe";
+const VERSION: u32 = 1;
+
+/// `recipe.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Head {
+    format: String,
+    version: u32,
+    /// What to call the result.
+    pub name: String,
+    /// The checkpoint that it was trained from.
+    pub base: BaseFile,
+    /// The layers whose up-projection is a table.
+    pub stem_layers: Vec<usize>,
+    /// The safetensors files.
+    pub files: Vec<File>,
+}
+
+/// The checkpoint that a recipe belongs to.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BaseFile {
+    /// Its name.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256 in hex.
+    pub sha256: String,
+}
+
+/// A file of a recipe.
+#[derive(Debug, Clone, Deserialize)]
+pub struct File {
+    /// Plain name within the folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256 in hex.
+    pub sha256: String,
+}
+
+/// A matrix in memory.
+#[derive(Debug)]
+struct Matrix {
+    rows: usize,
+    width: usize,
+    // [rows, width]
+    values: Vec<f32>,
+}
+
+/// A recipe whose every tensor has been checked against its base.
+#[derive(Debug)]
+pub struct Recipe<'a> {
+    base: &'a Base,
+    head: Head,
+    config: Config,
+    tensors: BTreeMap<String, Matrix>,
+    /// Place of a token's residual row.
+    residual: HashMap<u32, usize>,
+    hot: Vec<u32>,
+    // [vocab, hidden]
+    embedding: Vec<f32>,
+}
+
+impl<'a> Recipe<'a> {
+    /// Reads the recipe in `dir`, which must belong to `base`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file is missing, [`Error::Invalid`] if one is damaged or doesn't fit the base.
+    pub fn open(dir: &Path, base: &'a Base) -> Result<Self> {
+        let path = dir.join("recipe.json");
+        let head: Head =
+            serde_json::from_slice(&read(&path, MAX_HEAD_BYTES)?).map_err(|e| wrong(&path, e))?;
+        if head.format != FORMAT || head.version != VERSION {
+            let found = format!("format `{}`, version {}", head.format, head.version);
+            return Err(wrong(&path, format!("{found}; `{FORMAT}`, version {VERSION} is known")));
+        }
+        let checkpoint = base.gguf().bytes();
+        if checkpoint.len() as u64 != head.base.bytes || sha256(checkpoint) != head.base.sha256 {
+            return Err(wrong(
+                &path,
+                format!("belongs to {}, not to {}", head.base.name, base.gguf().path().display()),
+            ));
+        }
+        let config = Config { stem_layers: head.stem_layers.clone(), ..base.config().clone() };
+        config.validate()?;
+        let mut all = Raw::default();
+        for file in &head.files {
+            if file.file.contains(['/', '\\']) || file.bytes > MAX_FILE_BYTES {
+                return Err(wrong(&path, format!("names the file {file:?}")));
+            }
+            let path = dir.join(&file.file);
+            let bytes = read(&path, file.bytes)?;
+            if bytes.len() as u64 != file.bytes || sha256(&bytes) != file.sha256 {
+                return Err(wrong(&path, "length or SHA-256 differs from recipe.json"));
+            }
+            all.add(&path, &bytes)?;
+        }
+        let Raw { mut matrices, tokens } = all;
+        let mut recipe = Self {
+            base,
+            tensors: BTreeMap::new(),
+            residual: tokens.iter().enumerate().map(|(i, t)| (*t, i)).collect(),
+            embedding: base.tensor("token_embd")?,
+            hot: tokens,
+            config,
+            head,
+        };
+        recipe.check_tokens().map_err(|reason| wrong(dir, reason))?;
+        for (name, [rows, width]) in recipe.expected() {
+            if let Some(matrix) = matrices.remove(&name) {
+                if (matrix.rows, matrix.width) != (rows, width) && rows != 0 && width != 0 {
+                    let found = [matrix.rows, matrix.width];
+                    return Err(wrong(dir, format!("`{name}` is {found:?}, expected [{rows}, {width}]")));
+                }
+                recipe.tensors.insert(name, matrix);
+            }
+        }
+        if let Some(name) = matrices.keys().next() {
+            return Err(wrong(dir, format!("the tensor `{name}` is unknown")));
+        }
+        recipe.check_pairs().map_err(|reason| wrong(dir, reason))?;
+        Ok(recipe)
+    }
+
+    /// What it says of itself.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Names and shapes of all tensors that there may be; 0 stands for a rank that is free.
+    fn expected(&self) -> Vec<(String, [usize; 2])> {
+        let c = &self.config;
+        let mut all = Vec::new();
+        for (name, _) in crate::bundle::manifest::expected_tensors(c) {
+            for (part, shape) in self.base.parts(&name) {
+                let stem = part.trim_end_matches(".weight");
+                if let [rows, width] = shape[..] {
+                    all.push((format!("{stem}.lora_a"), [0, width]));
+                    all.push((format!("{stem}.lora_b"), [rows, 0]));
+                    all.push((part, [rows, width]));
+                } else {
+                    all.push((part, [1, shape[0]]));
+                }
+            }
+        }
+        for layer in &c.stem_layers {
+            all.push((format!("blk.{layer}.stem_map"), [c.intermediate_size, c.hidden_size]));
+            all.push((format!("blk.{layer}.stem_rows"), [self.hot.len(), c.intermediate_size]));
+        }
+        all
+    }
+
+    fn check_tokens(&self) -> Result<(), String> {
+        let vocab = self.config.vocab_size;
+        match self.hot.iter().find(|t| **t as usize >= vocab) {
+            Some(token) => Err(format!("stem_tokens names token {token} of {vocab}")),
+            None if self.residual.len() != self.hot.len() => Err("stem_tokens names a token twice".into()),
+            None => Ok(()),
+        }
+    }
+
+    fn check_pairs(&self) -> Result<(), String> {
+        for (name, a) in &self.tensors {
+            let Some(stem) = name.strip_suffix(".lora_a") else { continue };
+            match self.tensors.get(&format!("{stem}.lora_b")) {
+                Some(b) if b.width == a.rows => {}
+                _ => return Err(format!("`{name}` has no lora_b of rank {}", a.rows)),
+            }
+        }
+        if let Some(b) = self.tensors.keys().find(|n| {
+            n.strip_suffix(".lora_b")
+                .is_some_and(|stem| !self.tensors.contains_key(&format!("{stem}.lora_a")))
+        }) {
+            return Err(format!("`{b}` has no lora_a"));
+        }
+        for layer in &self.config.stem_layers {
+            for part in ["stem_map", "stem_rows"] {
+                let name = format!("blk.{layer}.{part}");
+                let optional = part == "stem_rows" && self.hot.is_empty();
+                if !optional && !self.tensors.contains_key(&name) {
+                    return Err(format!("the tensor `{name}` is missing"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkpoint's tensor `part` (`….weight`) as the recipe changes it; `None` if it doesn't.
+    fn part(&self, part: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
+        let stem = part.trim_end_matches(".weight");
+        let replaced = self.tensors.get(part).map(|m| m.values.clone());
+        let (Some(a), Some(b)) =
+            (self.tensors.get(&format!("{stem}.lora_a")), self.tensors.get(&format!("{stem}.lora_b")))
+        else {
+            return Ok(replaced);
+        };
+        let mut values = match replaced {
+            Some(values) => values,
+            None => self.base.gguf().tensor(part, shape)?,
+        };
+        let (rows, width, rank) = (b.rows, a.width, a.rows);
+        // gemm_xwt takes the second factor transposed: [in, r].
+        let mut transposed = vec![0f32; a.values.len()];
+        for (r, row) in a.values.chunks_exact(width).enumerate() {
+            for (i, value) in row.iter().enumerate() {
+                transposed[i * rank + r] = *value;
+            }
+        }
+        let mut change = vec![0f32; rows * width];
+        gemm_xwt(&b.values, &transposed, rows, width, rank, &mut change);
+        values.iter_mut().zip(&change).for_each(|(v, c)| *v += c);
+        Ok(Some(values))
+    }
+}
+
+impl Changes for Recipe<'_> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn describe(&self) -> String {
+        self.head.name.clone()
+    }
+
+    fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let mut changed = false;
+        let mut parts = Vec::new();
+        for (part, shape) in self.base.parts(name) {
+            let values = self.part(&part, &shape)?;
+            changed |= values.is_some();
+            parts.push((part, shape, values));
+        }
+        if !changed {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        for (part, shape, values) in parts {
+            all.extend(match values {
+                Some(values) => values,
+                None => self.base.gguf().tensor(&part, &shape)?,
+            });
+        }
+        Ok(Some(all))
+    }
+
+    fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+        let c = &self.config;
+        let (hidden, ffn, n) = (c.hidden_size, c.intermediate_size, tokens.len());
+        let mut x = Vec::with_capacity(n * hidden); // [n, hidden]
+        for token in tokens {
+            x.extend_from_slice(&self.embedding[*token as usize * hidden..][..hidden]);
+        }
+        let mut mapped = vec![0f32; n * ffn]; // [n, ffn]
+        for (i, layer) in c.stem_layers.iter().enumerate() {
+            gemm_xwt(&x, &self.tensors[&format!("blk.{layer}.stem_map")].values, n, ffn, hidden, &mut mapped);
+            let residual = self.tensors.get(&format!("blk.{layer}.stem_rows"));
+            let records = out.chunks_exact_mut(c.row_width()).zip(mapped.chunks_exact(ffn));
+            for (token, (record, mapped)) in tokens.iter().zip(records) {
+                let row = &mut record[i * ffn..(i + 1) * ffn];
+                row.copy_from_slice(mapped);
+                if let (Some(residual), Some(at)) = (residual, self.residual.get(token)) {
+                    let residual = &residual.values[at * ffn..(at + 1) * ffn];
+                    row.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hot(&self) -> &[u32] {
+        &self.hot
+    }
+}
+
+/// The tensors of all files, scales applied.
+#[derive(Default)]
+struct Raw {
+    matrices: BTreeMap<String, Matrix>,
+    tokens: Vec<u32>,
+}
+
+impl Raw {
+    fn add(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(path, e))?;
+        for (name, view) in file.tensors() {
+            if name.ends_with(".scale") {
+                continue;
+            }
+            if name == "stem_tokens" {
+                if view.dtype() != Dtype::I32 {
+                    return Err(wrong(path, "stem_tokens is not of type I32"));
+                }
+                let ids = view.data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+                self.tokens = ids.collect();
+                continue;
+            }
+            let scale = file.tensor(&format!("{name}.scale")).ok();
+            let matrix = matrix(&view, scale.as_ref())
+                .ok_or_else(|| wrong(path, format!("`{name}` is stored in a way that isn't known")))?;
+            if !matrix.values.iter().all(|v| v.is_finite()) {
+                return Err(wrong(path, format!("`{name}` holds numbers that are not finite")));
+            }
+            self.matrices.insert(name, matrix);
+        }
+        Ok(())
+    }
+}
+
+fn matrix(view: &TensorView<'_>, scale: Option<&TensorView<'_>>) -> Option<Matrix> {
+    let (rows, width) = match view.shape() {
+        [width] => (1, *width),
+        [rows, width] => (*rows, *width),
+        _ => return None,
+    };
+    let values = match (view.dtype(), scale) {
+        (Dtype::I8, Some(scale)) => {
+            let [scale_rows, groups] = *scale.shape() else { return None };
+            if scale_rows != rows || groups == 0 || !width.is_multiple_of(groups) {
+                return None;
+            }
+            let scales = floats(scale)?;
+            let quants = view.data().chunks_exact(width / groups);
+            quants
+                .zip(scales.iter())
+                .flat_map(|(q, s)| q.iter().map(move |q| f32::from(*q as i8) * s))
+                .collect()
+        }
+        (_, None) => floats(view)?.into_owned(),
+        _ => return None,
+    };
+    Some(Matrix { rows, width, values })
+}
+
+fn floats<'a>(view: &TensorView<'a>) -> Option<Cow<'a, [f32]>> {
+    let data = view.data();
+    Some(match view.dtype() {
+        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F16 => data.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        _ => return None,
+    })
+}
+
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let bytes = fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    if bytes > limit {
+        return Err(wrong(path, format!("{bytes} bytes, at most {limit} were expected")));
+    }
+    fs::read(path).map_err(|e| Error::io(path, e))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn wrong(path: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Error {
+    Error::invalid(path.into().display().to_string(), reason.to_string())
+}
