@@ -72,3 +72,13 @@ PYTHON
   fi
   printf '%s\n' "$stamp" >"$BASE.checked"
 }
+
+# The default model goes to dist/model, from the base and the recipe.
+default_model() {
+  local stamp inputs
+  stamp=dist/model/.stamp
+  inputs="$BASE_SHA256 $(cat src/convert/*.rs src/bundle/*.rs src/gguf/*.rs recipe/recipe.json data/calibration.txt | sha256)"
+  if stamped "$stamp" "$inputs"; then return; fi
+  "$XYLEM" convert --base "$BASE" --recipe recipe --name "SmolLM2-135M-Instruct, STEM" --out dist/model
+  printf '%s\n' "$inputs" >"$stamp"
+}

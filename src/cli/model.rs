@@ -66,8 +66,10 @@ impl Model {
         let tokenizer = Tokenizer::new(base.tokenizer_json(), base.config().bos_token)?;
         let source = base.chat_template();
         let template = source.map(|s| Template::for_model(s, &tokenizer, base.config())).transpose()?;
-        let backend = Device::Cpu(Box::new(base.backend(context)?));
-        Ok(Self { session: Session::new(backend, None, base.config().clone(), CHUNK), tokenizer, template })
+        let mut backend = CpuBackend::new(&base.tensors(), base.config(), context);
+        base.load(&mut backend)?;
+        let device = Device::Cpu(Box::new(backend));
+        Ok(Self { session: Session::new(device, None, base.config().clone(), CHUNK), tokenizer, template })
     }
 
     /// The chat template, or why there can be no chat.

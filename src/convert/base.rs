@@ -8,7 +8,6 @@ use crate::backend::Backend;
 use crate::bundle::manifest::{Tensor, expected_tensors};
 use crate::bundle::quant::{Dtype, quantize};
 use crate::config::Config;
-use crate::cpu::CpuBackend;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 
@@ -93,25 +92,26 @@ impl Base {
         vec![(format!("{name}.weight"), shape)]
     }
 
-    /// The dense model itself on the CPU, in single precision.
+    /// The core's tensors in single precision.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let mut offset = 0;
+        let tensor = |(name, shape)| {
+            let tensor = Tensor { name, dtype: Dtype::F32, shape, offset };
+            offset += tensor.bytes() as u64;
+            tensor
+        };
+        expected_tensors(&self.config).into_iter().map(tensor).collect()
+    }
+
+    /// Writes the dense model into a backend that was made for [`Base::tensors`].
     ///
     /// # Errors
-    /// As [`Base::tensor`].
-    pub fn backend(&self, capacity: usize) -> Result<CpuBackend> {
-        let mut offset = 0;
-        let tensors: Vec<Tensor> = expected_tensors(&self.config)
-            .into_iter()
-            .map(|(name, shape)| {
-                let tensor = Tensor { name, dtype: Dtype::F32, shape, offset };
-                offset += tensor.bytes() as u64;
-                tensor
-            })
-            .collect();
-        let mut backend = CpuBackend::new(&tensors, &self.config, capacity);
-        for (id, tensor) in tensors.iter().enumerate() {
+    /// As [`Base::tensor`], and what the backend gives.
+    pub fn load(&self, backend: &mut impl Backend) -> Result<()> {
+        for (id, tensor) in self.tensors().iter().enumerate() {
             backend.write(id, 0, &quantize(Dtype::F32, &self.tensor(&tensor.name)?))?;
         }
-        Ok(backend)
+        Ok(())
     }
 
     /// Every tensor that the model needs is there in its shape, and none that would change what it computes.
