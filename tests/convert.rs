@@ -1,0 +1,429 @@
+//! Checkpoints of every storage type, with tied and separate heads and both kinds of tokenizer, made here with random
+//! weights: the bundle computes what the checkpoint does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use xylem::backend::{Backend, Output, Step, Want};
+use xylem::bundle::{Bundle, Dtype};
+use xylem::convert::{Base, Dense, Precision, Recipe, build};
+use xylem::cpu::CpuBackend;
+use xylem::gguf::GgmlType;
+use xylem::session::Session;
+use xylem::tables::RowSource;
+use xylem::text::Tokenizer;
+use xylem::text::json::byte_tokens;
+
+const HIDDEN: usize = 256;
+const FFN: usize = 512;
+const LAYERS: usize = 2;
+const VOCAB: usize = 280;
+const KV: usize = 128;
+
+/// Writes a GGUF file (source of the format: ggml's `docs/gguf.md`).
+#[derive(Default)]
+struct Writer {
+    metadata: Vec<u8>,
+    keys: u64,
+    directory: Vec<u8>,
+    tensors: u64,
+    data: Vec<u8>,
+}
+
+impl Writer {
+    fn string(out: &mut Vec<u8>, text: &str) {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+
+    fn key(&mut self, key: &str, kind: u32) {
+        Self::string(&mut self.metadata, key);
+        self.metadata.extend(kind.to_le_bytes());
+        self.keys += 1;
+    }
+
+    fn uint(&mut self, key: &str, value: u32) {
+        self.key(key, 4);
+        self.metadata.extend(value.to_le_bytes());
+    }
+
+    fn float(&mut self, key: &str, value: f32) {
+        self.key(key, 6);
+        self.metadata.extend(value.to_le_bytes());
+    }
+
+    fn bool(&mut self, key: &str, value: bool) {
+        self.key(key, 7);
+        self.metadata.push(value.into());
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.key(key, 8);
+        Self::string(&mut self.metadata, value);
+    }
+
+    fn texts(&mut self, key: &str, values: &[String]) {
+        self.key(key, 9);
+        self.metadata.extend(8u32.to_le_bytes());
+        self.metadata.extend((values.len() as u64).to_le_bytes());
+        values.iter().for_each(|v| Self::string(&mut self.metadata, v));
+    }
+
+    /// `values` of type `kind`, 4 bytes each.
+    fn words(&mut self, key: &str, kind: u32, values: &[[u8; 4]]) {
+        self.key(key, 9);
+        self.metadata.extend(kind.to_le_bytes());
+        self.metadata.extend((values.len() as u64).to_le_bytes());
+        values.iter().for_each(|v| self.metadata.extend(v));
+    }
+
+    fn tensor(&mut self, name: &str, id: u32, shape: &[usize], bytes: &[u8]) {
+        Self::string(&mut self.directory, name);
+        self.directory.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().rev().for_each(|d| self.directory.extend((*d as u64).to_le_bytes()));
+        self.directory.extend(id.to_le_bytes());
+        self.data.resize(self.data.len().next_multiple_of(32), 0);
+        self.directory.extend((self.data.len() as u64).to_le_bytes());
+        self.data.extend(bytes);
+        self.tensors += 1;
+    }
+
+    fn write(self, path: &Path) {
+        let mut file = b"GGUF\x03\0\0\0".to_vec();
+        file.extend(self.tensors.to_le_bytes());
+        file.extend(self.keys.to_le_bytes());
+        file.extend(self.metadata);
+        file.extend(self.directory);
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(self.data);
+        fs::write(path, file).unwrap();
+    }
+}
+
+/// ggml's numbers of the types.
+const TYPES: [(u32, GgmlType); 11] = [
+    (0, GgmlType::F32),
+    (1, GgmlType::F16),
+    (2, GgmlType::Q4_0),
+    (3, GgmlType::Q4_1),
+    (6, GgmlType::Q5_0),
+    (7, GgmlType::Q5_1),
+    (8, GgmlType::Q8_0),
+    (12, GgmlType::Q4K),
+    (13, GgmlType::Q5K),
+    (14, GgmlType::Q6K),
+    (30, GgmlType::BF16),
+];
+
+/// Random blocks whose weights are of the order of 0.1.
+fn blocks(kind: GgmlType, elements: usize, rng: &mut StdRng) -> Vec<u8> {
+    let (block, bytes) = kind.block();
+    let half = |v: f32| half::f16::from_f32(v).to_le_bytes();
+    let mut out = Vec::new();
+    for _ in 0..elements / block {
+        let d = rng.random_range(0.5..1.5f32);
+        let mut b: Vec<u8> = (0..bytes).map(|_| rng.random()).collect();
+        let mut scale = |at: usize, value: f32| b[at..at + 2].copy_from_slice(&half(value));
+        match kind {
+            GgmlType::F32 => b.copy_from_slice(&(0.1 * (2.0 * d - 2.0)).to_le_bytes()),
+            GgmlType::F16 => scale(0, 0.1 * (2.0 * d - 2.0)),
+            GgmlType::BF16 => {
+                b.copy_from_slice(&half::bf16::from_f32(0.1 * (2.0 * d - 2.0)).to_le_bytes());
+            }
+            GgmlType::Q4_0 => scale(0, 0.01 * d),
+            GgmlType::Q5_0 => scale(0, 0.005 * d),
+            GgmlType::Q4_1 | GgmlType::Q5_1 => {
+                scale(0, if kind == GgmlType::Q4_1 { 0.01 } else { 0.005 } * d);
+                scale(2, -0.08 * d);
+            }
+            GgmlType::Q8_0 => {
+                scale(0, 0.001 * d);
+                // ggml scales a block such that its largest quant is 127; -128 does not occur.
+                b[2..].iter_mut().for_each(|q| *q = if *q == 128 { 127 } else { *q });
+                b[2] = 127;
+            }
+            GgmlType::Q4K | GgmlType::Q5K => {
+                scale(0, if kind == GgmlType::Q4K { 0.0004 } else { 0.0002 } * d);
+                scale(2, 0.002 * d);
+            }
+            GgmlType::Q6K => scale(208, 0.00005 * d),
+        }
+        out.extend(b);
+    }
+    out
+}
+
+/// A checkpoint whose matrices are all of type `kind`.
+fn checkpoint(path: &Path, (id, kind): (u32, GgmlType), tied: bool, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut w = Writer::default();
+    w.text("general.architecture", "llama");
+    w.text("general.name", "Tiny");
+    for (key, value) in [
+        ("block_count", LAYERS),
+        ("embedding_length", HIDDEN),
+        ("feed_forward_length", FFN),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("context_length", 64),
+    ] {
+        w.uint(&format!("llama.{key}"), value as u32);
+    }
+    w.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    w.text("tokenizer.ggml.model", "gpt2");
+    w.text("tokenizer.ggml.pre", "smollm");
+    let mut tokens = byte_tokens();
+    tokens.extend((256..VOCAB).map(|i| format!("<|{i}|>")));
+    w.texts("tokenizer.ggml.tokens", &tokens);
+    let kinds: Vec<_> = (0..VOCAB).map(|i| if i < 256 { 1i32 } else { 3 }.to_le_bytes()).collect();
+    w.words("tokenizer.ggml.token_type", 5, &kinds);
+    w.texts("tokenizer.ggml.merges", &[]);
+    w.uint("tokenizer.ggml.eos_token_id", 256);
+    let mut matrix = |w: &mut Writer, name: &str, rows: usize, width: usize| {
+        w.tensor(&format!("{name}.weight"), id, &[rows, width], &blocks(kind, rows * width, &mut rng));
+    };
+    let norm = |w: &mut Writer, name: &str| {
+        let gain: Vec<u8> = (0..HIDDEN).flat_map(|i| (0.8 + i as f32 * 0.001).to_le_bytes()).collect();
+        w.tensor(&format!("{name}.weight"), 0, &[HIDDEN], &gain);
+    };
+    matrix(&mut w, "token_embd", VOCAB, HIDDEN);
+    for layer in 0..LAYERS {
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        norm(&mut w, &name("attn_norm"));
+        matrix(&mut w, &name("attn_q"), HIDDEN, HIDDEN);
+        matrix(&mut w, &name("attn_k"), KV, HIDDEN);
+        matrix(&mut w, &name("attn_v"), KV, HIDDEN);
+        matrix(&mut w, &name("attn_output"), HIDDEN, HIDDEN);
+        norm(&mut w, &name("ffn_norm"));
+        matrix(&mut w, &name("ffn_gate"), FFN, HIDDEN);
+        matrix(&mut w, &name("ffn_up"), FFN, HIDDEN);
+        matrix(&mut w, &name("ffn_down"), HIDDEN, FFN);
+    }
+    norm(&mut w, "output_norm");
+    if !tied {
+        matrix(&mut w, "output", VOCAB, HIDDEN);
+    }
+    w.write(path);
+}
+
+const TEXT: [u32; 12] = [5, 250, 17, 17, 99, 260, 3, 128, 44, 201, 0, 77];
+
+fn logits<B: Backend, R: RowSource>(session: &mut Session<B, R>) -> Vec<f32> {
+    match pollster::block_on(session.step(&TEXT, Want::Logits)).unwrap() {
+        Output::Logits(logits) => logits,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn base_logits(base: &Base) -> Vec<f32> {
+    let mut backend = CpuBackend::new(&base.tensors(), base.config(), 64);
+    base.load(&mut backend).unwrap();
+    let step = Step { tokens: &TEXT, position: 0, rows: &[], want: Want::Logits };
+    match pollster::block_on(backend.forward(step)).unwrap() {
+        Output::Logits(logits) => logits,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn bundle_logits(dir: &Path) -> Vec<f32> {
+    let bundle = Bundle::open(dir).unwrap();
+    let m = bundle.manifest();
+    let mut backend = CpuBackend::new(&m.core.tensors, &m.config, 64);
+    bundle.load_core(&mut backend, |_, _| ()).unwrap();
+    logits(&mut Session::new(backend, bundle.tables().unwrap(), m.config.clone(), 128))
+}
+
+/// The largest difference, as a share of the spread of `expected`.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |m, v| m.max(v.abs()));
+    largest(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / largest(&mut expected.iter().copied())
+}
+
+#[test]
+fn a_bundle_computes_what_its_checkpoint_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    let out = dir.path().join("bundle");
+    for (i, kind) in TYPES.into_iter().enumerate() {
+        let tied = i % 2 == 0;
+        checkpoint(&path, kind, tied, i as u64);
+        let base = Base::open(&path).unwrap();
+        assert_eq!((base.config().tied_head, base.config().eos_tokens.as_slice()), (tied, [256].as_slice()));
+        let expected = base_logits(&base);
+        assert!(expected.iter().all(|l| l.is_finite()), "{kind:?}");
+        for precision in [Precision::Keep, Precision::All(Dtype::F32)] {
+            build::write(&base, &Dense(base.config().clone()), precision, "tiny", &out, &()).unwrap();
+            let error = difference(&bundle_logits(&out), &expected);
+            let bound = match (precision, kind.1) {
+                (Precision::All(_), _) => 1e-5,
+                // These the bundle can say exactly, but for sums taken in another order.
+                (_, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0) => 1e-5,
+                (_, GgmlType::Q4K) => 5e-3,
+                _ => 3e-2,
+            };
+            assert!(error <= bound, "{kind:?} {precision:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_the_forward_pass_lacks_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    checkpoint(&path, TYPES[0], true, 1);
+    let whole = fs::read(&path).unwrap();
+    let with = |from: &str, to: &str| {
+        let mut bytes = whole.clone();
+        let at = bytes.windows(from.len()).rposition(|w| w == from.as_bytes()).unwrap();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+        Base::open(&path).unwrap_err().to_string()
+    };
+    let says = with("blk.1.attn_q.weight", "blk.1.attn_q.strang");
+    assert!(says.contains("`blk.1.attn_q.weight` is missing"), "{says}");
+    assert!(with("smollm", "unknow").contains("the pre-tokenizer `unknow`"));
+    assert!(with("gpt2", "bert").contains("the tokenizer `bert`"));
+    assert!(with("llama.block_count", "llama.blocks_coun").contains("llama.block_count"));
+}
+
+#[test]
+fn sentencepiece_vocabularies_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spm.gguf");
+    let mut w = Writer::default();
+    w.text("general.architecture", "llama");
+    w.text("tokenizer.ggml.model", "llama");
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).into();
+    tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+    let pieces = ["▁", "h", "e", "l", "o", "▁h", "el", "lo", "ell", "▁hello", "▁hell", "ello"];
+    tokens.extend(pieces.map(String::from));
+    let kinds = (0..tokens.len()).map(|i| match i {
+        0 => 2i32,
+        1 | 2 => 3,
+        3..259 => 6,
+        _ => 1,
+    });
+    w.texts("tokenizer.ggml.tokens", &tokens);
+    w.words("tokenizer.ggml.token_type", 5, &kinds.map(i32::to_le_bytes).collect::<Vec<_>>());
+    let scores: Vec<_> = (0..tokens.len()).map(|i| (-(i as f32)).to_le_bytes()).collect();
+    w.words("tokenizer.ggml.scores", 6, &scores);
+    w.uint("tokenizer.ggml.bos_token_id", 1);
+    w.uint("tokenizer.ggml.eos_token_id", 2);
+    w.bool("tokenizer.ggml.add_bos_token", true);
+    w.write(&path);
+    let gguf = xylem::gguf::Gguf::open(&path).unwrap();
+    let found = xylem::convert::vocabulary::read(&gguf).unwrap();
+    assert_eq!((found.bos, found.eos.as_slice()), (Some(1), [2].as_slice()));
+    let tokenizer = Tokenizer::new(&found.json, found.bos).unwrap();
+    let id = |piece: &str| tokenizer.id(piece).unwrap();
+    // By score: ▁h first, then el, lo; then ell is better than ▁hello's other ways, and the rest follows.
+    assert_eq!(tokenizer.encode("hello").unwrap(), [1, id("▁hello")]);
+    let ids = tokenizer.encode("ho é").unwrap();
+    assert_eq!(ids, [1, id("▁h"), id("o"), id("▁"), id("<0xC3>"), id("<0xA9>")]);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "ho é");
+}
+
+#[test]
+fn a_recipe_changes_what_it_says() {
+    use safetensors::tensor::{Dtype as Type, TensorView, serialize};
+    use sha2::{Digest, Sha256};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    checkpoint(&path, TYPES[0], true, 3);
+    let base = Base::open(&path).unwrap();
+    let mut rng = StdRng::seed_from_u64(9);
+    let mut floats = |n: usize| (0..n).map(|_| rng.random_range(-0.1..0.1f32)).collect::<Vec<f32>>();
+    let bytes = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let (a, b, map) = (floats(4 * HIDDEN), floats(KV * 4), floats(FFN * HIDDEN));
+    let quants: Vec<i8> = (0..2 * FFN).map(|i| (i % 255) as i8).collect();
+    let scales: Vec<f32> = (0..2 * 16).map(|i| 0.001 * (i + 1) as f32).collect();
+    let tokens = [17u32, 5];
+    let raw: Vec<(&str, Type, Vec<usize>, Vec<u8>)> = vec![
+        ("blk.0.attn_k.lora_a", Type::F32, vec![4, HIDDEN], bytes(&a)),
+        ("blk.0.attn_k.lora_b", Type::F32, vec![KV, 4], bytes(&b)),
+        ("blk.1.stem_map", Type::F32, vec![FFN, HIDDEN], bytes(&map)),
+        ("blk.1.stem_rows", Type::I8, vec![2, FFN], quants.iter().map(|q| *q as u8).collect()),
+        ("blk.1.stem_rows.scale", Type::F32, vec![2, 16], bytes(&scales)),
+        ("stem_tokens", Type::I32, vec![2], tokens.iter().flat_map(|t| t.to_le_bytes()).collect()),
+    ];
+    let write = |raw: &[(&str, Type, Vec<usize>, Vec<u8>)]| -> PathBuf {
+        let views = raw.iter().map(|(n, t, s, b)| (*n, TensorView::new(*t, s.clone(), b).unwrap()));
+        let file = serialize(views, None).unwrap();
+        let sha = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let whole = fs::read(&path).unwrap();
+        let head = serde_json::json!({
+            "format": "xylem-recipe", "version": 1, "name": "test",
+            "base": {"name": "Tiny", "bytes": whole.len(), "sha256": sha(&whole)},
+            "stem_layers": [1],
+            "files": [{"file": "part-0.safetensors", "bytes": file.len(), "sha256": sha(&file)}],
+        });
+        let recipe = dir.path().join("recipe");
+        fs::create_dir_all(&recipe).unwrap();
+        fs::write(recipe.join("part-0.safetensors"), file).unwrap();
+        fs::write(recipe.join("recipe.json"), head.to_string()).unwrap();
+        recipe
+    };
+    let folder = write(&raw);
+    let recipe = Recipe::open(&folder, &base).unwrap();
+
+    // The changed K, between the unchanged Q and V.
+    let changed = xylem::convert::Changes::tensor(&recipe, "blk.0.attn_qkv").unwrap().unwrap();
+    let old = base.tensor("blk.0.attn_qkv").unwrap();
+    for (i, (new, old)) in changed.iter().zip(&old).enumerate() {
+        let (row, column) = (i / HIDDEN, i % HIDDEN);
+        let change = match row.checked_sub(HIDDEN) {
+            Some(k) if k < KV => (0..4).map(|r| b[k * 4 + r] * a[r * HIDDEN + column]).sum(),
+            _ => 0.0,
+        };
+        assert!((new - old - change).abs() < 1e-5, "{row} {column}");
+    }
+    assert!(xylem::convert::Changes::tensor(&recipe, "blk.1.attn_qkv").unwrap().is_none());
+
+    // The row of token 5 is the second one; token 6 has none.
+    let embedding = base.tensor("token_embd").unwrap();
+    let mut rows = vec![0f32; 2 * FFN];
+    xylem::convert::Changes::rows(&recipe, &[5, 6], &mut rows).unwrap();
+    for unit in 0..FFN {
+        let mapped = |t: usize| -> f32 {
+            (0..HIDDEN).map(|h| map[unit * HIDDEN + h] * embedding[t * HIDDEN + h]).sum()
+        };
+        let residual = f32::from(quants[FFN + unit]) * scales[16 + unit / 32];
+        assert!((rows[unit] - mapped(5) - residual).abs() < 1e-4);
+        assert!((rows[FFN + unit] - mapped(6)).abs() < 1e-4);
+    }
+
+    let out = dir.path().join("bundle");
+    let manifest = build::write(&base, &recipe, Precision::Keep, "tiny", &out, &()).unwrap();
+    assert_eq!(
+        (manifest.config.stem_layers.as_slice(), manifest.source.rows.as_str()),
+        ([1].as_slice(), "test")
+    );
+    assert!(manifest.tensor("blk.1.ffn_up").is_none());
+    assert!(bundle_logits(&out).iter().all(|l| l.is_finite()));
+    let bundle = Bundle::open(&out).unwrap();
+    let mut stored = Vec::new();
+    pollster::block_on(bundle.tables().unwrap().gather(&[5], &mut stored)).unwrap();
+    assert!(difference(&stored, &rows[..FFN]) < 1e-2);
+
+    let refused = |raw: &[_], what: &str| {
+        let says = Recipe::open(&write(raw), &base).unwrap_err().to_string();
+        assert!(says.contains(what), "{says}");
+    };
+    let mut odd = raw.clone();
+    odd[2].0 = "blk.0.stem_map";
+    refused(&odd, "blk.0.stem_map");
+    refused(&raw[1..], "no lora_a");
+    let mut odd = raw.clone();
+    odd[5].3 = [17u32, 999].iter().flat_map(|t| t.to_le_bytes()).collect();
+    refused(&odd, "token 999");
+    let folder = write(&raw);
+    fs::write(folder.join("part-0.safetensors"), b"short").unwrap();
+    assert!(Recipe::open(&folder, &base).unwrap_err().to_string().contains("SHA-256"));
+    write(&raw);
+    checkpoint(&path, TYPES[0], true, 4);
+    let other = Base::open(&path).unwrap();
+    assert!(Recipe::open(&folder, &other).unwrap_err().to_string().contains("belongs to Tiny"));
+}
