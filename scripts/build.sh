@@ -77,7 +77,7 @@ PYTHON
 default_model() {
   local stamp inputs
   stamp=dist/model/.stamp
-  inputs="$BASE_SHA256 $(cat src/convert/*.rs src/bundle/*.rs src/gguf/*.rs recipe/recipe.json data/calibration.txt | sha256)"
+  inputs="$BASE_SHA256 $(cat src/convert/* src/bundle/*.rs src/gguf/*.rs recipe/recipe.json | sha256)"
   if stamped "$stamp" "$inputs"; then return; fi
   "$XYLEM" convert --base "$BASE" --recipe recipe --name "SmolLM2-135M-Instruct, STEM" --out dist/model
   printf '%s\n' "$inputs" >"$stamp"
