@@ -5,7 +5,11 @@
 
 pub mod base;
 pub mod build;
+pub mod closed_form;
+mod forward;
+mod means;
 pub mod recipe;
+mod regression;
 pub mod store;
 pub mod vocabulary;
 

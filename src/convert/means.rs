@@ -1,0 +1,184 @@
+//! Weighted means of each token's occurrences, and the same without one of them.
+
+use std::ops::Range;
+
+use half::f16;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+/// Which positions hold which token.
+#[derive(Debug)]
+pub struct Occurrences {
+    /// The distinct tokens with how many positions each has, ascending.
+    pub tokens: Vec<(u32, usize)>,
+    // Positions, those of one token together, and each token's range of them.
+    positions: Vec<usize>,
+    ranges: Vec<Range<usize>>,
+    // Of each position, the index of its token.
+    index: Vec<usize>,
+}
+
+impl Occurrences {
+    /// The occurrences of each of `tokens`.
+    pub fn new(tokens: &[u32]) -> Self {
+        let mut positions: Vec<usize> = (0..tokens.len()).collect();
+        positions.sort_by_key(|p| tokens[*p]);
+        let mut index = vec![0; tokens.len()];
+        let (mut distinct, mut ranges) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        for same in positions.chunk_by(|a, b| tokens[*a] == tokens[*b]) {
+            same.iter().for_each(|p| index[*p] = ranges.len());
+            distinct.push((tokens[same[0]], same.len()));
+            ranges.push(start..start + same.len());
+            start += same.len();
+        }
+        Self { tokens: distinct, positions, ranges, index }
+    }
+
+    /// The sums of every distinct token.
+    ///
+    /// `gate` and `h` are `[n, ffn]`, what the student's rows are multiplied with and what should come out;
+    /// `weights` `[n]`.
+    pub fn sums(&self, gate: &[f32], h: &[f32], weights: &[f32], ffn: usize) -> Sums {
+        let mut sums = vec![0f32; self.tokens.len() * 2 * ffn];
+        sums.par_chunks_exact_mut(2 * ffn).zip(&self.ranges).for_each(|(sums, range)| {
+            for p in &self.positions[range.clone()] {
+                accumulate(sums, weights[*p], &gate[p * ffn..][..ffn], &h[p * ffn..][..ffn]);
+            }
+        });
+        let total: f32 = weights.iter().sum();
+        let mut mass = vec![0f32; ffn];
+        for sums in sums.chunks_exact(2 * ffn) {
+            mass.iter_mut().zip(&sums[ffn..]).for_each(|(m, d)| *m += d / total);
+        }
+        // A unit whose gate never opens has no mass, and any row serves it; its prior should.
+        mass.iter_mut().for_each(|m| *m = m.max(1e-20));
+        Sums { sums, mass }
+    }
+
+    /// Replaces `h` (of [`sums`](Self::sums)) by what comes out of rows that were estimated without the position
+    /// itself: `gate ⊙ row`, `[n, ffn]`.
+    ///
+    /// `prior` gives a token's prior row, which counts as `count` positions.
+    #[allow(clippy::too_many_arguments, reason = "what sums takes, and the prior")]
+    pub fn leave_one_out<'a>(
+        &self,
+        sums: &Sums,
+        gate: &[f32],
+        h: &mut [f32],
+        weights: &[f32],
+        prior: impl Fn(u32) -> &'a [f32] + Sync,
+        count: f32,
+    ) {
+        let ffn = sums.mass.len();
+        let positions = h.par_chunks_exact_mut(ffn).zip(gate.par_chunks_exact(ffn)).zip(weights);
+        positions.zip(&self.index).for_each(|(((h, gate), weight), index)| {
+            let prior = prior(self.tokens[*index].0);
+            without(sums.of(*index), &sums.mass, prior, count, *weight, gate, h);
+        });
+    }
+}
+
+/// For each token and unit `Σ w g h` and `Σ w g²` over its positions.
+///
+/// The best row in the sense of `Σ w (h − g u)²` is their quotient, the mean of `h / g` weighted by `w g²`.
+#[derive(Debug)]
+pub struct Sums {
+    // [distinct tokens, 2, ffn]
+    sums: Vec<f32>,
+    // [ffn]: Σ w g² of an average position.
+    mass: Vec<f32>,
+}
+
+impl Sums {
+    fn of(&self, index: usize) -> &[f32] {
+        let width = 2 * self.mass.len();
+        &self.sums[index * width..][..width]
+    }
+
+    /// The row of the token at `index`, given its prior row, which counts as `count` positions and is replaced.
+    pub fn shrink(&self, index: usize, count: f32, row: &mut [f32]) {
+        shrink(self.of(index), &self.mass, count, row);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn accumulate(sums: &mut [f32], weight: f32, gate: &[f32], h: &[f32]) {
+    let (gh, gg) = sums.split_at_mut(gate.len());
+    for (((gh, gg), g), h) in gh.iter_mut().zip(gg).zip(gate).zip(h) {
+        *gh += weight * g * h;
+        *gg += weight * g * g;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn shrink(sums: &[f32], mass: &[f32], count: f32, row: &mut [f32]) {
+    let (gh, gg) = sums.split_at(row.len());
+    for (((row, mass), gh), gg) in row.iter_mut().zip(mass).zip(gh).zip(gg) {
+        *row = (gh + count * mass * *row) / (gg + count * mass);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+fn without(sums: &[f32], mass: &[f32], prior: &[f32], count: f32, weight: f32, gate: &[f32], h: &mut [f32]) {
+    let (gh, gg) = sums.split_at(h.len());
+    for (((((h, g), prior), mass), gh), gg) in h.iter_mut().zip(gate).zip(prior).zip(mass).zip(gh).zip(gg) {
+        let gh = gh - weight * g * *h + count * mass * prior;
+        // Rounding may leave less than nothing.
+        let gg = (gg - weight * g * g).max(0.0) + count * mass;
+        *h = g * gh / gg;
+    }
+}
+
+/// Rows of one layer for every token, `[vocab, ffn]`, in half precision: three significant digits, more than the
+/// eight bits they are stored with.
+pub fn halve(rows: &[f32]) -> Vec<f16> {
+    let saturated = |v: &f32| f16::from_f32(v.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
+    rows.par_iter().map(saturated).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::random::weights;
+
+    #[test]
+    fn rows_equal_those_computed_one_by_one() {
+        let (n, ffn, count) = (60, 7, 1.5);
+        let tokens: Vec<u32> = (0..n as u32).map(|i| i * i % 11).collect();
+        let gate = weights("gate", &[n, ffn], 1);
+        let h = weights("h", &[n, ffn], 2);
+        let prior = weights("prior", &[11, ffn], 3);
+        let weight: Vec<f32> = weights("weight", &[n], 4);
+        let occurrences = Occurrences::new(&tokens);
+        let sums = occurrences.sums(&gate, &h, &weight, ffn);
+        // The row of unit j from the positions that `keep` lets through.
+        let row = |token: u32, j: usize, keep: &dyn Fn(usize) -> bool| {
+            let mass = (0..n).map(|p| weight[p] * gate[p * ffn + j].powi(2)).sum::<f32>()
+                / weight.iter().sum::<f32>();
+            let (mut above, mut below) = (count * mass * prior[token as usize * ffn + j], count * mass);
+            for p in (0..n).filter(|p| tokens[*p] == token && keep(*p)) {
+                let (g, h) = (gate[p * ffn + j], h[p * ffn + j]);
+                above += weight[p] * g * g * (h / g);
+                below += weight[p] * g * g;
+            }
+            above / below
+        };
+        for (index, (token, _)) in occurrences.tokens.iter().enumerate() {
+            let mut found = prior[*token as usize * ffn..][..ffn].to_vec();
+            sums.shrink(index, count, &mut found);
+            for (j, found) in found.iter().enumerate() {
+                assert!((found - row(*token, j, &|_| true)).abs() < 1e-4);
+            }
+        }
+        let mut out = h.clone();
+        let prior_of = |token: u32| &prior[token as usize * ffn..][..ffn];
+        occurrences.leave_one_out(&sums, &gate, &mut out, &weight, prior_of, count);
+        for (p, token) in tokens.iter().enumerate() {
+            for j in 0..ffn {
+                let expected = gate[p * ffn + j] * row(*token, j, &|q| q != p);
+                assert!((out[p * ffn + j] - expected).abs() < 1e-4);
+            }
+        }
+    }
+}
