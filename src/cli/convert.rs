@@ -1,5 +1,6 @@
 //! `xylem convert`: from a dense checkpoint to a bundle.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -8,9 +9,14 @@ use clap::ValueEnum;
 use indicatif::{HumanBytes, ProgressBar};
 use serde::Serialize;
 use xylem::bundle::{Dtype, Manifest};
-use xylem::convert::{Base, Changes, Dense, Precision, Progress, Recipe, build};
+use xylem::convert::{Base, Changes, Dense, Precision, Progress, Recipe, build, closed_form};
+use xylem::text::{Tokenizer, documents};
 
 use super::progress;
+
+/// Chats, passages and statements that SmolLM2-135M-Instruct (Apache-2.0) wrote by itself: what its layers do on them is
+/// right, what they say need not be.
+const CALIBRATION: &str = include_str!("../convert/calibration.txt");
 
 /// Make a bundle from a dense checkpoint.
 ///
@@ -95,11 +101,27 @@ pub fn run(args: &Args) -> Result<()> {
         if stem_layers.is_empty() {
             write(&Dense(base.config().clone()))?
         } else {
-            bail!("closed form: not yet");
+            let documents = calibration(args, &base)?;
+            let options = closed_form::Options::new(stem_layers);
+            write(&closed_form::convert(&base, &documents, &options, &bars)?)?
         }
     };
     bars.clear();
     print(args, &manifest)
+}
+
+/// The documents to estimate rows from.
+fn calibration(args: &Args, base: &Base) -> Result<Vec<Vec<u32>>> {
+    let text = match &args.calibration {
+        Some(path) => Cow::Owned(std::fs::read_to_string(path).with_context(|| path.display().to_string())?),
+        None => Cow::Borrowed(CALIBRATION),
+    };
+    let tokenizer = Tokenizer::new(base.tokenizer_json(), base.config().bos_token)?;
+    let documents = documents(&text, &tokenizer, base.config().context_length)?;
+    if documents.is_empty() {
+        bail!("the calibration text has no document of two tokens or more");
+    }
+    Ok(documents)
 }
 
 fn print(args: &Args, manifest: &Manifest) -> Result<()> {

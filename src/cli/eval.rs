@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
     let Model { session, tokenizer, .. } = &mut model;
     match args.suite {
         Suite::Nll => {
-            let mut documents = nll::documents(&text, tokenizer, context)?;
+            let mut documents = xylem::text::documents(&text, tokenizer, context)?;
             documents.truncate(limit);
             if documents.is_empty() {
                 bail!("{name}: there is no document of two tokens or more");

@@ -8,10 +8,6 @@ use crate::backend::{Backend, MAX_STEP_TOKENS};
 use crate::error::Result;
 use crate::session::Session;
 use crate::tables::RowSource;
-use crate::text::Tokenizer;
-
-/// The line between documents.
-pub const SEPARATOR: &str = "<|endoftext|>";
 
 /// Means over all predicted tokens, in nats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,28 +32,6 @@ pub struct Against {
     pub kl: f64,
     /// Share of positions at which both find the same token most likely.
     pub top1_agreement: f64,
-}
-
-/// The documents of `text` as tokens, each cut to `context`; those of one token or none are left out.
-///
-/// # Errors
-/// [`Error::Tokenizer`](crate::Error::Tokenizer).
-pub fn documents(text: &str, tokenizer: &Tokenizer, context: usize) -> Result<Vec<Vec<u32>>> {
-    let mut documents = Vec::new();
-    let mut document = String::new();
-    for line in text.split_inclusive('\n').chain([SEPARATOR]) {
-        if line.trim_end() != SEPARATOR {
-            document += line;
-            continue;
-        }
-        let mut tokens = tokenizer.encode(document.trim_matches('\n'))?;
-        tokens.truncate(context);
-        if tokens.len() > 1 {
-            documents.push(tokens);
-        }
-        document.clear();
-    }
-    Ok(documents)
 }
 
 /// Runs `session`, and `base` beside it if there is one, over the documents.

@@ -4,10 +4,12 @@
 //! The same on native and in the browser. Where the files come from is not decided here.
 
 pub mod chat;
+mod documents;
 pub mod json;
 pub mod template;
 pub mod tokenizer;
 
 pub use chat::{Message, Prompt, Role};
+pub use documents::documents;
 pub use template::Template;
 pub use tokenizer::{TextStream, Tokenizer};
