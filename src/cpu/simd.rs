@@ -18,7 +18,8 @@ const SIDE: usize = 4;
 
 /// The input of a product, `[n, in]`, as integers.
 pub struct Input {
-    /// `[n, in / 32]` blocks of 32 integers.
+    /// `[n, in / 32]` blocks of 32 integers: of the first sixteen the even ones, then the odd ones, and of the others
+    /// likewise. Pairs of bytes, or of nibbles, come apart most cheaply so.
     quants: Vec<[v128; 4]>,
     /// `[n, in / 32]`: what the integers are multiplied with, and the block's sum.
     scales: Vec<[f32; 2]>,
@@ -47,13 +48,29 @@ struct Token<'a> {
 }
 
 fn quantize(x: &[f32; BLOCK]) -> ([v128; 4], [f32; 2]) {
-    let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let scale = max / f32::from(i16::MAX);
+    let (fours, _) = cast_slice::<f32, u8>(x).as_chunks::<16>();
+    let (mut max, mut sum) = (f32x4_splat(0.0), f32x4_splat(0.0));
+    for four in fours {
+        let four = load(four);
+        max = f32x4_pmax(max, f32x4_abs(four));
+        sum = f32x4_add(sum, four);
+    }
+    max = f32x4_pmax(max, i32x4_shuffle::<2, 3, 0, 1>(max, max));
+    max = f32x4_pmax(max, i32x4_shuffle::<1, 0, 3, 2>(max, max));
+    let scale = f32x4_extract_lane::<0>(max) / f32::from(i16::MAX);
     let inverse = f32x4_splat(if scale > 0.0 { 1.0 / scale } else { 0.0 });
-    let (x4, _) = cast_slice::<f32, u8>(x).as_chunks::<16>();
-    let four = |i: usize| i32x4_trunc_sat_f32x4(f32x4_nearest(f32x4_mul(load(&x4[i]), inverse)));
-    let quants = [0, 2, 4, 6].map(|i| i16x8_narrow_i32x4(four(i), four(i + 1)));
-    (quants, [scale, x.iter().sum()])
+    let four = |i: usize| i32x4_trunc_sat_f32x4(f32x4_nearest(f32x4_mul(load(&fours[i]), inverse)));
+    let eight = |i: usize| i16x8_narrow_i32x4(four(i), four(i + 1));
+    let (a, b, c, d) = (eight(0), eight(2), eight(4), eight(6));
+    (
+        [
+            i16x8_shuffle::<0, 2, 4, 6, 8, 10, 12, 14>(a, b),
+            i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(a, b),
+            i16x8_shuffle::<0, 2, 4, 6, 8, 10, 12, 14>(c, d),
+            i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(c, d),
+        ],
+        [scale, total(sum)],
+    )
 }
 
 /// How a packed block becomes integers, and its scales floats.
@@ -80,24 +97,21 @@ impl Packed for Q8 {
 
     #[inline(always)]
     fn unpack(quants: &[u8]) -> [v128; 4] {
-        let (low, high) = (load(array(quants)), load(array(&quants[16..])));
-        [
-            i16x8_extend_low_i8x16(low),
-            i16x8_extend_high_i8x16(low),
-            i16x8_extend_low_i8x16(high),
-            i16x8_extend_high_i8x16(high),
-        ]
+        let (first, second) = (load(array(quants)), load(array(&quants[16..])));
+        let even = |bytes| i16x8_shr(i16x8_shl(bytes, 8), 8);
+        let odd = |bytes| i16x8_shr(bytes, 8);
+        [even(first), odd(first), even(second), odd(second)]
     }
 
     #[inline(always)]
     fn two_scales(scales: &[u8]) -> v128 {
-        let two = u32x4_extend_low_u16x8(u32x4(u32::from_le_bytes(*array(scales)), 0, 0, 0));
-        halves(i32x4_shuffle::<0, 2, 1, 3>(two, two))
+        let two = u64::from(u32::from_le_bytes(*array(scales)));
+        halves(two & 0xffff | two >> 16 << 32)
     }
 
     #[inline(always)]
     fn one_scale(scales: &[u8]) -> v128 {
-        halves(u32x4(u32::from(u16::from_le_bytes(*array(scales))), 0, 0, 0))
+        halves(u16::from_le_bytes(*array(scales)).into())
     }
 }
 
@@ -110,24 +124,19 @@ impl Packed for Q4 {
 
     #[inline(always)]
     fn unpack(quants: &[u8]) -> [v128; 4] {
-        let both = load(array(quants));
-        let (low, high) = (v128_and(both, u8x16_splat(15)), u8x16_shr(both, 4));
-        [
-            u16x8_extend_low_u8x16(low),
-            u16x8_extend_high_u8x16(low),
-            u16x8_extend_low_u8x16(high),
-            u16x8_extend_high_u8x16(high),
-        ]
+        let nibbles = load(array(quants));
+        let low = |nibbles| v128_and(nibbles, u16x8_splat(15));
+        [low(nibbles), low(u16x8_shr(nibbles, 8)), low(u16x8_shr(nibbles, 4)), u16x8_shr(nibbles, 12)]
     }
 
     #[inline(always)]
     fn two_scales(scales: &[u8]) -> v128 {
-        halves(u32x4_extend_low_u16x8(u64x2(u64::from_le_bytes(*array(scales)), 0)))
+        halves(u64::from_le_bytes(*array(scales)))
     }
 
     #[inline(always)]
     fn one_scale(scales: &[u8]) -> v128 {
-        halves(u32x4_extend_low_u16x8(u32x4(u32::from_le_bytes(*array(scales)), 0, 0, 0)))
+        halves(u32::from_le_bytes(*array(scales)).into())
     }
 }
 
@@ -297,13 +306,14 @@ fn total(v: v128) -> f32 {
     f32x4_extract_lane::<0>(halves) + f32x4_extract_lane::<1>(halves)
 }
 
-/// Half floats in the low halves of four lanes as floats: the exponents differ by 112. Exact, also for subnormal
-/// ones; infinities become large numbers.
+/// Four half floats as floats, whose exponents are 112 larger. Exact, also for subnormal ones; infinities become
+/// large numbers.
 #[inline(always)]
-fn halves(h: v128) -> v128 {
-    let magnitude = u32x4_shl(v128_and(h, u32x4_splat(0x7fff)), 13);
-    let sign = u32x4_shl(v128_and(h, u32x4_splat(0x8000)), 16);
-    v128_or(f32x4_mul(magnitude, f32x4_splat(f32::from_bits((127 + 112) << 23))), sign)
+fn halves(four: u64) -> v128 {
+    let wide = i32x4_shl(i32x4_extend_low_i16x8(u64x2(four, 0)), 13);
+    // The sign stands in the upper four bits, and is wanted in the first of them.
+    let float = v128_and(wide, u32x4_splat(0x8fff_ffff));
+    f32x4_mul(float, f32x4_splat(f32::from_bits((127 + 112) << 23)))
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 
 use super::control::{Control, Event, to_js};
+use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
 use super::rows::Rows;
 use crate::backend::{Backend, MAX_STEP_TOKENS};
@@ -16,6 +17,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Finish, Observer, Session};
+use crate::tables::{Stats, Tables};
 use crate::text::{Message, Template, TextStream, Tokenizer, chat};
 
 /// Prompt tokens that the CPU reads at a time: between two steps a stop is heard.
@@ -28,6 +30,7 @@ pub struct Engine {
     session: Mutex<Session<Device, Rows>>,
     tokenizer: Tokenizer,
     template: Option<Template>,
+    tables: Option<Rc<Tables<Host>>>,
     control: Rc<Control>,
     facts: Facts,
 }
@@ -57,6 +60,25 @@ struct Info<'a> {
     #[serde(flatten)]
     facts: &'a Facts,
     wasm_bytes: u32,
+    rows: Option<RowStats>,
+}
+
+/// [`Stats`] in the page's spelling.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RowStats {
+    looked_up: u64,
+    requests: u64,
+    bytes_fetched: u64,
+    stall_ms: f64,
+    bytes_held: u64,
+}
+
+impl From<Stats> for RowStats {
+    fn from(stats: Stats) -> Self {
+        let Stats { rows: looked_up, requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, .. } = stats;
+        Self { looked_up, requests, bytes_fetched, stall_ms, bytes_held }
+    }
 }
 
 #[derive(Deserialize)]
@@ -134,9 +156,9 @@ impl Engine {
             warm(tables);
         }
         let control = Rc::new(Control::new()?);
-        let rows = Rows { tables, control: control.clone() };
+        let rows = Rows { tables: tables.clone(), control: control.clone() };
         let session = Mutex::new(Session::new(device, rows, config, chunk));
-        Ok(Self { session, tokenizer, template, control, facts })
+        Ok(Self { session, tokenizer, template, tables, control, facts })
     }
 
     /// What is loaded, and what it takes.
@@ -146,7 +168,8 @@ impl Engine {
     pub fn info(&self) -> Result<JsValue, JsError> {
         let memory = wasm_bindgen::memory().unchecked_into::<js_sys::WebAssembly::Memory>();
         let wasm_bytes = memory.buffer().unchecked_into::<js_sys::ArrayBuffer>().byte_length();
-        Ok(to_js(&Info { facts: &self.facts, wasm_bytes })?)
+        let rows = self.tables.as_ref().map(|tables| tables.stats().into());
+        Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows })?)
     }
 
     /// Answers the last of `messages`.

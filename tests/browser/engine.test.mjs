@@ -5,7 +5,7 @@ import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { ask, browser, copySite, lastAnswer, scratch, serve, xylem } from "./harness.mjs";
+import { answered, ask, browser, copySite, lastAnswer, scratch, serve, watchResults, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 /** Greedy, but for the penalty, without which a random model repeats itself at once. */
@@ -32,15 +32,15 @@ before(async () => {
 after(() => rm(folder, { recursive: true, force: true }));
 
 /** What the native command answers. */
-async function native(...options) {
+async function native(model = join(folder, "model")) {
   const sampling = ["--temperature", "0", "--repetition-penalty", "1.3", "--max-tokens", "48"];
-  const model = ["--bundle", join(folder, "model"), "--prompt", QUESTION, "--chat", "--context", "4096"];
-  return JSON.parse(await xylem("generate", ...model, ...sampling, "--json", ...options));
+  const prompt = ["--prompt", QUESTION, "--chat", "--context", "4096"];
+  return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, "--json"));
 }
 
 /**
  * A page on the site with the real engine and the small model, which `spoil` may damage in its folder first.
- * `page.requests` collects what the host was asked for, `page.results` what the engine gave back.
+ * `page.requests` collects what the host was asked for.
  */
 async function realPage(t, { settings = {}, spoil, intercept = () => false, path = "" } = {}) {
   const site = await scratch(t);
@@ -56,31 +56,10 @@ async function realPage(t, { settings = {}, spoil, intercept = () => false, path
     return handled;
   });
   const page = await browser(t);
-  await page.addInitScript(
-    (stored) => {
-      localStorage.setItem("xylem.settings", stored);
-      window.results = [];
-      const { addEventListener } = Worker.prototype;
-      Worker.prototype.addEventListener = function (type, listener) {
-        const listen = (event) => {
-          if (event.data?.type === "result") window.results.push(event.data);
-          listener(event);
-        };
-        addEventListener.call(this, type, type === "message" ? listen : listener);
-      };
-    },
-    JSON.stringify({ ...GREEDY, ...settings }),
-  );
+  await watchResults(page, { ...GREEDY, ...settings });
   await page.goto(address + encodeURI(path));
   page.requests = requests;
   return page;
-}
-
-/** Asks, and gives what the engine gave. */
-async function answered(page, question = QUESTION) {
-  await ask(page, question);
-  await lastAnswer(page);
-  return page.evaluate(() => window.results.at(-1));
 }
 
 /** What the page says of a model that it could not load. */
@@ -94,7 +73,7 @@ const table = (requests) => requests.filter(({ path }) => /stem-\d+\.bin$/.test(
 
 test("the CPU gives the text of the native command, with rows by range", async (t) => {
   const page = await realPage(t);
-  const { result, info } = await answered(page);
+  const { result, info } = await answered(page, QUESTION);
   const expected = await native();
   assert.deepEqual(result.tokens, expected.tokens);
   assert.equal(result.text, expected.text);
@@ -111,9 +90,22 @@ test("the CPU gives the text of the native command, with rows by range", async (
   assert.deepEqual(page.problems, []);
 });
 
+for (const precision of ["q8", "f32"]) {
+  test(`so it does with ${precision} weights of odd sizes`, async (t) => {
+    const other = await scratch(t);
+    const sizes = ["--hidden", "160", "--heads", "10", "--vocab", "303", "--context", "4096"];
+    await xylem("random", "--out", join(other, "model"), "--precision", precision, ...sizes);
+    const page = await realPage(t, {
+      spoil: (model) => cp(join(other, "model"), model, { recursive: true }),
+    });
+    const { result } = await answered(page, QUESTION);
+    assert.deepEqual(result.tokens, (await native(join(other, "model"))).tokens);
+  });
+}
+
 test("the GPU gives the text of the native command", async (t) => {
   const page = await realPage(t, { settings: { backend: "gpu" } });
-  const { result, info } = await answered(page);
+  const { result, info } = await answered(page, QUESTION);
   assert.deepEqual(result.tokens, (await native()).tokens);
   assert.equal(info.backend, "gpu");
   assert.match(info.adapter, /swiftshader/i);
@@ -124,7 +116,7 @@ test("the GPU gives the text of the native command", async (t) => {
 test("a GPU that is software gives way to the CPU, and the page says why", async (t) => {
   const page = await realPage(t, { settings: { backend: "auto" } });
   await page.getByText(/swiftshader.* is software, the CPU itself is faster/i).waitFor();
-  const { result, info } = await answered(page);
+  const { result, info } = await answered(page, QUESTION);
   assert.equal(info.backend, "cpu");
   assert.deepEqual(result.tokens, (await native()).tokens);
 });
@@ -135,14 +127,14 @@ test("a browser without WebGPU computes on the CPU, unless the reader insists", 
     await writeFile(worker, `delete WorkerNavigator.prototype.gpu;${await readFile(worker, "utf8")}`);
   };
   const page = await realPage(t, { settings: { backend: "auto" }, spoil: withoutGpu });
-  const { info } = await answered(page);
+  const { info } = await answered(page, QUESTION);
   assert.equal(info.backend, "cpu");
   assert.match(info.notice, /no adapter/);
 
   const insistent = await realPage(t, { settings: { backend: "gpu" }, spoil: withoutGpu });
   assert.match(await complaint(insistent), /^GPU: the browser has no adapter/);
   await insistent.getByRole("button", { name: "Use the CPU" }).click();
-  assert.equal((await answered(insistent)).info.backend, "cpu");
+  assert.equal((await answered(insistent, QUESTION)).info.backend, "cpu");
 });
 
 test("a host that serves no ranges gives whole shards", async (t) => {
@@ -152,7 +144,7 @@ test("a host that serves no ranges gives whole shards", async (t) => {
       return false;
     },
   });
-  const { result } = await answered(page);
+  const { result } = await answered(page, QUESTION);
   assert.deepEqual(result.tokens, (await native()).tokens);
   assert.ok(table(page.requests).every(({ status }) => status === 200));
 });
@@ -170,14 +162,14 @@ test("what passes by itself does not show", async (t) => {
       return true;
     },
   });
-  const { result } = await answered(page);
+  const { result } = await answered(page, QUESTION);
   assert.deepEqual(result.tokens, (await native()).tokens);
   assert.ok(failures.size > 4);
 });
 
 test("the engine works from a sub-path", async (t) => {
   const page = await realPage(t, { path: "some/sub path/" });
-  const { result } = await answered(page);
+  const { result } = await answered(page, QUESTION);
   assert.deepEqual(result.tokens, (await native()).tokens);
   assert.equal(page.hosts.size, 1);
 });
@@ -254,7 +246,7 @@ test("a row that cannot be had fails the answer, not the engine", async (t) => {
 
 test("a second turn reuses the first", async (t) => {
   const page = await realPage(t);
-  const first = (await answered(page)).result;
+  const first = (await answered(page, QUESTION)).result;
   const second = (await answered(page, "And in a vine?")).result;
   assert.equal(first.reusedTokens, 0);
   assert.ok(second.reusedTokens >= first.promptTokens);
@@ -309,13 +301,13 @@ test("an answer that waits for rows says so and can be stopped", async (t) => {
 
 test("equal seeds give equal texts, and an answer without one tells its own", async (t) => {
   const page = await realPage(t, { settings: { temperature: 1, repetitionPenalty: 1.1 } });
-  const first = (await answered(page)).result;
+  const first = (await answered(page, QUESTION)).result;
   assert.ok(Number.isInteger(first.seed));
   await page.getByRole("button", { name: "New chat" }).click();
   await page.getByRole("tab", { name: "Settings" }).click();
   await page.getByLabel("Seed").fill(String(first.seed));
   await page.keyboard.press("Tab");
-  const again = (await answered(page)).result;
+  const again = (await answered(page, QUESTION)).result;
   assert.equal(again.seed, first.seed);
   assert.deepEqual(again.tokens, first.tokens);
 });

@@ -130,3 +130,26 @@ export async function lastAnswer(page) {
   await answer.and(page.locator('[aria-busy="false"]')).waitFor();
   return answer;
 }
+
+/** To be called before the page is opened: sets its settings, and lets `answered` see what the engine gives. */
+export async function watchResults(page, settings) {
+  await page.addInitScript((stored) => {
+    localStorage.setItem("xylem.settings", stored);
+    window.results = [];
+    const { addEventListener } = Worker.prototype;
+    Worker.prototype.addEventListener = function (type, listener) {
+      const listen = (event) => {
+        if (event.data?.type === "result") window.results.push(event.data);
+        listener(event);
+      };
+      addEventListener.call(this, type, type === "message" ? listen : listener);
+    };
+  }, JSON.stringify(settings));
+}
+
+/** Asks, and gives the engine's result and what it says of itself. */
+export async function answered(page, question) {
+  await ask(page, question);
+  await lastAnswer(page);
+  return page.evaluate(() => window.results.at(-1));
+}
