@@ -35,7 +35,8 @@ bindgen() {
   local version
   version=$(locked Cargo.lock)
   if have wasm-bindgen && [ "$(wasm-bindgen --version)" = "wasm-bindgen $version" ]; then
-    wasm-bindgen --target web --no-typescript --out-name xylem --out-dir "$2" "$1"
+    wasm-bindgen --target web --no-typescript --remove-name-section --remove-producers-section \
+      --out-name xylem --out-dir "$2" "$1"
     return
   fi
   [ "$version" = "$(locked scripts/bindgen/Cargo.lock)" ] ||

@@ -20,6 +20,8 @@ pub mod sampler;
 pub mod session;
 pub mod tables;
 pub mod text;
+#[cfg(target_arch = "wasm32")]
+pub mod web;
 
 pub use config::Config;
 pub use error::{Error, Result};

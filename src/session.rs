@@ -129,7 +129,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         Ok(output)
     }
 
-    /// Continues `prompt`.
+    /// Continues `prompt`. Rows or a backend that fail with [`Error::Stopped`] end it like the observer does.
     ///
     /// # Errors
     /// [`Error::ContextFull`] if the prompt leaves no room for a token, [`Error::Invalid`] for an empty prompt or
@@ -176,8 +176,13 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             let last = end == prompt.len();
             let penalty = Penalty { tokens: &penalized, factor: sampling.repetition_penalty };
             let want = if last { Want::Candidates(penalty) } else { Want::Nothing };
-            let tokens = &prompt[self.cached.len()..end];
-            output = self.step(tokens, want).await?;
+            output = match self.step(&prompt[self.cached.len()..end], want).await {
+                Err(Error::Stopped) => {
+                    result.finish = Finish::Stopped;
+                    return Ok(result);
+                }
+                output => output?,
+            };
             observer.prefill(end, prompt.len());
             observer.breathe().await;
         }
@@ -211,7 +216,13 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             }
             penalized = self::penalized(&history, &self.config);
             let penalty = Penalty { tokens: &penalized, factor: sampling.repetition_penalty };
-            output = self.step(&[id], Want::Candidates(penalty)).await?;
+            output = match self.step(&[id], Want::Candidates(penalty)).await {
+                Err(Error::Stopped) => {
+                    result.finish = Finish::Stopped;
+                    break;
+                }
+                output => output?,
+            };
         }
         let first_token = first_token.unwrap_or(began);
         result.first_token_ms = (first_token - began).as_secs_f64() * 1e3;

@@ -1,20 +1,27 @@
-//! Matrix products with stored weights: dot products on the packed blocks for one token, expanded panels and a
-//! GEMM for many.
+//! Matrix products with stored weights. Natively: dot products on the packed blocks for one token, expanded panels
+//! and a GEMM for many. In wasm: see `simd`.
 
+#[cfg(not(target_arch = "wasm32"))]
 use gemm::{Parallelism, gemm};
+#[cfg(not(target_arch = "wasm32"))]
 use half::f16;
 use multiversion::multiversion;
 #[cfg(feature = "native")]
 use rayon::prelude::*;
 
+#[cfg(target_arch = "wasm32")]
+use super::simd;
 use crate::bundle::manifest::Tensor;
 use crate::bundle::quant::{Dtype, dequantize};
+#[cfg(not(target_arch = "wasm32"))]
 use crate::config::BLOCK;
 use crate::error::{Error, Result};
 
 /// From so many tokens on, expanding a panel of weights pays.
+#[cfg(not(target_arch = "wasm32"))]
 const GEMM_FROM: usize = 4;
 /// Output rows that are expanded and multiplied at once.
+#[cfg(not(target_arch = "wasm32"))]
 const PANEL: usize = 96;
 
 /// A tensor in memory, in the planes it is stored in.
@@ -84,6 +91,7 @@ impl Weight {
     }
 
     /// `out = x · Wᵀ` for `x` `[n, in]` and `out` `[n, rows]`.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn matmul(&self, x: &[f32], out: &mut [f32]) {
         debug_assert_eq!(x.len() / self.width, out.len() / self.rows);
         if x.len() < GEMM_FROM * self.width {
@@ -95,6 +103,23 @@ impl Weight {
         }
     }
 
+    /// `out = x · Wᵀ` for `x` `[n, in]` and `out` `[n, rows]`.
+    #[cfg(target_arch = "wasm32")]
+    pub fn matmul(&self, x: &[f32], out: &mut [f32]) {
+        let (quants, scales) = self.planes();
+        let input = || simd::Input::new(x, self.width);
+        match self.dtype {
+            Dtype::F32 => {
+                for (x, out) in x.chunks_exact(self.width).zip(out.chunks_exact_mut(self.rows)) {
+                    matvec_f32(bytemuck::cast_slice(quants), x, out);
+                }
+            }
+            Dtype::Q8 => simd::matmul::<simd::Q8>(quants, scales, &input(), self.rows, out),
+            Dtype::Q4 => simd::matmul::<simd::Q4>(quants, scales, &input(), self.rows, out),
+        }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
     fn matvec(&self, x: &[f32], out: &mut [f32]) {
         // [in / 32]: what a block's minimum is multiplied with.
         let sums: Vec<f32> = x.chunks(BLOCK).map(|b| b.iter().sum()).collect();
@@ -125,6 +150,7 @@ impl Weight {
         rows(0, out);
     }
 
+    #[cfg(not(target_arch = "wasm32"))]
     fn matmul_panels(&self, x: &[f32], out: &mut [f32]) {
         let n = x.len() / self.width;
         // [panels][n, rows of the panel]
@@ -149,6 +175,7 @@ impl Weight {
 }
 
 /// `out = x · Wᵀ` on one thread: `x` `[n, k]`, `w` `[m, k]`, `out` `[n, m]`, all row-major.
+#[cfg(not(target_arch = "wasm32"))]
 pub fn gemm_xwt(x: &[f32], w: &[f32], n: usize, m: usize, k: usize, out: &mut [f32]) {
     assert!(x.len() == n * k && w.len() == m * k && out.len() == n * m);
     // SAFETY: the lengths, just checked, are those that the strides reach; `out` does not overlap the inputs.
@@ -193,6 +220,7 @@ fn matvec_f32(w: &[f32], x: &[f32], out: &mut [f32]) {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn matvec_q8(quants: &[i8], scales: &[f16], x: &[f32], out: &mut [f32]) {
     let (x, _) = x.as_chunks::<BLOCK>();
@@ -209,6 +237,7 @@ fn matvec_q8(quants: &[i8], scales: &[f16], x: &[f32], out: &mut [f32]) {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn matvec_q4(quants: &[u8], scales: &[f16], x: &[f32], sums: &[f32], out: &mut [f32]) {
     let (x, _) = x.as_chunks::<BLOCK>();

@@ -7,5 +7,7 @@
 pub mod backend;
 pub mod kernels;
 pub mod linear;
+#[cfg(target_arch = "wasm32")]
+mod simd;
 
 pub use backend::{CpuBackend, Probe, View};

@@ -18,6 +18,7 @@ const INFO = {
   tableBytes: 755e6,
   gpuBytes: 0,
   wasmBytes: 150e6,
+  rows: { lookedUp: 1200, requests: 31, bytesFetched: 9.1e6, stallMs: 412, bytesHeld: 9.1e6 },
 };
 
 const MARKDOWN = `Plants drink through **xylem**: tubes of dead cells, open from end to end.

@@ -1,17 +1,27 @@
 // Shared by the browser tests: a copy of the built site to spoil at will, a server, and Chromium.
 
-import { cp, mkdtemp, readFile, rm } from "node:fs/promises";
+import { execFile } from "node:child_process";
+import { cp, mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
-import { extname, join, normalize } from "node:path";
+import { join } from "node:path";
 import { after } from "node:test";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 
-const { chromium } = createRequire(new URL("../../www/package.json", import.meta.url))("playwright-core");
+const require = createRequire(new URL("../../www/package.json", import.meta.url));
+const { chromium } = require("playwright-core");
+const sirv = require("sirv");
 
 export const root = fileURLToPath(new URL("../../", import.meta.url));
 const here = fileURLToPath(new URL("./", import.meta.url));
+
+/** Runs the native command; gives what it prints. */
+export async function xylem(...options) {
+  const { stdout } = await promisify(execFile)(process.env.XYLEM ?? join(root, "target/release/xylem"), options);
+  return stdout;
+}
 
 /** A folder that is removed after the test. */
 export async function scratch(t) {
@@ -26,15 +36,6 @@ export async function copySite(folder, { fake = false } = {}) {
   await cp(join(root, "dist"), folder, { recursive: true, filter: (path) => !path.startsWith(model) });
   if (fake) await cp(join(here, "fake-engine.js"), join(folder, "pkg/xylem.js"));
 }
-const TYPES = {
-  ".html": "text/html",
-  ".js": "text/javascript",
-  ".css": "text/css",
-  ".svg": "image/svg+xml",
-  ".json": "application/json",
-  ".wasm": "application/wasm",
-};
-
 /** A page on the site with the stand-in engine, in the mode `kind`, its model loaded. */
 export async function fakePage(t, kind, options) {
   const folder = await scratch(t);
@@ -44,20 +45,21 @@ export async function fakePage(t, kind, options) {
   return page;
 }
 
-/** Serves `folder`; gives its address, with a slash at the end. */
-export async function serve(t, folder) {
+/**
+ * Serves `folder`; gives its address, with a slash at the end. `intercept` sees each request first, may change it, and
+ * answers it by itself if it gives true.
+ */
+export async function serve(t, folder, intercept = () => false) {
+  const files = sirv(folder, { dev: true });
   const server = createServer(async (request, response) => {
-    const path = decodeURIComponent(new URL(request.url, "http://x").pathname);
-    const file = join(folder, normalize(path.endsWith("/") ? `${path}index.html` : path));
-    try {
-      const body = await readFile(file);
-      response.writeHead(200, { "content-type": TYPES[extname(file)] ?? "application/octet-stream" }).end(body);
-    } catch {
-      response.writeHead(404).end("not found");
-    }
+    if (await intercept(request, response)) return;
+    files(request, response, () => response.writeHead(404).end("not found"));
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  t.after(() => server.close());
+  t.after(() => {
+    server.close();
+    server.closeAllConnections();
+  });
   return `http://127.0.0.1:${server.address().port}/`;
 }
 
@@ -127,4 +129,27 @@ export async function lastAnswer(page) {
   const answer = page.getByRole("article", { name: "Answer" }).last();
   await answer.and(page.locator('[aria-busy="false"]')).waitFor();
   return answer;
+}
+
+/** To be called before the page is opened: sets its settings, and lets `answered` see what the engine gives. */
+export async function watchResults(page, settings) {
+  await page.addInitScript((stored) => {
+    localStorage.setItem("xylem.settings", stored);
+    window.results = [];
+    const { addEventListener } = Worker.prototype;
+    Worker.prototype.addEventListener = function (type, listener) {
+      const listen = (event) => {
+        if (event.data?.type === "result") window.results.push(event.data);
+        listener(event);
+      };
+      addEventListener.call(this, type, type === "message" ? listen : listener);
+    };
+  }, JSON.stringify(settings));
+}
+
+/** Asks, and gives the engine's result and what it says of itself. */
+export async function answered(page, question) {
+  await ask(page, question);
+  await lastAnswer(page);
+  return page.evaluate(() => window.results.at(-1));
 }

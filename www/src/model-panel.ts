@@ -75,6 +75,11 @@ function describe(info: EngineInfo, source: string | null): HTMLElement[] {
     ["Knowledge table", bytes(info.tableBytes)],
     ["Memory of the tab", bytes(info.wasmBytes)],
   ];
+  if (info.rows) {
+    const { lookedUp, requests, bytesFetched } = info.rows;
+    rows.push(["Rows looked up", count(lookedUp)]);
+    rows.push(["Fetched of the table", `${bytes(bytesFetched)} in ${count(requests)} requests`]);
+  }
   if (info.gpuBytes > 0) rows.push(["Memory of the GPU", bytes(info.gpuBytes)]);
   if (info.notice) rows.splice(3, 0, ["GPU not used", info.notice]);
   if (source) rows.splice(2, 0, ["From", source]);

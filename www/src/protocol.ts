@@ -26,6 +26,17 @@ export type EngineInfo = {
   tableBytes: number;
   gpuBytes: number;
   wasmBytes: number;
+  /** What came of the table so far; null for a model without one. */
+  rows: RowStats | null;
+};
+
+export type RowStats = {
+  /** A row is all that a token has in the table. */
+  lookedUp: number;
+  requests: number;
+  bytesFetched: number;
+  stallMs: number;
+  bytesHeld: number;
 };
 
 export type SamplingSettings = {

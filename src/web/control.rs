@@ -1,0 +1,113 @@
+//! The line to the page while an answer is written: events out, a stop in, and turns for the event loop.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::Poll;
+
+use futures::task::AtomicWaker;
+use js_sys::{Function, Promise};
+use serde::Serialize;
+use wasm_bindgen::{JsError, JsValue};
+use wasm_bindgen_futures::JsFuture;
+use web_sys::{MessageChannel, MessagePort};
+
+/// What the page hears.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Event<'a> {
+    /// So many tokens of the prompt have been read.
+    Prefill { done: usize, total: usize },
+    /// A token, and the text that became complete with it.
+    Token { id: u32, log_prob: f32, text: &'a str },
+    /// Nothing moves, for this reason.
+    Wait { reason: &'a str },
+}
+
+/// Shared by the engine and the one answer that may be under way.
+#[derive(Debug)]
+pub struct Control {
+    stopped: Cell<bool>,
+    waiting: AtomicWaker,
+    listener: RefCell<Option<Function>>,
+    turn: Turn,
+}
+
+impl Control {
+    pub fn new() -> Result<Self, JsError> {
+        let (stopped, listener) = (Cell::new(false), RefCell::new(None));
+        Ok(Self { stopped, waiting: AtomicWaker::new(), listener, turn: Turn::new()? })
+    }
+
+    /// Begins an answer whose events go to `listener`.
+    pub fn begin(&self, listener: Function) {
+        self.stopped.set(false);
+        self.listener.replace(Some(listener));
+    }
+
+    pub fn end(&self) {
+        self.listener.replace(None);
+    }
+
+    pub fn stop(&self) {
+        self.stopped.set(true);
+        self.waiting.wake();
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    /// Ends when the answer is to end.
+    pub async fn stopped(&self) {
+        poll_fn(|context| {
+            self.waiting.register(context.waker());
+            if self.is_stopped() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    pub fn emit(&self, event: &Event<'_>) {
+        let listener = self.listener.borrow().clone();
+        if let (Some(listener), Ok(event)) = (listener, to_js(event)) {
+            // A listener that throws is no reason to end the answer.
+            let _ = listener.call1(&JsValue::UNDEFINED, &event);
+        }
+    }
+
+    /// Lets the event loop attend to what has come in meanwhile.
+    pub async fn breathe(&self) {
+        self.turn.take().await;
+    }
+}
+
+/// A value as JavaScript would write it: `null` for `None`, plain objects.
+pub fn to_js(value: &impl Serialize) -> Result<JsValue, serde_wasm_bindgen::Error> {
+    let form = serde_wasm_bindgen::Serializer::new();
+    value.serialize(&form.serialize_missing_as_null(true).serialize_maps_as_objects(true))
+}
+
+/// A message to itself comes behind those already queued; timers would be throttled to 4 ms.
+#[derive(Debug)]
+struct Turn {
+    sender: MessagePort,
+    receiver: MessagePort,
+}
+
+impl Turn {
+    fn new() -> Result<Self, JsError> {
+        let channel = MessageChannel::new().map_err(|_| JsError::new("the browser has no MessageChannel"))?;
+        Ok(Self { sender: channel.port1(), receiver: channel.port2() })
+    }
+
+    async fn take(&self) {
+        let promise = Promise::new(&mut |resolve, _| {
+            self.receiver.set_onmessage(Some(&resolve));
+            if self.sender.post_message(&JsValue::NULL).is_err() {
+                // No message will come, so there is nothing to wait for.
+                let _ = resolve.call0(&JsValue::UNDEFINED);
+            }
+        });
+        // The promise is never rejected.
+        let _ = JsFuture::from(promise).await;
+    }
+}

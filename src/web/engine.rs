@@ -1,0 +1,286 @@
+//! The class `Engine` of `pkg/xylem.js`; `www/src/protocol.ts` describes its values.
+
+use std::rc::Rc;
+
+use futures::lock::Mutex;
+use js_sys::{Function, Math};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use wasm_bindgen::prelude::*;
+
+use super::control::{Control, Event, to_js};
+use super::http::Host;
+use super::load::{Choice, Model, Progress, load, warm};
+use super::rows::Rows;
+use crate::backend::{Backend, MAX_STEP_TOKENS};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::sampler::Sampling;
+use crate::session::{Finish, Observer, Session};
+use crate::tables::{Stats, Tables};
+use crate::text::{Message, Template, TextStream, Tokenizer, chat};
+
+/// Prompt tokens that the CPU reads at a time: between two steps a stop is heard.
+const CPU_CHUNK: usize = 32;
+
+/// A loaded model. It writes one answer at a time.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Engine {
+    session: Mutex<Session<Device, Rows>>,
+    tokenizer: Tokenizer,
+    template: Option<Template>,
+    tables: Option<Rc<Tables<Host>>>,
+    control: Rc<Control>,
+    facts: Facts,
+}
+
+/// What does not change.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Facts {
+    model: String,
+    licence: String,
+    backend: &'static str,
+    adapter: String,
+    notice: Option<String>,
+    context_length: usize,
+    n_layers: usize,
+    stem_layers: Vec<usize>,
+    hidden_size: usize,
+    vocab_size: usize,
+    core_bytes: u64,
+    table_bytes: u64,
+    gpu_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Info<'a> {
+    #[serde(flatten)]
+    facts: &'a Facts,
+    wasm_bytes: u32,
+    rows: Option<RowStats>,
+}
+
+/// [`Stats`] in the page's spelling.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RowStats {
+    looked_up: u64,
+    requests: u64,
+    bytes_fetched: u64,
+    stall_ms: f64,
+    bytes_held: u64,
+}
+
+impl From<Stats> for RowStats {
+    fn from(stats: Stats) -> Self {
+        let Stats { rows: looked_up, requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, .. } = stats;
+        Self { looked_up, requests, bytes_fetched, stall_ms, bytes_held }
+    }
+}
+
+#[derive(Deserialize)]
+struct Options {
+    backend: Choice,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Settings {
+    temperature: f32,
+    top_k: usize,
+    top_p: f32,
+    repetition_penalty: f32,
+    max_tokens: usize,
+    seed: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    text: String,
+    tokens: Vec<u32>,
+    finish: Finish,
+    prompt_tokens: usize,
+    reused_tokens: usize,
+    generated_tokens: usize,
+    time_to_first_token_ms: f64,
+    tokens_per_second: f64,
+    dropped_turns: usize,
+    seed: u64,
+}
+
+#[wasm_bindgen(start)]
+fn start() {
+    console_error_panic_hook::set_once();
+}
+
+#[wasm_bindgen]
+impl Engine {
+    /// Loads the bundle whose manifest is at `manifest_url`.
+    ///
+    /// # Errors
+    /// Anything that makes the bundle unusable, in words for the reader of the page.
+    pub async fn load(
+        manifest_url: String,
+        options: JsValue,
+        on_progress: Function,
+    ) -> Result<Self, JsError> {
+        let options: Options = from_js("the options", options)?;
+        let Model { manifest, tokenizer, template, device, tables, notice } =
+            load(&manifest_url, options.backend, &Progress::new(on_progress)).await?;
+        let config = manifest.config.clone();
+        let (backend, adapter) = device.describe();
+        let (chunk, gpu_bytes) = match &device {
+            Device::Cpu(_) => (CPU_CHUNK, 0),
+            Device::Gpu(backend) => (MAX_STEP_TOKENS, backend.bytes()),
+        };
+        let facts = Facts {
+            core_bytes: manifest.core_bytes(),
+            table_bytes: manifest.stem_table().map_or(0, |table| table.bytes()),
+            model: manifest.name,
+            licence: manifest.source.licence,
+            backend,
+            adapter,
+            notice,
+            context_length: device.capacity(),
+            n_layers: config.n_layers,
+            stem_layers: config.stem_layers.clone(),
+            hidden_size: config.hidden_size,
+            vocab_size: config.vocab_size,
+            gpu_bytes,
+        };
+        if let Some(tables) = &tables {
+            warm(tables);
+        }
+        let control = Rc::new(Control::new()?);
+        let rows = Rows { tables: tables.clone(), control: control.clone() };
+        let session = Mutex::new(Session::new(device, rows, config, chunk));
+        Ok(Self { session, tokenizer, template, tables, control, facts })
+    }
+
+    /// What is loaded, and what it takes.
+    ///
+    /// # Errors
+    /// None in practice: the values are plain.
+    pub fn info(&self) -> Result<JsValue, JsError> {
+        let memory = wasm_bindgen::memory().unchecked_into::<js_sys::WebAssembly::Memory>();
+        let wasm_bytes = memory.buffer().unchecked_into::<js_sys::ArrayBuffer>().byte_length();
+        let rows = self.tables.as_ref().map(|tables| tables.stats().into());
+        Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows })?)
+    }
+
+    /// Answers the last of `messages`.
+    ///
+    /// # Errors
+    /// Messages or settings that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
+    pub async fn chat(
+        &self,
+        messages: JsValue,
+        settings: JsValue,
+        on_event: Function,
+    ) -> Result<JsValue, JsError> {
+        let messages: Vec<Message> = from_js("the messages", messages)?;
+        let settings: Settings = from_js("the settings", settings)?;
+        self.control.begin(on_event);
+        let answer = self.answer(&messages, &settings).await;
+        self.control.end();
+        Ok(to_js(&answer?)?)
+    }
+
+    /// Ends the answer under way after the token it is at.
+    pub fn stop(&self) {
+        self.control.stop();
+    }
+}
+
+impl Engine {
+    async fn answer(&self, messages: &[Message], settings: &Settings) -> Result<Answer> {
+        let mut session = self
+            .session
+            .try_lock()
+            .ok_or_else(|| Error::invalid("the question", "came while another was being answered"))?;
+        let template = self
+            .template
+            .as_ref()
+            .ok_or_else(|| Error::Template("this model brings none, so it can't chat".into()))?;
+        let seed = settings.seed.unwrap_or_else(|| (Math::random() * f64::from(u32::MAX)) as u64);
+        let sampling = Sampling {
+            temperature: settings.temperature,
+            top_k: settings.top_k,
+            top_p: settings.top_p,
+            repetition_penalty: settings.repetition_penalty,
+            max_tokens: settings.max_tokens,
+            seed,
+        };
+        let context = session.backend().capacity();
+        let prompt = chat::prompt(&self.tokenizer, template, messages, context, sampling.max_tokens)?;
+        let mut listener = Listener {
+            stream: self.tokenizer.stream(),
+            text: String::new(),
+            failure: None,
+            control: &self.control,
+        };
+        let generation = session.generate(&prompt.tokens, &sampling, &mut listener).await?;
+        Ok(Answer {
+            text: listener.finish()?,
+            finish: generation.finish,
+            prompt_tokens: generation.prompt_tokens,
+            reused_tokens: generation.reused_tokens,
+            generated_tokens: generation.tokens.len(),
+            tokens: generation.tokens,
+            time_to_first_token_ms: generation.first_token_ms,
+            tokens_per_second: generation.tokens_per_second,
+            dropped_turns: prompt.dropped_turns,
+            seed,
+        })
+    }
+}
+
+/// Turns what the session says into events for the page.
+struct Listener<'a> {
+    stream: TextStream<'a>,
+    text: String,
+    failure: Option<Error>,
+    control: &'a Control,
+}
+
+impl Listener<'_> {
+    fn finish(mut self) -> Result<String> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        self.text += &self.stream.finish()?;
+        Ok(self.text)
+    }
+}
+
+impl Observer for Listener<'_> {
+    fn prefill(&mut self, done: usize, total: usize) {
+        self.control.emit(&Event::Prefill { done, total });
+    }
+
+    fn token(&mut self, id: u32, log_prob: f32) {
+        match self.stream.push(id) {
+            Ok(text) => {
+                self.control.emit(&Event::Token { id, log_prob, text: &text });
+                self.text += &text;
+            }
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.failure.is_some() || self.control.is_stopped()
+    }
+
+    async fn breathe(&mut self) {
+        self.control.breathe().await;
+    }
+}
+
+fn from_js<T: DeserializeOwned>(what: &str, value: JsValue) -> Result<T> {
+    serde_wasm_bindgen::from_value(value).map_err(|e| Error::invalid(what, e.to_string()))
+}

@@ -1,0 +1,217 @@
+//! From the address of a manifest to a model that can answer.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use futures::stream::{self, TryStreamExt};
+use futures::try_join;
+use js_sys::Function;
+use serde::{Deserialize, Serialize};
+use wasm_bindgen::JsValue;
+use wasm_bindgen_futures::spawn_local;
+use web_sys::RequestCache;
+
+use super::control::to_js;
+use super::http::Host;
+use crate::backend::{Backend, MAX_STEP_TOKENS, Penalty, Step, Want, write_core};
+use crate::bundle::{FileRef, Manifest};
+use crate::config::Config;
+use crate::cpu::CpuBackend;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::gpu::{GpuBackend, GpuOptions};
+use crate::tables::Tables;
+use crate::tables::lookup::DEFAULT_BUDGET;
+use crate::text::{Template, Tokenizer};
+
+/// Shards that come at a time; each is held whole until its hash is known.
+const SHARDS_AT_ONCE: usize = 3;
+/// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M.
+const CACHE_BYTES: usize = 180 << 20;
+/// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for.
+const HOT_BYTES: u64 = 8 << 20;
+/// But no larger part of the table than this.
+const HOT_SHARE: u64 = 64;
+
+/// What the page wants to compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// A GPU if there is a real one that works, the CPU if not.
+    Auto,
+    /// WebGPU, be it in software.
+    Gpu,
+    /// WebAssembly.
+    Cpu,
+}
+
+/// What a loaded model consists of.
+#[derive(Debug)]
+pub struct Model {
+    pub manifest: Manifest,
+    pub tokenizer: Tokenizer,
+    pub template: Option<Template>,
+    pub device: Device,
+    pub tables: Option<Rc<Tables<Host>>>,
+    /// Why the CPU computes although a GPU was wanted.
+    pub notice: Option<String>,
+}
+
+/// How far loading has come, told to a listener.
+#[derive(Debug)]
+pub struct Progress {
+    listener: Function,
+    stage: Cell<&'static str>,
+    loaded: Cell<i64>,
+    total: Cell<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    stage: &'static str,
+    loaded_bytes: i64,
+    total_bytes: u64,
+}
+
+impl Progress {
+    pub fn new(listener: Function) -> Self {
+        Self { listener, stage: Cell::new("manifest"), loaded: Cell::new(0), total: Cell::new(0) }
+    }
+
+    fn stage(&self, stage: &'static str) {
+        self.stage.set(stage);
+        self.tell();
+    }
+
+    fn received(&self, bytes: i64) {
+        self.loaded.set(self.loaded.get() + bytes);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let (loaded_bytes, total_bytes) = (self.loaded.get(), self.total.get());
+        if let Ok(report) = to_js(&Report { stage: self.stage.get(), loaded_bytes, total_bytes }) {
+            // A listener that throws is no reason to end the loading.
+            let _ = self.listener.call1(&JsValue::UNDEFINED, &report);
+        }
+    }
+}
+
+/// Loads the bundle whose manifest is at `manifest_url`.
+pub async fn load(manifest_url: &str, choice: Choice, progress: &Progress) -> Result<Model> {
+    progress.stage("manifest");
+    let host = Host::new(manifest_url);
+    let manifest = Manifest::parse(&host.manifest().await?)?;
+    let config = &manifest.config;
+    let table = manifest.stem_table();
+    let small = [Some(&manifest.tokenizer), manifest.chat_template.as_ref(), table.map(|t| &t.index)];
+    let small_bytes: u64 = small.iter().flatten().map(|f| f.bytes).sum();
+    progress.total.set(small_bytes + manifest.core_bytes());
+
+    progress.stage("tokenizer");
+    let optional = async |file: Option<&FileRef>| match file {
+        Some(file) => fetch(&host, file, progress).await.map(Some),
+        None => Ok(None),
+    };
+    let [_, template, index] = small;
+    let (tokenizer, template, index) =
+        try_join!(fetch(&host, &manifest.tokenizer, progress), optional(template), optional(index))?;
+    let tokenizer = Tokenizer::new(&tokenizer, config.bos_token)?;
+    let template = template.map(|source| {
+        let source = String::from_utf8(source).map_err(|_| Error::Template("is not UTF-8".into()))?;
+        Template::for_model(&source, &tokenizer, config)
+    });
+    let template = template.transpose()?;
+    let tables = table.zip(index);
+    let tables = tables.map(|(table, index)| Tables::new(table, &index, host.clone(), (), DEFAULT_BUDGET));
+    let tables = tables.transpose()?.map(Rc::new);
+
+    let (device, notice) = match choice {
+        Choice::Cpu => (cpu(&host, &manifest, progress).await?, None),
+        Choice::Gpu => (gpu(&host, &manifest, false, progress).await?, None),
+        Choice::Auto => match gpu(&host, &manifest, true, progress).await {
+            Ok(device) => (device, None),
+            Err(Error::Gpu(reason)) => {
+                progress.loaded.set(small_bytes as i64);
+                (cpu(&host, &manifest, progress).await?, Some(reason))
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    progress.stage("ready");
+    Ok(Model { manifest, tokenizer, template, device, tables, notice })
+}
+
+/// Brings the beginning of the table into memory, beside other work.
+pub fn warm(tables: &Rc<Tables<Host>>) {
+    let tables = tables.clone();
+    spawn_local(async move {
+        let table = tables.layout().table();
+        let page = (table.bytes() / table.pages() as u64).max(1);
+        let pages = HOT_BYTES.min(table.bytes() / HOT_SHARE) / page;
+        let pages: Vec<u32> = (0..pages as u32).collect();
+        // A lookup that needs these pages tells of the failure.
+        let _ = tables.warm_pages(&pages).await;
+    });
+}
+
+async fn cpu(host: &Host, manifest: &Manifest, progress: &Progress) -> Result<Device> {
+    let backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, capacity(&manifest.config));
+    let mut device = Device::Cpu(Box::new(backend));
+    core(host, manifest, &mut device, progress).await?;
+    Ok(device)
+}
+
+async fn gpu(host: &Host, manifest: &Manifest, hardware_only: bool, progress: &Progress) -> Result<Device> {
+    progress.stage("compile");
+    let config = &manifest.config;
+    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config)) };
+    let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
+    let mut device = Device::Gpu(Box::new(backend));
+    core(host, manifest, &mut device, progress).await?;
+    progress.stage("compile");
+    // The first step is when drivers finish their work, and when memory turns out not to be there.
+    let rows = vec![0.0; config.row_width()];
+    let want = Want::Candidates(Penalty::default());
+    device.forward(Step { tokens: &[0], position: 0, rows: &rows, want }).await?;
+    Ok(device)
+}
+
+fn capacity(config: &Config) -> usize {
+    let position = 2 * config.n_layers * config.kv_dim() * size_of::<f32>();
+    (CACHE_BYTES / position).max(MAX_STEP_TOKENS).min(config.context_length)
+}
+
+/// The core, shard by shard into `device`: besides it, only the shards under way are held.
+async fn core(host: &Host, manifest: &Manifest, device: &mut Device, progress: &Progress) -> Result<()> {
+    progress.stage("core");
+    let shards = manifest.core.shards.iter().scan(0, |end, shard| {
+        let start = *end;
+        *end += shard.bytes;
+        Some(Ok((start, shard)))
+    });
+    // Several shards come side by side, one at a time is written.
+    let device = futures::lock::Mutex::new(device);
+    stream::iter(shards)
+        .try_for_each_concurrent(SHARDS_AT_ONCE, async |(start, shard)| {
+            let bytes = fetch(host, shard, progress).await?;
+            write_core(&mut **device.lock().await, &manifest.core.tensors, start, &bytes)
+        })
+        .await
+}
+
+/// A whole file with the right hash.
+async fn fetch(host: &Host, file: &FileRef, progress: &Progress) -> Result<Vec<u8>> {
+    let received = |bytes| progress.received(bytes);
+    let bytes = host.whole(file, RequestCache::Default, &received).await?.to_vec();
+    if file.verify(&bytes).is_ok() {
+        return Ok(bytes);
+    }
+    // The browser may have kept an older bundle's file of this name.
+    progress.received(-(file.bytes as i64));
+    drop(bytes);
+    let bytes = host.whole(file, RequestCache::Reload, &received).await?.to_vec();
+    file.verify(&bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,50 @@
+//! Table lookups of an answer: the page hears of long ones, and a stop ends them.
+
+use std::future::pending;
+use std::pin::pin;
+use std::rc::Rc;
+
+use futures::future::{Either, select};
+use gloo_timers::future::TimeoutFuture;
+use wasm_bindgen_futures::spawn_local;
+
+use super::control::{Control, Event};
+use super::http::Host;
+use crate::error::{Error, Result};
+use crate::tables::{RowSource, Tables};
+
+/// A lookup is worth a word from so many milliseconds on.
+const LONG_MS: u32 = 300;
+
+/// The model's rows, if it has any.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    pub tables: Option<Rc<Tables<Host>>>,
+    pub control: Rc<Control>,
+}
+
+impl RowSource for Rows {
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let gather = pin!(tables.gather(tokens, out));
+        let watch = pin!(async {
+            TimeoutFuture::new(LONG_MS).await;
+            self.control.emit(&Event::Wait { reason: "Waiting for rows of the table" });
+            pending::<()>().await
+        });
+        let stopped = pin!(self.control.stopped());
+        match select(gather, select(watch, stopped)).await {
+            Either::Left((gathered, _)) => gathered,
+            Either::Right(_) => Err(Error::Stopped),
+        }
+    }
+
+    fn prefetch(&self, tokens: &[u32]) {
+        let Some(tables) = self.tables.clone() else { return };
+        let tokens = tokens.to_vec();
+        spawn_local(async move {
+            // The lookup itself tells of a failure.
+            let _ = tables.warm(&tokens).await;
+        });
+    }
+}
