@@ -298,7 +298,9 @@ impl Edit {
     /// What can be checked without the model, or the first thing that is wrong.
     pub(super) fn check(&self) -> std::result::Result<(), String> {
         if self.label.chars().count() > MAX_LABEL_CHARS || self.label.chars().any(char::is_control) {
-            return Err(format!("a label has at most {MAX_LABEL_CHARS} characters and no control characters"));
+            return Err(format!(
+                "a label has at most {MAX_LABEL_CHARS} characters and no control characters"
+            ));
         }
         let entity = |name: &str, tokens: &[u32]| match tokens.len() {
             1..=MAX_ENTITY_TOKENS => Ok(()),
@@ -411,7 +413,9 @@ pub(crate) mod tests {
         }
 
         let good = String::from_utf8(file(vec![swap(&[1], &[2], Method::Average)]).to_json()).unwrap();
-        assert!(says(&good.replace("\"strength\": 1.0", "\"strength\": null")).contains("not a file of edits"));
+        assert!(
+            says(&good.replace("\"strength\": 1.0", "\"strength\": null")).contains("not a file of edits")
+        );
         assert!(says(&good.replace("\"on\": true", "\"on\": true, \"x\": 1")).contains("unknown field"));
         assert!(says(&good.replace("average", "magic")).contains("magic"));
         let many = file(vec![swap(&[1], &[2], Method::Average); MAX_EDITS + 1]);
