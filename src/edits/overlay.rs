@@ -431,7 +431,8 @@ mod tests {
     #[test]
     fn what_the_model_lacks_is_refused() {
         let says = |edit: Edit| {
-            let edits = Edits { edits: vec![edit], ..Edits::new("hash".into()) };
+            let mut edits = Edits::new("hash".into());
+            edits.edits.push(edit);
             edits.overlay("hash", &config()).unwrap_err().to_string()
         };
         let good = swap(&[1], &[2], Method::OneToOne);
@@ -444,8 +445,7 @@ mod tests {
         );
         let few = Target::Values(Values::new(ValueType::F32, vec![0.0; 319]));
         assert!(says(Edit { target: few, ..good.clone() }).contains("319 values, expected 320"));
-        let edits = Edits { edits: vec![good.clone()], ..Edits::new("another".into()) };
-        let error = edits.overlay("hash", &config()).unwrap_err();
+        let error = Edits::new("another".into()).overlay("hash", &config()).unwrap_err();
         assert!(matches!(&error, Error::Edits(reason) if reason.contains("another")), "{error}");
         let dense = Config { stem_layers: vec![], ..tiny() };
         assert!(Overlay::new(&[good], &dense).unwrap_err().to_string().contains("no STEM layers"));
