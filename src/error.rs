@@ -63,6 +63,9 @@ pub enum Error {
     /// The chat template could not be used.
     #[error("chat template: {0}")]
     Template(String),
+    /// A file of edits is none, is damaged, or doesn't fit the model.
+    #[error("edits: {0}")]
+    Edits(String),
     /// The GPU refused, ran out of memory, or was lost.
     #[error("GPU: {0}")]
     Gpu(String),

@@ -9,6 +9,7 @@ pub mod config;
 pub mod convert;
 pub mod cpu;
 pub mod device;
+pub mod edits;
 pub mod error;
 #[cfg(feature = "native")]
 pub mod eval;

@@ -91,6 +91,12 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         &self.rows
     }
 
+    /// The tables, to change what they give; the cache, which was made with other rows, is forgotten.
+    pub fn rows_mut(&mut self) -> &mut R {
+        self.reset();
+        &mut self.rows
+    }
+
     /// The model's sizes.
     pub fn config(&self) -> &Config {
         &self.config
@@ -120,7 +126,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         let mut rows = std::mem::take(&mut self.step_rows);
         rows.clear();
         if self.config.row_width() > 0 {
-            self.rows.gather(tokens, &mut rows).await?;
+            self.rows.gather_at(&self.cached, tokens, &mut rows).await?;
         }
         let step = Step { tokens, position: self.cached.len(), rows: &rows, want };
         let output = self.backend.forward(step).await?;

@@ -25,6 +25,9 @@ pub struct Args {
     /// The system message.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// A file of edits (see `xylem edit`) to lay over the rows.
+    #[arg(long, value_name = "FILE")]
+    edits: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// What computes.
@@ -76,6 +79,9 @@ pub fn run(args: &Args) -> Result<()> {
     args.sampling.sampling().validate()?;
     let mut model = Model::bundle(&args.bundle, args.backend, args.context)?;
     model.chat_template()?;
+    if let Some(path) = &args.edits {
+        model.edit(path)?;
+    }
     let interrupted = watch_interrupts()?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {

@@ -6,10 +6,11 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use xylem::eval::{choice, cloze, nll, read_rows};
+use serde_json::Value;
+use xylem::eval::{choice, cloze, edits, nll, read_rows};
 
 use super::model::{Kind, Model};
-use super::progress;
+use super::{edit, progress};
 
 /// Measure a bundle, or the dense base, on a suite.
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub struct Args {
     /// Folder of the bundle.
     #[arg(long, value_name = "DIR", required_unless_present = "base")]
     bundle: Option<PathBuf>,
-    /// The dense checkpoint (GGUF): measured instead of a bundle or, by `nll`, beside it.
+    /// The dense checkpoint (GGUF): measured instead of a bundle or, by `nll` and `edits`, beside it.
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
     /// What to measure.
@@ -32,6 +33,8 @@ pub struct Args {
     /// Documents of `nll` are cut to so many tokens.
     #[arg(long, value_name = "N", default_value_t = 512)]
     context: usize,
+    #[command(flatten)]
+    edits: edit::How,
     /// What computes the bundle; the dense base always runs on the CPU.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: Kind,
@@ -50,6 +53,10 @@ pub enum Suite {
     Choice,
     /// Rows {prompt, target, choices, label}: that, and does greedy text begin with the target?
     Cloze,
+    /// Rows {relation, subject, subject_new, prompt, paraphrase_prompts, target_true, target_new, locality_prompts}: do
+    /// swaps of rows change the fact (es, ps, exact), and what else (ns, kl_unrelated, collateral)? With --base also by
+    /// what the base knows. The options of `xylem edit swap` say how to swap; both spellings of a name are swapped.
+    Edits,
 }
 
 /// Positions that rows of questions may need.
@@ -98,6 +105,16 @@ pub fn run(args: &Args) -> Result<()> {
             bar.finish_and_clear();
             print(&report, args.json)
         }
+        Suite::Edits => {
+            let rows: Vec<edits::Row> = rows(&name, &text, limit)?;
+            let how = args.edits.swap(true);
+            let base = args.base.as_deref().filter(|_| args.bundle.is_some());
+            let mut base = base.map(|path| beside(path, session.config().vocab_size, context)).transpose()?;
+            let base = base.as_mut().map(|model| &mut model.session);
+            let report = pollster::block_on(edits::run(session, base, tokenizer, &rows, &how, &mut update))?;
+            bar.finish_and_clear();
+            print(&report, args.json)
+        }
     }
 }
 
@@ -124,12 +141,19 @@ fn print(report: &impl Serialize, json: bool) -> Result<()> {
     if json {
         return super::print_json(report);
     }
-    let value = serde_json::to_value(report)?;
-    for (key, value) in value.as_object().into_iter().flatten() {
-        match value.as_f64().filter(|_| !value.is_u64()) {
-            Some(number) => super::print_line(format!("{key:16} {number:.4}"))?,
-            None => super::print_line(format!("{key:16} {value}"))?,
+    print_value("", &serde_json::to_value(report)?)
+}
+
+/// A line for each figure in `value`, whose own name is `name`.
+fn print_value(name: &str, value: &Value) -> Result<()> {
+    match value {
+        Value::Object(values) => values.iter().try_for_each(|(key, value)| {
+            let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+            print_value(&name, value)
+        }),
+        Value::Number(number) if number.is_f64() => {
+            Ok(super::print_line(format!("{name:16} {:.4}", number.as_f64().unwrap_or_default()))?)
         }
+        _ => Ok(super::print_line(format!("{name:16} {value}"))?),
     }
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! `xylem generate`: continue a prompt.
 
 use std::io::Read;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -24,6 +25,9 @@ pub struct Args {
     /// With --chat: the system message.
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
+    /// A file of edits (see `xylem edit`) to lay over the rows.
+    #[arg(long, value_name = "FILE", conflicts_with = "base")]
+    edits: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// What computes.
@@ -98,6 +102,9 @@ pub fn run(args: &Args) -> Result<()> {
         std::io::stdin().read_to_string(&mut prompt).context("standard input")?;
     }
     let mut model = args.model.open(args.backend, args.context)?;
+    if let Some(path) = &args.edits {
+        model.edit(path)?;
+    }
     let tokens = if args.chat {
         let message = |role, content: &String| Message { role, content: content.clone() };
         let system = args.system.iter().map(|text| message(Role::System, text));

@@ -2,6 +2,7 @@
 
 mod chat;
 mod convert;
+mod edit;
 mod eval;
 mod generate;
 mod inspect;
@@ -31,6 +32,7 @@ enum Command {
     Convert(convert::Args),
     Chat(chat::Args),
     Generate(generate::Args),
+    Edit(edit::Args),
     Eval(eval::Args),
     Serve(serve::Args),
     Inspect(inspect::Args),
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Edit(args) => edit::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),

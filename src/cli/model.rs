@@ -9,12 +9,13 @@ use xylem::bundle::Bundle;
 use xylem::convert::Base;
 use xylem::cpu::CpuBackend;
 use xylem::device::Device;
+use xylem::edits::Edited;
 use xylem::gpu::{GpuBackend, GpuOptions};
 use xylem::session::Session;
 use xylem::tables::{FileTransport, Tables};
 use xylem::text::{Template, Tokenizer};
 
-use super::progress;
+use super::{edit, progress};
 
 /// Prompts are read so many tokens at a time.
 const CHUNK: usize = 128;
@@ -32,11 +33,13 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Model {
     /// The running model.
-    pub session: Session<Device, Option<Tables<FileTransport>>>,
+    pub session: Session<Device, Edited<Option<Tables<FileTransport>>>>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: Option<Template>,
+    // Of the bundle's manifest, none for a dense checkpoint.
+    hash: Option<String>,
 }
 
 impl Model {
@@ -56,8 +59,9 @@ impl Model {
         let bar = progress::bytes("Loading", manifest.core_bytes());
         bundle.load_core(&mut device, |done, _| bar.set_position(done))?;
         bar.finish_and_clear();
-        let session = Session::new(device, bundle.tables()?, manifest.config.clone(), CHUNK);
-        Ok(Self { session, tokenizer, template })
+        let rows = Edited::new(bundle.tables()?);
+        let session = Session::new(device, rows, manifest.config.clone(), CHUNK);
+        Ok(Self { session, tokenizer, template, hash: Some(manifest.hash()) })
     }
 
     /// The dense checkpoint in `path`, in single precision on the CPU.
@@ -69,7 +73,18 @@ impl Model {
         let mut backend = CpuBackend::new(&base.tensors(), base.config(), context);
         base.load(&mut backend)?;
         let device = Device::Cpu(Box::new(backend));
-        Ok(Self { session: Session::new(device, None, base.config().clone(), CHUNK), tokenizer, template })
+        let session = Session::new(device, Edited::new(None), base.config().clone(), CHUNK);
+        Ok(Self { session, tokenizer, template, hash: None })
+    }
+
+    /// Lays the edits in the file `path` over the rows.
+    pub fn edit(&mut self, path: &Path) -> Result<()> {
+        let edits = edit::read(path)?;
+        let hash = self.hash.as_deref().context("a dense checkpoint has no rows to edit")?;
+        let overlay =
+            edits.overlay(hash, self.session.config()).with_context(|| path.display().to_string())?;
+        self.session.rows_mut().set_overlay(overlay);
+        Ok(())
     }
 
     /// The chat template, or why there can be no chat.

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::choice::likeliest;
+use super::score::says;
 use super::{Progress, check_label};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::sampler::Sampling;
 use crate::session::Session;
 use crate::tables::RowSource;
 use crate::text::Tokenizer;
@@ -55,11 +55,7 @@ pub async fn run<B: Backend, R: RowSource>(
             return Err(Error::invalid(format!("the target of {:?}", row.prompt), "is empty"));
         }
         right += u64::from(likeliest(session, tokenizer, &row.prompt, &row.choices).await? == row.label);
-        // The model may spell the target in more tokens than the tokenizer does, but hardly in more bytes.
-        let prompt = tokenizer.encode(&row.prompt)?;
-        let greedy = Sampling::greedy(tokenizer.encode_more(&row.target)?.len() + 4);
-        let generation = session.generate(&prompt, &greedy, &mut ()).await?;
-        exact += u64::from(tokenizer.decode(&generation.tokens)?.trim_start().starts_with(target));
+        exact += u64::from(says(session, tokenizer, &row.prompt, target).await?);
         chance += 1.0 / row.choices.len() as f64;
         progress(done as u64 + 1, rows.len() as u64);
     }

@@ -1,9 +1,11 @@
-//! Measuring a model: loss on text ([`nll`]), multiple choice ([`choice`]) and facts to complete ([`cloze`]).
+//! Measuring a model: loss on text ([`nll`]), multiple choice ([`choice`]), facts to complete ([`cloze`]), and edits
+//! of facts ([`edits`]).
 //!
 //! Native only. Every suite asks the session for log-probabilities and knows nothing of what computes them.
 
 pub mod choice;
 pub mod cloze;
+pub mod edits;
 pub mod nll;
 mod score;
 

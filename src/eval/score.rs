@@ -1,9 +1,11 @@
-//! Log-probabilities from logits.
+//! What a model says: log-probabilities from logits, and whether its greedy answer is a given one.
 
 use crate::backend::{Backend, MAX_STEP_TOKENS, Output, Want};
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::sampler::Sampling;
+use crate::session::{Observer, Session};
 use crate::tables::RowSource;
+use crate::text::{TextStream, Tokenizer};
 
 /// `logits` → log-probabilities, in place (source: log-softmax with the maximum taken out).
 pub fn log_softmax(logits: &mut [f32]) {
@@ -62,6 +64,50 @@ pub async fn endings<B: Backend, R: RowSource>(
         sums.push(sum);
     }
     Ok(sums)
+}
+
+/// Whether the greedy continuation of `prompt` begins with `target`, spaces before either aside.
+pub async fn says<B: Backend, R: RowSource>(
+    session: &mut Session<B, R>,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    target: &str,
+) -> Result<bool> {
+    let target = target.trim();
+    // The model may spell the target in more tokens than the tokenizer does, but hardly in many more.
+    let greedy = Sampling::greedy(tokenizer.encode_more(target)?.len() + 4);
+    let prompt = tokenizer.encode(prompt)?;
+    let mut listener = Listener { stream: tokenizer.stream(), text: String::new(), target, failure: None };
+    session.generate(&prompt, &greedy, &mut listener).await?;
+    let Listener { stream, text, failure, .. } = listener;
+    match failure {
+        Some(error) => Err(error),
+        None => Ok((text + &stream.finish()?).trim_start().starts_with(target)),
+    }
+}
+
+/// Stops as soon as it is clear whether the text begins with the target.
+struct Listener<'a> {
+    stream: TextStream<'a>,
+    text: String,
+    target: &'a str,
+    failure: Option<Error>,
+}
+
+impl Observer for Listener<'_> {
+    fn token(&mut self, id: u32, _log_prob: f32) {
+        match self.stream.push(id) {
+            Ok(piece) => self.text += &piece,
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        // While the target goes on where the text ends, nothing is decided.
+        self.failure.is_some()
+            || !self.target.starts_with(self.text.trim_start())
+            || self.text.trim_start() == self.target
+    }
 }
 
 #[cfg(test)]

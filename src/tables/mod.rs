@@ -26,6 +26,15 @@ pub trait RowSource {
     /// [`Error::Bundle`] or [`Error::Network`] if a row can't be had; `out` is then as it was.
     async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()>;
 
+    /// As [`gather`](Self::gather), for tokens that follow `before` from the beginning of their text on: where rows
+    /// depend on what stands before them, this is what a session asks for.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    async fn gather_at(&self, _before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather(tokens, out).await
+    }
+
     /// Says that these tokens will be asked for soon.
     fn prefetch(&self, _tokens: &[u32]) {}
 }
@@ -35,6 +44,13 @@ impl<R: RowSource> RowSource for Option<R> {
     async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
         match self {
             Some(rows) => rows.gather(tokens, out).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        match self {
+            Some(rows) => rows.gather_at(before, tokens, out).await,
             None => Ok(()),
         }
     }

@@ -1,0 +1,18 @@
+//! Edits of knowledge, as data: which rows of which tokens are answered by which others.
+//!
+//! An edit never changes a table. It is kept in a list ([`file`]: what it says, its JSON form, what is allowed),
+//! compiled for a model into an [`Overlay`], and applied at lookup by [`Edited`], which stands between the tables
+//! and the session. With no edit switched on the rows pass through as they are, bit by bit. [`swap`] makes the
+//! edits that give one entity the rows of another.
+//!
+//! The same on native and in the browser. Where files come from is not decided here.
+
+pub mod assign;
+pub mod file;
+pub mod overlay;
+pub mod swap;
+
+pub use assign::Gets;
+pub use file::{Edit, Edits, Method, Recipe, Scope, Target, ValueType, Values};
+pub use overlay::{Edited, Overlay};
+pub use swap::Swap;

@@ -1,0 +1,97 @@
+//! Edits that give an entity the rows of another, from the names of the two.
+
+use super::file::{Edit, Method, Recipe, Scope, Target};
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
+
+/// How to swap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Swap {
+    /// Where the edits apply.
+    pub scope: Scope,
+    /// α.
+    pub strength: f32,
+    /// The STEM layers, ascending; all unless given.
+    pub layers: Option<Vec<usize>>,
+    /// The method where it fits the lengths; where it doesn't, or unless given, the usual one ([`Method::choose`]).
+    pub method: Option<Method>,
+    /// The token whose rows are the padding, if it isn't the source's own.
+    pub pad: Option<u32>,
+    /// Whether to make a second edit for the spelling at the beginning of a text, which has other tokens.
+    pub at_start: bool,
+}
+
+impl Swap {
+    /// The edits that give `subject` the rows of `with`: one, or two with [`at_start`](Self::at_start).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an empty name, [`Error::Tokenizer`] if the library fails.
+    pub fn edits(&self, tokenizer: &Tokenizer, subject: &str, with: &str) -> Result<Vec<Edit>> {
+        let (subject, with) = (subject.trim(), with.trim());
+        if subject.is_empty() || with.is_empty() {
+            return Err(Error::invalid("the name of an entity", "is empty"));
+        }
+        let source = running(tokenizer, subject)?;
+        // Text knows an entity far more often by its name within a sentence, so that is where its knowledge is.
+        let ids = running(tokenizer, with)?;
+        let label = format!("{subject} as {with}");
+        let edit = |source: Vec<u32>, label: String| {
+            let method = Method::choose(self.method, source.len(), ids.len());
+            Edit {
+                on: true,
+                label,
+                scope: self.scope.clone(),
+                source,
+                target: Target::Tokens(Recipe { ids: ids.clone(), method, pad: self.pad }),
+                strength: self.strength,
+                layers: self.layers.clone(),
+            }
+        };
+        let start = if self.at_start { tokenizer.encode_more(subject)? } else { source.clone() };
+        let second = (start != source).then(|| edit(start, format!("{label}, at the beginning of a text")));
+        Ok(std::iter::once(edit(source, label)).chain(second).collect())
+    }
+}
+
+/// The tokens of `name` after other text, with the space between them.
+pub fn running(tokenizer: &Tokenizer, name: &str) -> Result<Vec<u32>> {
+    let before = tokenizer.encode_more("a")?;
+    let whole = tokenizer.encode_more(&format!("a {name}"))?;
+    match whole.strip_prefix(before.as_slice()) {
+        Some(tokens) => Ok(tokens.to_vec()),
+        None => tokenizer.encode_more(&format!(" {name}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::tokenizer::tests::byte_tokenizer;
+
+    #[test]
+    fn names_become_tokens_with_their_space() {
+        let tokenizer = byte_tokenizer();
+        let tokens = |text: &str| tokenizer.encode_more(text).unwrap();
+        let swap = Swap {
+            scope: Scope::Phrase,
+            strength: 0.5,
+            layers: Some(vec![1]),
+            method: Some(Method::OneToOne),
+            pad: None,
+            at_start: true,
+        };
+        let edits = swap.edits(&tokenizer, " Spain", "Italy ").unwrap();
+        assert_eq!(edits.len(), 2);
+        assert_eq!((&edits[0].source, edits[0].label.as_str()), (&tokens(" Spain"), "Spain as Italy"));
+        assert_eq!(edits[1].source, tokens("Spain"));
+        let recipe = |method| Target::Tokens(Recipe { ids: tokens(" Italy"), method, pad: None });
+        assert_eq!(edits[0].target, recipe(Method::OneToOne));
+        // Five tokens cannot be paired with six.
+        assert_eq!(edits[1].target, recipe(Method::Subset));
+        assert_eq!((edits[0].strength, edits[0].layers.as_deref()), (0.5, Some([1].as_slice())));
+
+        let one = Swap { at_start: false, ..swap.clone() };
+        assert_eq!(one.edits(&tokenizer, "Spain", "Italy").unwrap(), edits[..1]);
+        assert!(matches!(swap.edits(&tokenizer, " ", "Italy"), Err(Error::Invalid { .. })));
+    }
+}

@@ -1,0 +1,498 @@
+//! How well edits work, and what else they move.
+//!
+//! The figures are MEMIT's (arXiv 2210.07229, section 5.2; as there, a probability is the mean over the ending's
+//! tokens of their log-probabilities), for an edit that makes the model say of `subject` what is true of
+//! `subject_new`. With them come the exact greedy answer, KL(unedited ‖ edited) on unrelated text, and how many
+//! other facts about the subject, which the model had right, are lost.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::Progress;
+use super::score::{endings, log_probs, says};
+use crate::backend::{Backend, MAX_STEP_TOKENS};
+use crate::edits::{Edited, Overlay, Scope, Swap, swap};
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::tables::RowSource;
+use crate::text::Tokenizer;
+
+/// Text that no edit of the suite is about. Such words as names of countries are made of ("united", "south",
+/// "saint", "and") are in it.
+const UNRELATED: [&str; 6] = [
+    "The recipe is simple: melt the butter, stir in the flour and the sugar, and bake the dough until it is golden.",
+    "Water boils at a lower temperature on a mountain, because the pressure of the air is lower there.",
+    "She put the new lamp beside the window, sat down with a cup of tea, and read until the north wind had died down.",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)",
+    "The united team played in the south stand that evening, and Saint Peter's bells rang over the coast and the islands.",
+    "<|im_start|>user\nCan you give me three tips for a good night's sleep?<|im_end|>\n<|im_start|>assistant\n1. Go to bed \
+     at the same time every day.\n2. Keep the room dark and cool.\n3. Put your phone away an hour before.",
+];
+
+/// A fact, and the one to say instead.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Row {
+    /// What kind of fact it is.
+    pub relation: String,
+    /// The entity that it is about.
+    pub subject: String,
+    /// The entity of which `target_new` is true.
+    pub subject_new: String,
+    /// A sentence about the subject without its end.
+    pub prompt: String,
+    /// Other beginnings with the same ends.
+    pub paraphrase_prompts: Vec<String>,
+    /// How it truly ends.
+    pub target_true: String,
+    /// How it is to end.
+    pub target_new: String,
+    /// The same relation of other entities.
+    pub locality_prompts: Vec<Neighbour>,
+}
+
+/// A fact that an edit should leave alone.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Neighbour {
+    /// A sentence without its end.
+    pub prompt: String,
+    /// Its end.
+    pub target: String,
+}
+
+/// What came out: an object for each way to edit.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// For swaps of rows.
+    pub swap: Measured,
+}
+
+/// The figures of one way to edit.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// α.
+    pub strength: f32,
+    /// The layers that were edited.
+    pub layers: Vec<usize>,
+    /// Where edits apply.
+    pub scope: Scope,
+    /// All rows.
+    #[serde(flatten)]
+    pub all: Group,
+    /// Rows of which the model without edits says both facts.
+    pub bundle_knows: Option<Group>,
+    /// Rows of which the base says both facts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_knows: Option<Group>,
+    /// Rows by relation.
+    pub relations: BTreeMap<String, Figures>,
+}
+
+/// The figures of some rows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Group {
+    /// All of them.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Those in which the subject or what it is swapped with has several tokens.
+    pub several_tokens: Option<Figures>,
+}
+
+/// Means over rows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// Efficacy: share with P(new) > P(true).
+    pub es: f64,
+    /// The same for paraphrases, a mean of each row's share.
+    pub ps: Option<f64>,
+    /// Neighbourhood: share of the neighbours with P(their own) > P(new), a mean of each row's share.
+    pub ns: Option<f64>,
+    /// Their harmonic mean.
+    pub s: Option<f64>,
+    /// Share whose greedy answer begins with the new target.
+    pub exact: f64,
+    /// KL(unedited ‖ edited) a token of unrelated text, in nats.
+    pub kl_unrelated: f64,
+    /// `ns` without any edit.
+    pub ns_unedited: Option<f64>,
+    /// Share of the other facts about the subject, said without the edit, that are no longer said with it.
+    pub collateral: Option<f64>,
+    /// Rows.
+    pub n: u64,
+}
+
+/// What one row gave.
+#[derive(Debug, Clone)]
+struct Item {
+    es: bool,
+    ps: Share,
+    ns: Share,
+    ns_unedited: Share,
+    exact: bool,
+    kl: f64,
+    lost: Share,
+    several_tokens: bool,
+    bundle_knows: bool,
+    base_knows: bool,
+}
+
+/// Some of all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    some: u32,
+    all: u32,
+}
+
+impl Share {
+    fn count(&mut self, one: bool) {
+        self.some += u32::from(one);
+        self.all += 1;
+    }
+
+    fn value(self) -> Option<f64> {
+        (self.all > 0).then(|| f64::from(self.some) / f64::from(self.all))
+    }
+}
+
+/// Runs the suite for swaps as `swap` says, made for both spellings of a name; `base` only says what it knows.
+///
+/// # Errors
+/// [`Error::Invalid`] for a row without an end or without its subject, [`Error::Edits`] for swaps that the model
+/// can't take, and what a step gives.
+pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
+    session: &mut Session<B, Edited<R>>,
+    base: Option<&mut Session<C, S>>,
+    tokenizer: &Tokenizer,
+    rows: &[Row],
+    how: &Swap,
+    progress: Progress<'_>,
+) -> Result<Report> {
+    rows.iter().try_for_each(check)?;
+    if session.config().stem_layers.is_empty() {
+        return Err(Error::Edits("the model has no STEM layers".into()));
+    }
+    let how = Swap { at_start: true, ..how.clone() };
+    let total = rows.len() as u64 * if base.is_some() { 3 } else { 2 };
+    let mut done = 0;
+    let mut step = || {
+        done += 1;
+        progress(done, total);
+    };
+    let with_base = base.is_some();
+    session.rows_mut().set_overlay(Overlay::default());
+    let bundle_says = known(session, tokenizer, rows, &mut step).await?;
+    let base_says = match base {
+        Some(base) => known(base, tokenizer, rows, &mut step).await?,
+        None => Facts::new(),
+    };
+    let unrelated = unrelated(session, tokenizer).await?;
+
+    let mut items = Vec::with_capacity(rows.len());
+    for row in rows {
+        let both = |says: &Facts| {
+            let said =
+                |prompt: &str, target: &str| says.get(&(prompt.to_owned(), target.to_owned())) == Some(&true);
+            said(&row.prompt, &row.target_true) && said(&new_prompt(row, rows), &row.target_new)
+        };
+        let mut item = measure(session, tokenizer, row, &how, &unrelated).await?;
+        (item.bundle_knows, item.base_knows) = (both(&bundle_says), both(&base_says));
+        let others = rows.iter().filter(|r| r.subject == row.subject && r.relation != row.relation);
+        for other in others {
+            if bundle_says.get(&(other.prompt.clone(), other.target_true.clone())) == Some(&true) {
+                item.lost.count(!says(session, tokenizer, &other.prompt, &other.target_true).await?);
+            }
+        }
+        items.push(item);
+        step();
+    }
+    session.rows_mut().set_overlay(Overlay::default());
+
+    let mut by_relation: BTreeMap<String, Vec<&Item>> = BTreeMap::new();
+    for (row, item) in rows.iter().zip(&items) {
+        by_relation.entry(row.relation.clone()).or_default().push(item);
+    }
+    let group =
+        |keep: &dyn Fn(&Item) -> bool| Group::of(&items.iter().filter(|i| keep(i)).collect::<Vec<_>>());
+    let all = group(&|_| true).ok_or_else(|| Error::invalid("the suite", "has no rows"))?;
+    Ok(Report {
+        swap: Measured {
+            strength: how.strength,
+            layers: how.layers.unwrap_or_else(|| session.config().stem_layers.clone()),
+            scope: how.scope,
+            all,
+            bundle_knows: group(&|i| i.bundle_knows),
+            base_knows: if with_base { group(&|i| i.base_knows) } else { None },
+            relations: by_relation.into_iter().filter_map(|(r, i)| Some((r, Figures::of(&i)?))).collect(),
+        },
+    })
+}
+
+fn check(row: &Row) -> Result<()> {
+    let at = || format!("the row about {:?} ({:?})", row.subject, row.prompt);
+    let ends = [&row.target_true, &row.target_new].into_iter();
+    let mut ends = ends.chain(row.locality_prompts.iter().map(|n| &n.target));
+    if ends.any(|end| end.trim().is_empty()) {
+        return Err(Error::invalid(at(), "has an empty target"));
+    }
+    if row.subject.is_empty() || !row.prompt.contains(&row.subject) {
+        return Err(Error::invalid(at(), "does not name its subject"));
+    }
+    Ok(())
+}
+
+/// Prompt and target → whether the model says so.
+type Facts = HashMap<(String, String), bool>;
+
+/// What the model says of the facts of `rows`: those to be changed, and those that they are changed to.
+async fn known<B: Backend, R: RowSource>(
+    session: &mut Session<B, R>,
+    tokenizer: &Tokenizer,
+    rows: &[Row],
+    step: &mut impl FnMut(),
+) -> Result<Facts> {
+    let mut facts = Facts::new();
+    for row in rows {
+        let old = (row.prompt.clone(), row.target_true.clone());
+        let new = (new_prompt(row, rows), row.target_new.clone());
+        for fact in [old, new] {
+            if let Entry::Vacant(fact) = facts.entry(fact) {
+                let (prompt, target) = fact.key();
+                let said = says(session, tokenizer, prompt, target).await?;
+                fact.insert(said);
+            }
+        }
+        step();
+    }
+    Ok(facts)
+}
+
+/// The prompt that `target_new` truly ends: the one of another row if there is one, else this row's with the names
+/// exchanged, without an article that belonged to the old one.
+fn new_prompt(row: &Row, rows: &[Row]) -> String {
+    let same = |r: &&Row| r.relation == row.relation && r.subject == row.subject_new;
+    if let Some(other) = rows.iter().find(same) {
+        return other.prompt.clone();
+    }
+    let (subject, new) = (&row.subject, &row.subject_new);
+    let bare =
+        row.prompt.replace(&format!("the {subject}"), subject).replace(&format!("The {subject}"), subject);
+    bare.replace(subject.as_str(), new)
+}
+
+/// An unrelated text, and the unedited log-probabilities after each of its tokens `[n, vocab]`.
+type Unrelated = Vec<(Vec<u32>, Vec<f32>)>;
+
+async fn unrelated<B: Backend, R: RowSource>(
+    session: &mut Session<B, R>,
+    tokenizer: &Tokenizer,
+) -> Result<Unrelated> {
+    let mut all = Unrelated::new();
+    for text in UNRELATED {
+        let tokens = tokenizer.encode(text)?;
+        let before = whole_text(session, &tokens).await?;
+        all.push((tokens, before));
+    }
+    Ok(all)
+}
+
+/// The log-probabilities after each of `tokens`, from the beginning of the text on: `[n, vocab]`.
+async fn whole_text<B: Backend, R: RowSource>(
+    session: &mut Session<B, R>,
+    tokens: &[u32],
+) -> Result<Vec<f32>> {
+    session.reset();
+    let mut all = Vec::with_capacity(tokens.len() * session.config().vocab_size);
+    for chunk in tokens.chunks(MAX_STEP_TOKENS) {
+        all.extend(log_probs(session, chunk).await?);
+    }
+    Ok(all)
+}
+
+/// Edits as `how` says and measures; the edits are left switched on.
+async fn measure<B: Backend, R: RowSource>(
+    session: &mut Session<B, Edited<R>>,
+    tokenizer: &Tokenizer,
+    row: &Row,
+    how: &Swap,
+    unrelated: &Unrelated,
+) -> Result<Item> {
+    let edits = how.edits(tokenizer, &row.subject, &row.subject_new)?;
+    let overlay = Overlay::new(&edits, session.config())?;
+    session.rows_mut().set_overlay(overlay.clone());
+
+    let ask = |prompt: &str, end: &str, other: &str| Question::new(tokenizer, prompt, end, other);
+    let es = ask(&row.prompt, &row.target_new, &row.target_true)?.prefers_first(session).await?;
+    let exact = says(session, tokenizer, &row.prompt, &row.target_new).await?;
+    let mut ps = Share::default();
+    for prompt in &row.paraphrase_prompts {
+        ps.count(ask(prompt, &row.target_new, &row.target_true)?.prefers_first(session).await?);
+    }
+    // A neighbour of which the new target is true says nothing.
+    let neighbours = row.locality_prompts.iter().filter(|n| n.target.trim() != row.target_new.trim());
+    let (mut ns, mut ns_unedited, mut touched) = (Share::default(), Share::default(), Vec::new());
+    for neighbour in neighbours {
+        let question = ask(&neighbour.prompt, &neighbour.target, &row.target_new)?;
+        let kept = question.prefers_first(session).await?;
+        ns.count(kept);
+        if question.touched_by(&overlay) {
+            touched.push(question);
+        } else {
+            ns_unedited.count(kept);
+        }
+    }
+    let (mut kl, mut positions) = (0.0, 0);
+    for (tokens, before) in unrelated {
+        positions += tokens.len();
+        if overlay.touches(tokens) {
+            let after = whole_text(session, tokens).await?;
+            kl += before.iter().zip(&after).map(|(q, p)| f64::from(q.exp() * (q - p))).sum::<f64>();
+        }
+    }
+    if !touched.is_empty() {
+        session.rows_mut().set_overlay(Overlay::default());
+        for question in touched {
+            ns_unedited.count(question.prefers_first(session).await?);
+        }
+        session.rows_mut().set_overlay(overlay);
+    }
+    let several = |name: &str| Ok::<_, Error>(swap::running(tokenizer, name)?.len() > 1);
+    Ok(Item {
+        es,
+        ps,
+        ns,
+        ns_unedited,
+        exact,
+        kl: kl / positions as f64,
+        lost: Share::default(),
+        several_tokens: several(&row.subject)? || several(&row.subject_new)?,
+        bundle_knows: false,
+        base_knows: false,
+    })
+}
+
+/// A prompt with two ends, as tokens.
+struct Question {
+    prompt: Vec<u32>,
+    ends: [Vec<u32>; 2],
+}
+
+impl Question {
+    fn new(tokenizer: &Tokenizer, prompt: &str, one: &str, other: &str) -> Result<Self> {
+        let ends = [tokenizer.encode_more(one)?, tokenizer.encode_more(other)?];
+        Ok(Self { prompt: tokenizer.encode(prompt)?, ends })
+    }
+
+    /// Whether the first end is the likelier, by the mean over its tokens.
+    async fn prefers_first<B: Backend, R: RowSource>(&self, session: &mut Session<B, R>) -> Result<bool> {
+        let sums = endings(session, &self.prompt, &self.ends).await?;
+        let mean = |i: usize| sums[i] / self.ends[i].len() as f64;
+        Ok(mean(0) > mean(1))
+    }
+
+    fn touched_by(&self, overlay: &Overlay) -> bool {
+        self.ends.iter().any(|end| overlay.touches(&[&self.prompt, end.as_slice()].concat()))
+    }
+}
+
+impl Group {
+    fn of(items: &[&Item]) -> Option<Self> {
+        let several: Vec<&Item> = items.iter().copied().filter(|i| i.several_tokens).collect();
+        Some(Self { figures: Figures::of(items)?, several_tokens: Figures::of(&several) })
+    }
+}
+
+impl Figures {
+    /// `None` without rows.
+    fn of(items: &[&Item]) -> Option<Self> {
+        let mean = |of: &dyn Fn(&Item) -> Option<f64>| {
+            let values: Vec<f64> = items.iter().filter_map(|i| of(i)).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let one = |yes: bool| Some(f64::from(u8::from(yes)));
+        let es = mean(&|i| one(i.es))?;
+        let (ps, ns) = (mean(&|i| i.ps.value()), mean(&|i| i.ns.value()));
+        let (some, all) = items.iter().fold((0, 0), |(s, a), i| (s + i.lost.some, a + i.lost.all));
+        Some(Self {
+            es,
+            ps,
+            ns,
+            s: ps.zip(ns).map(|(ps, ns)| harmonic_mean([es, ps, ns])),
+            exact: mean(&|i| one(i.exact))?,
+            kl_unrelated: mean(&|i| Some(i.kl))?,
+            ns_unedited: mean(&|i| i.ns_unedited.value()),
+            collateral: Share { some, all }.value(),
+            n: items.len() as u64,
+        })
+    }
+}
+
+fn harmonic_mean(values: [f64; 3]) -> f64 {
+    if values.contains(&0.0) {
+        return 0.0;
+    }
+    3.0 / values.iter().map(|v| 1.0 / v).sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(relation: &str, subject: &str, subject_new: &str, prompt: &str) -> Row {
+        Row {
+            relation: relation.into(),
+            subject: subject.into(),
+            subject_new: subject_new.into(),
+            prompt: prompt.into(),
+            paraphrase_prompts: vec![],
+            target_true: " a".into(),
+            target_new: " b".into(),
+            locality_prompts: vec![],
+        }
+    }
+
+    #[test]
+    fn the_new_fact_has_a_prompt() {
+        let rows = [
+            row("capitals", "Gambia", "Chad", "The capital of the Gambia is"),
+            row("continents", "Chad", "Peru", "Chad lies in"),
+            row("capitals", "Chad", "Bahamas", "The capital of Chad is"),
+            row("capitals", "Togo", "Gambia", "The capital of Togo is"),
+        ];
+        assert_eq!(new_prompt(&rows[0], &rows), "The capital of Chad is");
+        assert_eq!(new_prompt(&rows[0], &rows[..2]), "The capital of Chad is");
+        assert_eq!(new_prompt(&rows[1], &rows), "Peru lies in");
+        assert_eq!(new_prompt(&rows[3], &rows), "The capital of the Gambia is");
+        assert!(check(&rows[0]).is_ok());
+        assert!(check(&row("r", "Spain", "Italy", "The capital is")).is_err());
+    }
+
+    #[test]
+    fn figures_are_means_of_shares() {
+        let item = |es, ps: [u32; 2], ns: [u32; 2]| {
+            let share = |[some, all]: [u32; 2]| Share { some, all };
+            Item {
+                es,
+                ps: share(ps),
+                ns: share(ns),
+                ns_unedited: share(ns),
+                exact: false,
+                kl: 0.5,
+                lost: share([1, 2]),
+                several_tokens: es,
+                bundle_knows: false,
+                base_knows: false,
+            }
+        };
+        let items = [item(true, [1, 2], [0, 0]), item(false, [4, 4], [1, 2])];
+        let group = Group::of(&[&items[0], &items[1]]).unwrap();
+        let f = group.figures;
+        assert_eq!((f.es, f.ps, f.ns, f.n), (0.5, Some(0.75), Some(0.5), 2));
+        assert!((f.s.unwrap() - 3.0 / (2.0 + 4.0 / 3.0 + 2.0)).abs() < 1e-12);
+        assert_eq!((f.kl_unrelated, f.collateral, f.exact), (0.5, Some(0.5), 0.0));
+        let several = group.several_tokens.unwrap();
+        assert_eq!((several.n, several.ns, several.s), (1, None, None));
+        assert!(Group::of(&[]).is_none());
+        assert_eq!(harmonic_mean([1.0, 0.0, 1.0]), 0.0);
+    }
+}

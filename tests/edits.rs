@@ -1,0 +1,262 @@
+//! Edits through the library and the command: what is switched off changes nothing, a swap is a swap.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output as Run};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use xylem::backend::{Output, Want};
+use xylem::bundle::Bundle;
+use xylem::cpu::CpuBackend;
+use xylem::edits::{Edit, Edited, Method, Overlay, Recipe, Scope, Target};
+use xylem::error::Result;
+use xylem::sampler::Sampling;
+use xylem::session::{Observer, Session};
+use xylem::tables::{FileTransport, RowSource, Tables};
+
+/// Layers 1 and 2 of 4 are STEM.
+const TEXT: [u32; 12] = [5, 40, 41, 17, 99, 40, 3, 41, 44, 40, 41, 77];
+
+fn xylem(arguments: &[&str]) -> Run {
+    Command::new(env!("CARGO_BIN_EXE_xylem")).args(arguments).output().unwrap()
+}
+
+fn prints(arguments: &[&str]) -> String {
+    let output = xylem(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn reads(arguments: &[&str]) -> Value {
+    serde_json::from_str(&prints(arguments)).unwrap()
+}
+
+fn fails(arguments: &[&str]) -> String {
+    let output = xylem(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+    assert!(errors.starts_with("xylem: ") && errors.lines().count() == 1, "{errors}");
+    errors
+}
+
+fn random_bundle() -> (TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("bundle").display().to_string();
+    prints(&["random", "--out", &out]);
+    (dir, out)
+}
+
+fn session<R>(dir: &str, rows: impl Fn(Tables<FileTransport>) -> R) -> Session<CpuBackend, R>
+where
+    R: RowSource,
+{
+    let bundle = Bundle::open(dir).unwrap();
+    let m = bundle.manifest();
+    let mut backend = CpuBackend::new(&m.core.tensors, &m.config, 64);
+    bundle.load_core(&mut backend, |_, _| ()).unwrap();
+    let tables = bundle.tables().unwrap().unwrap();
+    Session::new(backend, rows(tables), m.config.clone(), 4)
+}
+
+/// Logits `[12, vocab]` of the text, read in steps of `chunk`.
+fn logits<R: RowSource>(session: &mut Session<CpuBackend, R>, chunk: usize) -> Vec<f32> {
+    session.reset();
+    let step = |tokens| match pollster::block_on(session.step(tokens, Want::Logits)).unwrap() {
+        Output::Logits(logits) => logits,
+        other => panic!("{other:?}"),
+    };
+    TEXT.chunks(chunk).flat_map(step).collect()
+}
+
+fn edit(scope: Scope, source: &[u32], ids: &[u32], method: Method) -> Edit {
+    Edit {
+        on: true,
+        label: "one as another".into(),
+        scope,
+        source: source.into(),
+        target: Target::Tokens(Recipe { ids: ids.into(), method, pad: None }),
+        strength: 1.0,
+        layers: None,
+    }
+}
+
+/// Rows in which the tokens at some positions of [`TEXT`] have those of others: what an edit should come to.
+struct Exchanged(Tables<FileTransport>, Vec<u32>);
+
+impl RowSource for Exchanged {
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.0.gather(tokens, out).await
+    }
+
+    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather(&self.1[before.len()..before.len() + tokens.len()], out).await
+    }
+}
+
+#[test]
+fn edits_switched_off_give_equal_bits() {
+    let (_dir, bundle) = random_bundle();
+    let plain = logits(&mut session(&bundle, |tables| tables), 12);
+    let mut edited = session(&bundle, Edited::new);
+    assert_eq!(logits(&mut edited, 12), plain);
+    let config = edited.config().clone();
+    let on = edit(Scope::Row, &[40], &[60], Method::OneToOne);
+    let overlay = |edits: &[Edit]| Overlay::new(edits, &config).unwrap();
+    edited.rows_mut().set_overlay(overlay(std::slice::from_ref(&on)));
+    assert_ne!(logits(&mut edited, 12), plain);
+    edited.rows_mut().set_overlay(overlay(&[Edit { on: false, ..on }]));
+    assert_eq!(logits(&mut edited, 12), plain);
+    edited.rows_mut().set_overlay(Overlay::default());
+    assert_eq!(logits(&mut edited, 12), plain);
+}
+
+#[test]
+fn a_swap_equals_rows_exchanged_by_hand() {
+    let (_dir, bundle) = random_bundle();
+    let at = |changes: &[(usize, u32)]| {
+        let mut tokens = TEXT.to_vec();
+        changes.iter().for_each(|(i, token)| tokens[*i] = *token);
+        tokens
+    };
+    let whole = [40, 41];
+    for (edit, expected) in [
+        (edit(Scope::Row, &[40], &[60], Method::OneToOne), at(&[(1, 60), (5, 60), (9, 60)])),
+        (edit(Scope::Row, &whole, &[60], Method::Pad), at(&[(2, 60), (7, 60), (10, 60)])),
+        (edit(Scope::Phrase, &whole, &[60], Method::Pad), at(&[(2, 60), (10, 60)])),
+        (
+            edit(Scope::Phrase, &whole, &[60], Method::Copy),
+            at(&[(1, 60), (2, 60), (5, 60), (9, 60), (10, 60)]),
+        ),
+        (edit(Scope::Position(vec![9]), &whole, &[8, 60, 61], Method::Subset), at(&[(9, 60), (10, 61)])),
+    ] {
+        let plain = logits(&mut session(&bundle, |tables| Exchanged(tables, expected.clone())), 12);
+        let mut edited = session(&bundle, Edited::new);
+        let overlay = Overlay::new(&[edit], edited.config()).unwrap();
+        edited.rows_mut().set_overlay(overlay);
+        assert_eq!(logits(&mut edited, 12), plain, "{expected:?}");
+        // However the text is cut, the same tokens are changed.
+        let in_pieces = logits(&mut edited, 5);
+        let spread = plain.iter().fold(0f32, |m, l| m.max(l.abs()));
+        assert!(in_pieces.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-4 * spread), "{expected:?}");
+    }
+}
+
+/// The log-probabilities of the tokens of an answer.
+struct LogProbs(Vec<f32>);
+
+impl Observer for LogProbs {
+    fn token(&mut self, _id: u32, log_prob: f32) {
+        self.0.push(log_prob);
+    }
+}
+
+#[test]
+fn new_edits_reach_what_the_cache_holds() {
+    let (_dir, bundle) = random_bundle();
+    let mut edited = session(&bundle, Edited::new);
+    let text = |session: &mut Session<CpuBackend, Edited<Tables<FileTransport>>>| {
+        let mut seen = LogProbs(Vec::new());
+        pollster::block_on(session.generate(&TEXT, &Sampling::greedy(4), &mut seen)).unwrap();
+        seen.0
+    };
+    let before = text(&mut edited);
+    let swap = edit(Scope::Row, &[40], &[60], Method::OneToOne);
+    let overlay = Overlay::new(&[swap], edited.config()).unwrap();
+    edited.rows_mut().set_overlay(overlay.clone());
+    assert_eq!(edited.cached(), 0);
+    let after = text(&mut edited);
+    assert_ne!(after, before);
+    let mut fresh = session(&bundle, Edited::new);
+    fresh.rows_mut().set_overlay(overlay);
+    assert_eq!(text(&mut fresh), after);
+}
+
+#[test]
+fn the_command_makes_lists_and_applies_edits() {
+    let (dir, bundle) = random_bundle();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let file = path("edits.json");
+    let swap = ["edit", "swap", "--bundle", &bundle, "--subject", "Spain", "--out", &file, "--with"];
+    let said = prints(&[&swap, ["Italy", "--at-start"].as_slice()].concat());
+    assert!(said.contains("2 edits") && said.contains("\" \" gets those of \" \""), "{said}");
+    let said = prints(
+        &[&swap, ["Peru", "--layers", "2", "--strength", "0.5", "--scope", "row"].as_slice()].concat(),
+    );
+    assert!(said.contains("3 edits") && said.contains("strength 0.5, layers [2]"), "{said}");
+    prints(&[&swap, ["Italy", "--at", "3", "--method", "average"].as_slice()].concat());
+
+    let list = reads(&["edit", "list", "--edits", &file, "--bundle", &bundle, "--json"]);
+    let labels: Vec<_> = list.as_array().unwrap().iter().map(|e| e["label"].as_str().unwrap()).collect();
+    let start = "Spain as Italy, at the beginning of a text";
+    assert_eq!(labels, ["Spain as Italy", start, "Spain as Peru", "Spain as Italy"]);
+    assert_eq!((&list[0]["scope"], &list[3]["scope"]), (&json!("phrase"), &json!({"position": [3]})));
+    // " Spain" has six bytes, " Peru" five: one leading token keeps its rows.
+    let tokens = list[2]["tokens"].as_array().unwrap();
+    assert_eq!((tokens.len(), &tokens[0]["gets"], &tokens[5]["text"]), (6, &json!("own"), &json!("n")));
+    assert!(prints(&["edit", "list", "--edits", &file]).contains("  4 on "));
+
+    let run = |prompt: &str, edits: &[&str]| {
+        let text = ["generate", "--bundle", &bundle, "--prompt", prompt, "--temperature", "0"];
+        reads(&[&text, ["--max-tokens", "20", "--json"].as_slice(), edits].concat())["tokens"].clone()
+    };
+    let edits = ["--edits", &file];
+    assert_ne!(run("I like Spain", &edits), run("I like Spain", &[]));
+    assert_eq!(run("zzz", &edits), run("zzz", &[]));
+    let off = path("off.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&off, text.replace("\"on\": true", "\"on\": false")).unwrap();
+    assert_eq!(run("I like Spain", &["--edits", &off]), run("I like Spain", &[]));
+
+    // What can't be used is said, and the good file stays.
+    let says = fails(&[&swap, ["Peru", "--layers", "0"].as_slice()].concat());
+    assert!(says.contains("layer 0 has no rows") && says.contains("[1, 2]"), "{says}");
+    assert!(fails(&[&swap, ["Peru", "--strength", "9"].as_slice()].concat()).contains("strength 9"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    let other = path("other");
+    prints(&["random", "--out", &other, "--seed", "1"]);
+    let generate = ["generate", "--prompt", "a", "--edits", &file, "--bundle"];
+    assert!(fails(&[generate.as_slice(), &[&other]].concat()).contains("made for the model"));
+    fs::write(&off, "{}").unwrap();
+    let says = fails(&["generate", "--bundle", &bundle, "--prompt", "a", "--edits", &off]);
+    assert!(says.contains("off.json") && says.contains("not a file of edits"), "{says}");
+    assert!(!Path::new(&format!("{file}.partial")).exists());
+}
+
+#[test]
+fn the_suite_measures_swaps() {
+    let (dir, bundle) = random_bundle();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let data = path("edits.jsonl");
+    let row = |subject: &str, new: &str| {
+        json!({
+            "relation": "capitals", "subject": subject, "subject_new": new, "prompt": format!("Of {subject} it is"),
+            "paraphrase_prompts": [format!("{subject} has")], "target_true": " one", "target_new": " two",
+            "locality_prompts": [{"prompt": "Of Chad it is", "target": " four"}],
+            "generation_prompts": ["ignored"],
+        })
+        .to_string()
+    };
+    fs::write(&data, [row("Spain", "Peru"), row("Peru", "Spain")].join("\n")).unwrap();
+    let eval = ["eval", "--bundle", &bundle, "--suite", "edits", "--data", &data];
+    let report = reads(&[&eval, ["--json", "--layers", "2"].as_slice()].concat());
+    let swap = &report["swap"];
+    assert_eq!(
+        (&swap["n"], &swap["layers"], &swap["several_tokens"]["n"]),
+        (&json!(2), &json!([2]), &json!(2))
+    );
+    for key in ["es", "ps", "ns", "s", "exact"] {
+        let share = swap[key].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&share), "{key}: {swap}");
+        assert!(swap["relations"]["capitals"][key].is_number());
+    }
+    assert!(swap["kl_unrelated"].as_f64().unwrap() > 0.0, "every text has these bytes: {swap}");
+    // At strength 0 nothing moves.
+    let none = &reads(&[&eval, ["--json", "--strength", "0"].as_slice()].concat())["swap"];
+    assert_eq!((&none["kl_unrelated"], &none["ns"]), (&json!(0.0), &none["ns_unedited"]));
+    assert!(prints(&eval).contains("swap.relations.capitals.es"));
+
+    fs::write(&data, row("Spain", "Peru").replace("Of Spain", "Of it")).unwrap();
+    assert!(fails(&eval).contains("does not name its subject"));
+}
