@@ -8,7 +8,9 @@
 //! 2. **Prior.** Most tokens never occur, and few occur often. Rows are shrunk toward what a linear map predicts
 //!    from the token's embedding and from the FFN's input in a sweep, which runs every token of the vocabulary once,
 //!    after one common token. The map is a ridge regression on the rows of the tokens that do occur.
-//! 3. **Down-projection.** `W_d` is solved by ridge regression (toward the old one) such that the student's residual
+//! 3. **Gate.** What a row can't say, since it depends on the context, the gate can in part: a few Gauss-Newton
+//!    steps on `W_g` lessen the error of `gate ⊙ row` further, for each unit by itself.
+//! 4. **Down-projection.** `W_d` is solved by ridge regression (toward the old one) such that the student's residual
 //!    stream after the layer becomes the teacher's: each layer repairs what the layers before it lost. Its inputs
 //!    are rows that were estimated *without the occurrence itself*, or else the student would look better on the
 //!    calibration text than on any other.
@@ -31,8 +33,11 @@ use crate::error::{Error, Result};
 
 /// Longer documents are cut here: later positions teach little about rows, and attention costs the square.
 const MAX_DOCUMENT: usize = 1024;
-/// Tokens whose prior rows are computed at once.
+/// Tokens or positions that one thread takes at once.
 const PIECE: usize = 256;
+/// How much of a Gauss-Newton step on the gates is taken: units share the inputs' correlations, weighted alike for
+/// all of them, so that a whole step would be too long for some.
+const GATE_RATE: f32 = 0.4;
 
 /// What to convert, and how strongly to regularise.
 #[derive(Debug, Clone)]
@@ -47,6 +52,10 @@ pub struct Options {
     pub prior_ridge: f64,
     /// As many occurrences the prior row counts for.
     pub prior_count: f32,
+    /// Steps on the gates.
+    pub gate_steps: usize,
+    /// Ridge of such a step, relative to each input's mean square.
+    pub gate_ridge: f64,
     /// A position whose root mean square is more than so many times the median counts less.
     pub massive: f32,
 }
@@ -60,6 +69,8 @@ impl Options {
             down_ridge: 1e-3,
             prior_ridge: 3e-2,
             prior_count: 4.0,
+            gate_steps: 2,
+            gate_ridge: 1e-2,
             massive: 3.0,
         }
     }
@@ -179,7 +190,7 @@ fn estimate(
             progress.update("Closed form", index as u64 * STEPS + step, (*last as u64 + 1) * STEPS);
         };
         step(0);
-        let layer = Layer::read(tensor, index)?;
+        let mut layer = Layer::read(tensor, index)?;
         let is_stem = converted.stem_index(index).is_some();
         batch.attend(c, &layer, &mut teacher);
         match &mut student {
@@ -203,12 +214,15 @@ fn estimate(
                 forward::dense_ffn_seen(c, &layer, &mut teacher, &mut fit.h);
                 step(3);
                 let weights = position_weights(&teacher, hidden, options.massive);
-                tables.push(fit.rows(&layer, &swept_norm, &weights)?);
+                tables.push(fit.rows(&mut layer, student, &swept_norm, &weights)?);
                 drop(swept_norm);
                 step(4);
                 let down = fit.down(&layer, &teacher, student, &weights)?;
                 forward::add_projection(&fit.h, &down, ffn, student);
                 tensors.insert(format!("blk.{index}.ffn_down"), down);
+                if options.gate_steps > 0 {
+                    tensors.insert(format!("blk.{index}.ffn_gate"), layer.ffn_gate);
+                }
             }
             (student, _) => {
                 forward::dense_ffn(c, &layer, &mut teacher);
@@ -238,13 +252,21 @@ struct Fit<'a> {
 }
 
 impl Fit<'_> {
-    /// The layer's table; leaves in `h` what the student's FFN makes of rows without the position itself.
+    /// The layer's table, and its new gate in `layer`; leaves in `h` what the student's FFN makes of rows without the
+    /// position itself.
     ///
-    /// `swept` `[vocab, hidden]`, `weights` `[n]`.
-    fn rows(&mut self, layer: &Layer, swept: &[f32], weights: &[f32]) -> Result<Vec<f16>> {
+    /// `student` `[n, hidden]`, `swept` `[vocab, hidden]`, `weights` `[n]`.
+    fn rows(
+        &mut self,
+        layer: &mut Layer,
+        student: &[f32],
+        swept: &[f32],
+        weights: &[f32],
+    ) -> Result<Vec<f16>> {
         let ffn = self.config.intermediate_size;
         let sums = self.occurrences.sums(&self.gate, &self.h, weights, ffn);
         let mut rows = self.priors(layer, swept, &sums)?; // [vocab, ffn]
+        let sums = self.gates(layer, student, &rows, weights, sums)?;
         let count = self.options.prior_count;
         let prior = |token: u32| &rows[token as usize * ffn..][..ffn];
         self.occurrences.leave_one_out(&sums, &self.gate, &mut self.h, weights, prior, count);
@@ -252,6 +274,115 @@ impl Fit<'_> {
             sums.shrink(index, count, &mut rows[*token as usize * ffn..][..ffn]);
         }
         Ok(halve(&rows))
+    }
+
+    /// Improves the gate of `layer`, given the `prior` `[vocab, ffn]` and the sums; leaves the new gates in `gate` and
+    /// returns their sums.
+    fn gates(
+        &mut self,
+        layer: &mut Layer,
+        student: &[f32],
+        prior: &[f32],
+        weights: &[f32],
+        mut sums: Sums,
+    ) -> Result<Sums> {
+        if self.options.gate_steps == 0 {
+            return Ok(sums);
+        }
+        let Config { hidden_size: hidden, intermediate_size: ffn, .. } = *self.config;
+        let count = self.options.prior_count;
+        let prior_of = |token: u32| &prior[token as usize * ffn..][..ffn];
+        let mut best = layer.ffn_gate.clone();
+        let mut least = self.occurrences.errors(&sums, prior_of, count);
+        let mut rates = vec![GATE_RATE; ffn];
+        // Units whose gates are computed with their best weights.
+        let mut settled = vec![true; ffn];
+        for _ in 0..self.options.gate_steps {
+            let steps = self.gate_steps(layer, student, prior, weights, &sums)?;
+            layer.ffn_gate.copy_from_slice(&best);
+            let units = layer.ffn_gate.chunks_exact_mut(hidden).zip(steps.chunks_exact(hidden));
+            for ((w, step), (rate, settled)) in units.zip(rates.iter().zip(&settled)) {
+                if *settled {
+                    w.iter_mut().zip(step).for_each(|(w, s)| *w += rate * s);
+                }
+            }
+            forward::gates(self.config, layer, student, &mut self.gate);
+            sums = self.occurrences.sums(&self.gate, &self.h, weights, ffn);
+            let errors = self.occurrences.errors(&sums, prior_of, count);
+            for (j, error) in errors.iter().enumerate() {
+                settled[j] = *error <= least[j];
+                if settled[j] {
+                    least[j] = *error;
+                    best[j * hidden..][..hidden].copy_from_slice(&layer.ffn_gate[j * hidden..][..hidden]);
+                } else {
+                    rates[j] *= 0.25;
+                }
+            }
+        }
+        layer.ffn_gate = best;
+        forward::gates(self.config, layer, student, &mut self.gate);
+        Ok(self.occurrences.sums(&self.gate, &self.h, weights, ffn))
+    }
+
+    /// A Gauss-Newton step of each unit's gate, `[ffn, hidden]`.
+    fn gate_steps(
+        &self,
+        layer: &Layer,
+        student: &[f32],
+        prior: &[f32],
+        weights: &[f32],
+        sums: &Sums,
+    ) -> Result<Vec<f32>> {
+        let Config { hidden_size: hidden, intermediate_size: ffn, .. } = *self.config;
+        let prior_of = |token: u32| &prior[token as usize * ffn..][..ffn];
+        let mut regression = Regression::new(hidden, ffn);
+        let mut curvature = vec![0f32; ffn];
+        let rows = BLOCK_ROWS.min(weights.len());
+        let (mut inputs, mut targets) = (vec![0f32; rows * hidden], vec![0f32; rows * ffn]);
+        for (i, block) in student.chunks(BLOCK_ROWS * hidden).enumerate() {
+            let rows = block.len() / hidden;
+            let (inputs, targets) = (&mut inputs[..rows * hidden], &mut targets[..rows * ffn]);
+            let pieces = block.par_chunks(PIECE * hidden).zip(inputs.par_chunks_mut(PIECE * hidden));
+            let pieces = pieces.zip(targets.par_chunks_mut(PIECE * ffn)).enumerate();
+            let curvatures: Vec<Vec<f32>> = pieces
+                .map(|(j, ((x, inputs), z))| {
+                    kernels::rms_norm(x, &layer.ffn_norm, self.config.rms_norm_eps, inputs);
+                    project(inputs, &layer.ffn_gate, hidden, z);
+                    let mut curvature = vec![0f32; ffn];
+                    let positions = inputs.chunks_exact_mut(hidden).zip(z.chunks_exact_mut(ffn));
+                    for (p, (input, z)) in (i * BLOCK_ROWS + j * PIECE..).zip(positions) {
+                        let (at, weight) = (p * ffn..(p + 1) * ffn, weights[p]);
+                        let (gate, h) = (&self.gate[at.clone()], &self.h[at]);
+                        let count = self.options.prior_count;
+                        self.occurrences.gate_slope(
+                            p,
+                            sums,
+                            gate,
+                            h,
+                            weight,
+                            prior_of,
+                            count,
+                            z,
+                            &mut curvature,
+                        );
+                        input.iter_mut().for_each(|x| *x *= weight.sqrt());
+                    }
+                    curvature
+                })
+                .collect();
+            regression.add(inputs, targets);
+            for piece in curvatures {
+                curvature.iter_mut().zip(piece).for_each(|(c, p)| *c += p);
+            }
+        }
+        let mut steps = regression.solve(self.options.gate_ridge, None)?;
+        let total: f32 = weights.iter().sum();
+        for (step, curvature) in steps.chunks_exact_mut(hidden).zip(&curvature) {
+            // A unit without slope has no error either, and its step is nothing.
+            let scale = total / curvature.max(1e-12 * total);
+            step.iter_mut().for_each(|s| *s *= scale);
+        }
+        Ok(steps)
     }
 
     /// The prior rows of all tokens, `[vocab, ffn]`.

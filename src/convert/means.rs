@@ -6,6 +6,8 @@ use half::f16;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use crate::cpu::kernels;
+
 /// Which positions hold which token.
 #[derive(Debug)]
 pub struct Occurrences {
@@ -54,6 +56,47 @@ impl Occurrences {
         // A unit whose gate never opens has no mass, and any row serves it; its prior should.
         mass.iter_mut().for_each(|m| *m = m.max(1e-20));
         Sums { sums, mass }
+    }
+
+    /// For each unit what the squared error `Σ w (h − g u)²` is with the rows that `prior` and `sums` give, less the
+    /// part that no row changes.
+    pub fn errors<'a>(&self, sums: &Sums, prior: impl Fn(u32) -> &'a [f32] + Sync, count: f32) -> Vec<f64> {
+        let ffn = sums.mass.len();
+        let add = |mut errors: Vec<f64>, (index, (token, _)): (usize, &(u32, usize))| {
+            let (gh, gg) = sums.of(index).split_at(ffn);
+            let mut row = prior(*token).to_vec();
+            sums.shrink(index, count, &mut row);
+            for (((error, row), gh), gg) in errors.iter_mut().zip(&row).zip(gh).zip(gg) {
+                *error += f64::from(row * (row * gg - 2.0 * gh));
+            }
+            errors
+        };
+        let none = || vec![0f64; ffn];
+        self.tokens.par_iter().enumerate().with_min_len(256).fold(none, add).reduce(none, |mut a, b| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            a
+        })
+    }
+
+    /// What the weights of the gate of one `position` should follow, by Gauss and Newton: replaces the gate's input
+    /// `z` `[ffn]` by `√w · slope · error`, and adds `w · slope²` to `curvature` `[ffn]`. Error is `h − g u` and slope
+    /// the derivative of `g u` by z, for the row u without this position; `gate` and `h` `[ffn]` are its own.
+    #[allow(clippy::too_many_arguments, reason = "what sums takes, and the prior")]
+    pub fn gate_slope<'a>(
+        &self,
+        position: usize,
+        sums: &Sums,
+        gate: &[f32],
+        h: &[f32],
+        weight: f32,
+        prior: impl Fn(u32) -> &'a [f32],
+        count: f32,
+        z: &mut [f32],
+        curvature: &mut [f32],
+    ) {
+        let index = self.index[position];
+        let prior = prior(self.tokens[index].0);
+        slope(sums.of(index), &sums.mass, prior, count, weight, gate, h, z, curvature);
     }
 
     /// Replaces `h` (of [`sums`](Self::sums)) by what comes out of rows that were estimated without the position
@@ -119,14 +162,44 @@ fn shrink(sums: &[f32], mass: &[f32], count: f32, row: &mut [f32]) {
     }
 }
 
+/// The row of a token without one position: Σ w g h and Σ w g² less what it has brought, and the prior.
+#[inline(always)]
+fn row_without(gh: f32, gg: f32, weight: f32, g: f32, h: f32, prior: f32, prior_mass: f32) -> f32 {
+    // Rounding may leave less than nothing of the second.
+    (gh - weight * g * h + prior_mass * prior) / ((gg - weight * g * g).max(0.0) + prior_mass)
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn without(sums: &[f32], mass: &[f32], prior: &[f32], count: f32, weight: f32, gate: &[f32], h: &mut [f32]) {
     let (gh, gg) = sums.split_at(h.len());
     for (((((h, g), prior), mass), gh), gg) in h.iter_mut().zip(gate).zip(prior).zip(mass).zip(gh).zip(gg) {
-        let gh = gh - weight * g * *h + count * mass * prior;
-        // Rounding may leave less than nothing.
-        let gg = (gg - weight * g * g).max(0.0) + count * mass;
-        *h = g * gh / gg;
+        *h = g * row_without(*gh, *gg, weight, *g, *h, *prior, count * mass);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+#[allow(clippy::too_many_arguments, reason = "the arrays of one position")]
+fn slope(
+    sums: &[f32],
+    mass: &[f32],
+    prior: &[f32],
+    count: f32,
+    weight: f32,
+    gate: &[f32],
+    h: &[f32],
+    z: &mut [f32],
+    curvature: &mut [f32],
+) {
+    let (gh, gg) = sums.split_at(h.len());
+    let rows = prior.iter().zip(mass).zip(gh.iter().zip(gg));
+    for ((((g, h), z), curvature), ((prior, mass), (gh, gg))) in
+        gate.iter().zip(h).zip(z).zip(curvature).zip(rows)
+    {
+        let row = row_without(*gh, *gg, weight, *g, *h, *prior, count * mass);
+        let open = 1.0 / (1.0 + kernels::exp(-*z));
+        let slope = row * open * (1.0 + *z * (1.0 - open));
+        *z = weight.sqrt() * slope * (h - g * row);
+        *curvature += weight * slope * slope;
     }
 }
 
