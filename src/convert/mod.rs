@@ -6,6 +6,7 @@
 pub mod base;
 pub mod build;
 pub mod closed_form;
+mod fit;
 mod forward;
 mod means;
 pub mod recipe;
