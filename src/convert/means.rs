@@ -253,5 +253,30 @@ mod tests {
                 assert!((out[p * ffn + j] - expected).abs() < 1e-4);
             }
         }
+        let errors = occurrences.errors(&sums, prior_of, count);
+        for (j, found) in errors.iter().enumerate() {
+            let expected: f32 = (0..n)
+                .map(|p| {
+                    let (g, h) = (gate[p * ffn + j], h[p * ffn + j]);
+                    weight[p] * ((h - g * row(tokens[p], j, &|_| true)).powi(2) - h * h)
+                })
+                .sum();
+            assert!((found - f64::from(expected)).abs() < 1e-3, "{found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn the_slope_of_a_gate_is_its_derivative() {
+        let (gh, gg, weight, count, mass, prior) = (0.4, 0.9, 0.7, 2.0, 0.3, 0.8);
+        for z in [-3.0f32, -0.5, 0.0, 1.2, 4.0] {
+            let (g, h) = (kernels::silu(z), 0.6);
+            let row = row_without(gh, gg, weight, g, h, prior, count * mass);
+            let error = |z: f32| h - kernels::silu(z) * row;
+            let derivative = (error(z + 1e-2) - error(z - 1e-2)) / 2e-2;
+            let (mut found, mut curvature) = ([z], [1.0]);
+            slope(&[gh, gg], &[mass], &[prior], count, weight, &[g], &[h], &mut found, &mut curvature);
+            assert!((found[0] + weight.sqrt() * derivative * error(z)).abs() < 1e-3);
+            assert!((curvature[0] - 1.0 - weight * derivative.powi(2)).abs() < 1e-3);
+        }
     }
 }
