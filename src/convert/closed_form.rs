@@ -192,7 +192,9 @@ fn estimate(
             swept_norm = vec![0.0; c.vocab_size * hidden];
             kernels::rms_norm(&swept[hidden..], &layer.ffn_norm, c.rms_norm_eps, &mut swept_norm);
         }
-        forward::dense_ffn(c, &layer, &mut swept);
+        if index < *last {
+            forward::dense_ffn(c, &layer, &mut swept);
+        }
         step(2);
         match (&mut student, is_stem) {
             (Some(student), true) => {
