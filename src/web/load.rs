@@ -28,9 +28,11 @@ use crate::text::{Template, Tokenizer};
 const SHARDS_AT_ONCE: usize = 3;
 /// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M.
 const CACHE_BYTES: usize = 180 << 20;
-/// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for.
+/// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for, but at most
+/// one part in [`HOT_SHARE`] of the table.
 const HOT_BYTES: u64 = 8 << 20;
-/// But no larger part of the table than this.
+/// So many pages at a time: other requests find a connection free.
+const HOT_PAGES: usize = 16;
 const HOT_SHARE: u64 = 64;
 
 /// What the page wants to compute on.
@@ -151,8 +153,12 @@ pub fn warm(tables: &Rc<Tables<Host>>) {
         let page = (table.bytes() / table.pages() as u64).max(1);
         let pages = HOT_BYTES.min(table.bytes() / HOT_SHARE) / page;
         let pages: Vec<u32> = (0..pages as u32).collect();
-        // A lookup that needs these pages tells of the failure.
-        let _ = tables.warm_pages(&pages).await;
+        for pages in pages.chunks(HOT_PAGES) {
+            // A lookup that needs these pages tells of the failure.
+            if tables.warm_pages(pages).await.is_err() {
+                return;
+            }
+        }
     });
 }
 
