@@ -166,6 +166,7 @@ async fn cpu(host: &Host, manifest: &Manifest, progress: &Progress) -> Result<De
     let backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, capacity(&manifest.config));
     let mut device = Device::Cpu(Box::new(backend));
     core(host, manifest, &mut device, progress).await?;
+    first_steps(&mut device, &manifest.config, progress).await?;
     Ok(device)
 }
 
@@ -176,12 +177,22 @@ async fn gpu(host: &Host, manifest: &Manifest, hardware_only: bool, progress: &P
     let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
     let mut device = Device::Gpu(Box::new(backend));
     core(host, manifest, &mut device, progress).await?;
-    progress.stage("compile");
-    // The first step is when drivers finish their work, and when memory turns out not to be there.
-    let rows = vec![0.0; config.row_width()];
-    let want = Want::Candidates(Penalty::default());
-    device.forward(Step { tokens: &[0], position: 0, rows: &rows, want }).await?;
+    first_steps(&mut device, config, progress).await?;
     Ok(device)
+}
+
+/// Runs what answers will run: the browser translates a kernel well, a driver finishes its work, and memory turns out
+/// not to be there, only once it is used.
+async fn first_steps(device: &mut Device, config: &Config, progress: &Progress) -> Result<()> {
+    progress.stage("compile");
+    let mut position = 0;
+    for tokens in [&[0; 5][..], &[0]] {
+        let rows = vec![0.0; tokens.len() * config.row_width()];
+        let want = Want::Candidates(Penalty::default());
+        device.forward(Step { tokens, position, rows: &rows, want }).await?;
+        position += tokens.len();
+    }
+    Ok(())
 }
 
 fn capacity(config: &Config) -> usize {
