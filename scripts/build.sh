@@ -23,7 +23,8 @@ native_command() { cargo build --release --locked --bin xylem; }
 engine() {
   local built=$WEB_TARGET/$WASM/web/xylem.wasm
   wasm cargo build --locked --profile web --target "$WASM" --target-dir "$WEB_TARGET" --no-default-features --lib
-  if [ pkg/xylem_bg.wasm -nt "$built" ] && [ pkg/xylem.js -nt "$built" ]; then return; fi
+  if [ pkg/xylem_bg.wasm -nt "$built" ] && [ pkg/xylem.js -nt "$built" ] &&
+    [ pkg/xylem.js -nt scripts/bindgen/src/main.rs ]; then return; fi
   rm -rf pkg
   bindgen "$built" pkg
 }

@@ -251,6 +251,8 @@ fn penalized(history: &[u32], config: &Config) -> Vec<u32> {
 
 #[cfg(all(test, feature = "native"))]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::bundle::quant::Dtype;
     use crate::bundle::random;
@@ -315,5 +317,25 @@ mod tests {
         let mut s = session(100);
         let g = pollster::block_on(s.generate(&[5, 6], &Sampling::greedy(50), &mut StopAfter(3))).unwrap();
         assert_eq!((g.finish, g.tokens.len()), (Finish::Stopped, 3));
+    }
+
+    #[test]
+    fn rows_can_stop_it_too() {
+        struct Until(MemoryRows, Cell<usize>);
+        impl RowSource for Until {
+            async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+                let left = self.1.get().checked_sub(1).ok_or(Error::Stopped)?;
+                self.1.set(left);
+                self.0.gather(tokens, out).await
+            }
+        }
+        // Two lookups for the prompt, then one a token.
+        for (lookups, tokens) in [(0, 0), (1, 0), (2, 1), (4, 3)] {
+            let Session { backend, rows, config, chunk, .. } = session(100);
+            let mut s = Session::new(backend, Until(rows, Cell::new(lookups)), config, chunk);
+            let sampling = Sampling::greedy(50);
+            let g = pollster::block_on(s.generate(&[5, 6, 7, 8, 9], &sampling, &mut ())).unwrap();
+            assert_eq!((g.finish, g.tokens.len()), (Finish::Stopped, tokens));
+        }
     }
 }

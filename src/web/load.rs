@@ -28,9 +28,11 @@ use crate::text::{Template, Tokenizer};
 const SHARDS_AT_ONCE: usize = 3;
 /// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M.
 const CACHE_BYTES: usize = 180 << 20;
-/// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for.
+/// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for, but at most
+/// one part in [`HOT_SHARE`] of the table.
 const HOT_BYTES: u64 = 8 << 20;
-/// But no larger part of the table than this.
+/// So many pages at a time: other requests find a connection free.
+const HOT_PAGES: usize = 16;
 const HOT_SHARE: u64 = 64;
 
 /// What the page wants to compute on.
@@ -151,8 +153,12 @@ pub fn warm(tables: &Rc<Tables<Host>>) {
         let page = (table.bytes() / table.pages() as u64).max(1);
         let pages = HOT_BYTES.min(table.bytes() / HOT_SHARE) / page;
         let pages: Vec<u32> = (0..pages as u32).collect();
-        // A lookup that needs these pages tells of the failure.
-        let _ = tables.warm_pages(&pages).await;
+        for pages in pages.chunks(HOT_PAGES) {
+            // A lookup that needs these pages tells of the failure.
+            if tables.warm_pages(pages).await.is_err() {
+                return;
+            }
+        }
     });
 }
 
@@ -160,6 +166,7 @@ async fn cpu(host: &Host, manifest: &Manifest, progress: &Progress) -> Result<De
     let backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, capacity(&manifest.config));
     let mut device = Device::Cpu(Box::new(backend));
     core(host, manifest, &mut device, progress).await?;
+    first_steps(&mut device, &manifest.config, progress).await?;
     Ok(device)
 }
 
@@ -170,12 +177,22 @@ async fn gpu(host: &Host, manifest: &Manifest, hardware_only: bool, progress: &P
     let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
     let mut device = Device::Gpu(Box::new(backend));
     core(host, manifest, &mut device, progress).await?;
-    progress.stage("compile");
-    // The first step is when drivers finish their work, and when memory turns out not to be there.
-    let rows = vec![0.0; config.row_width()];
-    let want = Want::Candidates(Penalty::default());
-    device.forward(Step { tokens: &[0], position: 0, rows: &rows, want }).await?;
+    first_steps(&mut device, config, progress).await?;
     Ok(device)
+}
+
+/// Runs what answers will run: the browser translates a kernel well, a driver finishes its work, and memory turns out
+/// not to be there, only once it is used.
+async fn first_steps(device: &mut Device, config: &Config, progress: &Progress) -> Result<()> {
+    progress.stage("compile");
+    let mut position = 0;
+    for tokens in [&[0; 5][..], &[0]] {
+        let rows = vec![0.0; tokens.len() * config.row_width()];
+        let want = Want::Candidates(Penalty::default());
+        device.forward(Step { tokens, position, rows: &rows, want }).await?;
+        position += tokens.len();
+    }
+    Ok(())
 }
 
 fn capacity(config: &Config) -> usize {

@@ -72,7 +72,7 @@ function describe(info: EngineInfo, source: string | null): HTMLElement[] {
     ["Vocabulary", `${count(info.vocabSize)} tokens`],
     ["Hidden size", count(info.hiddenSize)],
     ["Core weights", bytes(info.coreBytes)],
-    ["Knowledge table", bytes(info.tableBytes)],
+    ["Knowledge table", info.rows ? bytes(info.tableBytes) : "none"],
     ["Memory of the tab", bytes(info.wasmBytes)],
   ];
   if (info.rows) {
