@@ -83,6 +83,15 @@ pub struct Teach<B> {
     pub cpu: fn(&B) -> Option<&CpuBackend>,
 }
 
+impl<B: Backend> Teach<B> {
+    fn cpu<'s, R: RowSource>(&self, session: &'s Session<B, R>) -> Result<&'s CpuBackend> {
+        (self.cpu)(session.backend()).ok_or_else(|| Error::Unsupported {
+            what: "teaching on this backend".into(),
+            supported: "the CPU".into(),
+        })
+    }
+}
+
 /// What came out: an object for each way to edit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
@@ -200,6 +209,9 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
     if session.config().stem_layers.is_empty() {
         return Err(Error::Edits("the model has no STEM layers".into()));
     }
+    if let Some(way) = &ways.teach {
+        way.cpu(session)?;
+    }
     let rounds = [true, base.is_some(), ways.swap.is_some(), ways.teach.is_some()];
     let total = (rows.len() * rounds.iter().filter(|round| **round).count()) as u64;
     let mut done = 0;
@@ -242,11 +254,7 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
                 layers: way.layers.clone(),
                 steps: way.steps,
             };
-            let cpu = (way.cpu)(session.backend()).ok_or_else(|| Error::Unsupported {
-                what: "teaching on this backend".into(),
-                supported: "the CPU".into(),
-            })?;
-            let taught = teach(cpu, session.rows().inner(), tokenizer, &lesson, &mut |_, _| ()).await?;
+            let taught = teach(way.cpu(session)?, session.rows().inner(), tokenizer, &lesson, &mut |_, _| ()).await?;
             items.push(measure(session, tokenizer, row, rows, &taught.edits, &unedited).await?);
             step();
         }
