@@ -234,7 +234,7 @@ fn the_suite_measures_swaps() {
             "relation": "capitals", "subject": subject, "subject_new": new, "prompt": format!("Of {subject} it is"),
             "paraphrase_prompts": [format!("{subject} has")], "target_true": " one", "target_new": " two",
             "locality_prompts": [{"prompt": "Of Chad it is", "target": " four"}],
-            "generation_prompts": ["ignored"],
+            "generation_prompts": [format!("I like {subject}.")],
         })
         .to_string()
     };
@@ -255,7 +255,9 @@ fn the_suite_measures_swaps() {
     assert!(report.get("teach").is_none());
     // At strength 0 nothing moves.
     let none = &reads(&[&eval, ["--json", "--strength", "0"].as_slice()].concat())["swap"];
-    assert_eq!((&none["kl_unrelated"], &none["ns"]), (&json!(0.0), &none["ns_unedited"]));
+    assert_eq!((&none["kl_unrelated"], &none["kl_subject"]), (&json!(0.0), &json!(0.0)));
+    assert_eq!(none["ns"], none["ns_unedited"]);
+    assert!(swap["kl_subject"].as_f64().unwrap() > 0.0);
     assert!(prints(&eval).contains("swap.relations.capitals.es"));
 
     let report = reads(&[&eval, ["--json", "--by", "teach", "--steps", "3"].as_slice()].concat());

@@ -61,7 +61,7 @@ pub enum Suite {
     /// Rows {prompt, target, choices, label}: that, and does greedy text begin with the target?
     Cloze,
     /// Rows {relation, subject, subject_new, prompt, paraphrase_prompts, target_true, target_new, locality_prompts}: do
-    /// edits change the fact (es, ps, exact), and what else (ns, kl_unrelated, collateral)? With --base also by what the
+    /// edits change the fact (es, ps, exact), and what else (ns, kl_unrelated, kl_subject, collateral)? With --base also by what the
     /// base knows. The options of `xylem edit swap` say how to swap; both spellings of a name are swapped.
     Edits,
 }

@@ -2,8 +2,8 @@
 //!
 //! The figures are MEMIT's (arXiv 2210.07229, section 5.2; as there, a probability is the mean over the ending's
 //! tokens of their log-probabilities), for an edit that makes the model say of `subject` what is true of
-//! `subject_new`. With them come the exact greedy answer, KL(unedited ‖ edited) on unrelated text, and how many
-//! other facts about the subject, which the model had right, are lost.
+//! `subject_new`. With them come the exact greedy answer, KL(unedited ‖ edited) on unrelated text and on other text
+//! about the subject, and how many other facts about the subject, which the model had right, are lost.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -52,6 +52,9 @@ pub struct Row {
     pub target_new: String,
     /// The same relation of other entities.
     pub locality_prompts: Vec<Neighbour>,
+    /// Text about the subject that has nothing to do with the fact.
+    #[serde(default)]
+    pub generation_prompts: Vec<String>,
 }
 
 /// A fact that an edit should leave alone.
@@ -151,6 +154,8 @@ pub struct Figures {
     pub exact: f64,
     /// KL(unedited ‖ edited) a token of unrelated text, in nats.
     pub kl_unrelated: f64,
+    /// The same for other text about the subject.
+    pub kl_subject: Option<f64>,
     /// `ns` without any edit.
     pub ns_unedited: Option<f64>,
     /// Share of the other facts about the subject, said without the edit, that are no longer said with it.
@@ -168,6 +173,7 @@ struct Item {
     ns_unedited: Share,
     exact: bool,
     kl: f64,
+    kl_subject: Option<f64>,
     lost: Share,
     several_tokens: bool,
     bundle_knows: bool,
@@ -254,14 +260,14 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
                 layers: way.layers.clone(),
                 steps: way.steps,
             };
-            let taught = teach(way.cpu(session)?, session.rows().inner(), tokenizer, &lesson, &mut |_, _| ()).await?;
+            let taught =
+                teach(way.cpu(session)?, session.rows().inner(), tokenizer, &lesson, &mut |_, _| ()).await?;
             items.push(measure(session, tokenizer, row, rows, &taught.edits, &unedited).await?);
             step();
         }
         let layers = way.layers.clone().unwrap_or(all_layers);
         report.teach = Some(Measured::of(rows, &items, layers, &unedited)?);
     }
-    session.rows_mut().set_overlay(Overlay::default());
     Ok(report)
 }
 
@@ -360,7 +366,12 @@ async fn whole_text<B: Backend, R: RowSource>(
     Ok(all)
 }
 
-/// Measures `edits` on `row`, one of `rows`; they are left switched on.
+/// The sum over positions of KL(one ‖ other), both log-probabilities `[n, vocab]`.
+fn divergence(one: &[f32], other: &[f32]) -> f64 {
+    one.iter().zip(other).map(|(q, p)| f64::from(q.exp() * (q - p))).sum()
+}
+
+/// Measures `edits` on `row`, one of `rows`; afterwards there are none.
 async fn measure<B: Backend, R: RowSource>(
     session: &mut Session<B, Edited<R>>,
     tokenizer: &Tokenizer,
@@ -371,7 +382,6 @@ async fn measure<B: Backend, R: RowSource>(
 ) -> Result<Item> {
     let overlay = Overlay::new(edits, session.config())?;
     session.rows_mut().set_overlay(overlay.clone());
-
     let ask = |prompt: &str, end: &str, other: &str| Question::new(tokenizer, prompt, end, other);
     let es = ask(&row.prompt, &row.target_new, &row.target_true)?.prefers_first(session).await?;
     let exact = says(session, tokenizer, &row.prompt, &row.target_new).await?;
@@ -396,22 +406,29 @@ async fn measure<B: Backend, R: RowSource>(
     for (tokens, before) in &unedited.unrelated {
         positions += tokens.len();
         if overlay.touches(tokens) {
-            let after = whole_text(session, tokens).await?;
-            kl += before.iter().zip(&after).map(|(q, p)| f64::from(q.exp() * (q - p))).sum::<f64>();
+            kl += divergence(before, &whole_text(session, tokens).await?);
         }
-    }
-    if !touched.is_empty() {
-        session.rows_mut().set_overlay(Overlay::default());
-        for question in touched {
-            ns_unedited.count(question.prefers_first(session).await?);
-        }
-        session.rows_mut().set_overlay(overlay);
     }
     let mut lost = Share::default();
     for other in rows.iter().filter(|r| r.subject == row.subject && r.relation != row.relation) {
         if unedited.bundle_says.says(&other.prompt, &other.target_true) {
             lost.count(!says(session, tokenizer, &other.prompt, &other.target_true).await?);
         }
+    }
+    let mut about = Vec::new();
+    for text in &row.generation_prompts {
+        let tokens = tokenizer.encode(text)?;
+        let after = whole_text(session, &tokens).await?;
+        about.push((tokens, after));
+    }
+    session.rows_mut().set_overlay(Overlay::default());
+    for question in touched {
+        ns_unedited.count(question.prefers_first(session).await?);
+    }
+    let (mut kl_subject, mut about_positions) = (0.0, 0);
+    for (tokens, after) in about {
+        kl_subject += divergence(&whole_text(session, &tokens).await?, &after);
+        about_positions += tokens.len();
     }
     let new_prompt = new_prompt(row, rows);
     let both =
@@ -424,6 +441,7 @@ async fn measure<B: Backend, R: RowSource>(
         ns_unedited,
         exact,
         kl: kl / positions as f64,
+        kl_subject: (about_positions > 0).then(|| kl_subject / about_positions as f64),
         lost,
         several_tokens: several(&row.subject)? || several(&row.subject_new)?,
         bundle_knows: both(&unedited.bundle_says),
@@ -502,6 +520,7 @@ impl Figures {
             s: ps.zip(ns).map(|(ps, ns)| harmonic_mean([es, ps, ns])),
             exact: mean(&|i| one(i.exact))?,
             kl_unrelated: mean(&|i| Some(i.kl))?,
+            kl_subject: mean(&|i| i.kl_subject),
             ns_unedited: mean(&|i| i.ns_unedited.value()),
             collateral: Share { some, all }.value(),
             n: items.len() as u64,
@@ -530,6 +549,7 @@ mod tests {
             target_true: " a".into(),
             target_new: " b".into(),
             locality_prompts: vec![],
+            generation_prompts: vec![],
         }
     }
 
@@ -560,6 +580,7 @@ mod tests {
                 ns_unedited: share(ns),
                 exact: false,
                 kl: 0.5,
+                kl_subject: Some(0.25),
                 lost: share([1, 2]),
                 several_tokens: es,
                 bundle_knows: false,
@@ -571,7 +592,7 @@ mod tests {
         let f = group.figures;
         assert_eq!((f.es, f.ps, f.ns, f.n), (0.5, Some(0.75), Some(0.5), 2));
         assert!((f.s.unwrap() - 3.0 / (2.0 + 4.0 / 3.0 + 2.0)).abs() < 1e-12);
-        assert_eq!((f.kl_unrelated, f.collateral, f.exact), (0.5, Some(0.5), 0.0));
+        assert_eq!((f.kl_unrelated, f.kl_subject, f.collateral, f.exact), (0.5, Some(0.25), Some(0.5), 0.0));
         let several = group.several_tokens.unwrap();
         assert_eq!((several.n, several.ns, several.s), (1, None, None));
         assert!(Group::of(&[]).is_none());
