@@ -14,6 +14,16 @@ pub enum Device {
     Gpu(Box<GpuBackend>),
 }
 
+impl Device {
+    /// The CPU backend, if it is that.
+    pub fn cpu(&self) -> Option<&CpuBackend> {
+        match self {
+            Self::Cpu(backend) => Some(backend),
+            Self::Gpu(_) => None,
+        }
+    }
+}
+
 impl Backend for Device {
     fn write(&mut self, tensor: usize, offset: usize, bytes: &[u8]) -> Result<()> {
         match self {

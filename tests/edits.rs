@@ -190,7 +190,7 @@ fn the_command_makes_lists_and_applies_edits() {
     let list = reads(&["edit", "list", "--edits", &file, "--bundle", &bundle, "--json"]);
     let labels: Vec<_> = list.as_array().unwrap().iter().map(|e| e["label"].as_str().unwrap()).collect();
     let start = "Spain as Italy, at the beginning of a text";
-    assert_eq!(labels, ["Spain as Italy", start, "Spain as Peru", "Spain as Italy"]);
+    assert_eq!(labels, [start, "Spain as Italy", "Spain as Peru", "Spain as Italy"]);
     assert_eq!((&list[0]["scope"], &list[3]["scope"]), (&json!("phrase"), &json!({"position": [3]})));
     // " Spain" has six bytes, " Peru" five: one leading token keeps its rows.
     let tokens = list[2]["tokens"].as_array().unwrap();
@@ -234,7 +234,7 @@ fn the_suite_measures_swaps() {
             "relation": "capitals", "subject": subject, "subject_new": new, "prompt": format!("Of {subject} it is"),
             "paraphrase_prompts": [format!("{subject} has")], "target_true": " one", "target_new": " two",
             "locality_prompts": [{"prompt": "Of Chad it is", "target": " four"}],
-            "generation_prompts": ["ignored"],
+            "generation_prompts": [format!("I like {subject}.")],
         })
         .to_string()
     };
@@ -252,11 +252,35 @@ fn the_suite_measures_swaps() {
         assert!(swap["relations"]["capitals"][key].is_number());
     }
     assert!(swap["kl_unrelated"].as_f64().unwrap() > 0.0, "every text has these bytes: {swap}");
+    assert!(report.get("teach").is_none());
     // At strength 0 nothing moves.
     let none = &reads(&[&eval, ["--json", "--strength", "0"].as_slice()].concat())["swap"];
-    assert_eq!((&none["kl_unrelated"], &none["ns"]), (&json!(0.0), &none["ns_unedited"]));
+    assert_eq!((&none["kl_unrelated"], &none["kl_subject"]), (&json!(0.0), &json!(0.0)));
+    assert_eq!(none["ns"], none["ns_unedited"]);
+    assert!(swap["kl_subject"].as_f64().unwrap() > 0.0);
     assert!(prints(&eval).contains("swap.relations.capitals.es"));
+
+    let report = reads(&[&eval, ["--json", "--by", "teach", "--steps", "3"].as_slice()].concat());
+    assert_eq!((&report["teach"]["n"], report.get("swap")), (&json!(2), None));
+    assert!(report["teach"]["kl_unrelated"].as_f64().unwrap() >= 0.0);
 
     fs::write(&data, row("Spain", "Peru").replace("Of Spain", "Of it")).unwrap();
     assert!(fails(&eval).contains("does not name its subject"));
+}
+
+#[test]
+fn the_command_teaches() {
+    let (dir, bundle) = random_bundle();
+    let file = dir.path().join("edits.json").display().to_string();
+    let teach = ["edit", "teach", "--bundle", &bundle, "--subject", "Spain", "--out", &file, "--steps", "6"];
+    let lesson = ["--prompt", "I think Spain is", "--answer", "ab"];
+    let said = prints(&[teach.as_slice(), &lesson].concat());
+    assert!(said.contains("6 steps") && said.contains("1 edits") && said.contains("own rows 0"), "{said}");
+    let run = |edits: &[&str]| {
+        let text = ["generate", "--bundle", &bundle, "--prompt", "I think Spain is", "--temperature", "0"];
+        reads(&[&text, ["--max-tokens", "8", "--json"].as_slice(), edits].concat())["tokens"].clone()
+    };
+    assert_ne!(run(&["--edits", &file]), run(&[]));
+    let says = fails(&[&teach, ["--prompt", "Peru is", "--answer", "ab"].as_slice()].concat());
+    assert!(says.contains("does not name \"Spain\""), "{says}");
 }

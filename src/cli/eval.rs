@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use xylem::device::Device;
 use xylem::eval::{choice, cloze, edits, nll, read_rows};
 
 use super::model::{Kind, Model};
@@ -33,8 +34,14 @@ pub struct Args {
     /// Documents of `nll` are cut to so many tokens.
     #[arg(long, value_name = "N", default_value_t = 512)]
     context: usize,
+    /// For `edits`: how to edit.
+    #[arg(long, value_enum, value_name = "WAYS", value_delimiter = ',', default_value = "swap")]
+    by: Vec<Way>,
     #[command(flatten)]
     edits: edit::How,
+    /// With --by teach: at most so many steps.
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    steps: usize,
     /// What computes the bundle; the dense base always runs on the CPU.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: Kind,
@@ -54,9 +61,18 @@ pub enum Suite {
     /// Rows {prompt, target, choices, label}: that, and does greedy text begin with the target?
     Cloze,
     /// Rows {relation, subject, subject_new, prompt, paraphrase_prompts, target_true, target_new, locality_prompts}: do
-    /// swaps of rows change the fact (es, ps, exact), and what else (ns, kl_unrelated, collateral)? With --base also by
-    /// what the base knows. The options of `xylem edit swap` say how to swap; both spellings of a name are swapped.
+    /// edits change the fact (es, ps, exact), and what else (ns, kl_unrelated, kl_subject, collateral)? With --base also by what the
+    /// base knows. The options of `xylem edit swap` say how to swap; both spellings of a name are swapped.
     Edits,
+}
+
+/// A way to edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// The subject gets the rows of the new one.
+    Swap,
+    /// The prompt is taught with its new end; takes a while for each row.
+    Teach,
 }
 
 /// Positions that rows of questions may need.
@@ -107,11 +123,16 @@ pub fn run(args: &Args) -> Result<()> {
         }
         Suite::Edits => {
             let rows: Vec<edits::Row> = rows(&name, &text, limit)?;
-            let how = args.edits.swap(true);
+            let swap = args.edits.swap(true);
+            let teach = edits::Teach { layers: swap.layers.clone(), steps: args.steps, cpu: Device::cpu };
+            let ways = edits::Ways {
+                swap: Some(swap).filter(|_| args.by.contains(&Way::Swap)),
+                teach: Some(teach).filter(|_| args.by.contains(&Way::Teach)),
+            };
             let base = args.base.as_deref().filter(|_| args.bundle.is_some());
             let mut base = base.map(|path| beside(path, session.config().vocab_size, context)).transpose()?;
             let base = base.as_mut().map(|model| &mut model.session);
-            let report = pollster::block_on(edits::run(session, base, tokenizer, &rows, &how, &mut update))?;
+            let report = pollster::block_on(edits::run(session, base, tokenizer, &rows, &ways, &mut update))?;
             bar.finish_and_clear();
             print(&report, args.json)
         }

@@ -174,6 +174,50 @@ impl Weight {
     }
 }
 
+#[cfg(feature = "native")]
+impl Weight {
+    /// `dx += dy · W` for `dy` `[n, rows]` and `dx` `[n, in]`: the way back through [`matmul`](Self::matmul).
+    pub fn matmul_back(&self, dy: &[f32], dx: &mut [f32]) {
+        // Rows that are expanded at once, and by one thread.
+        const STRIP: usize = 1024;
+        const PIECE: usize = 64;
+        let (n, width) = (dy.len() / self.rows, self.width);
+        assert!(dy.len() == n * self.rows && dx.len() == n * width);
+        let mut weights = Vec::new();
+        for first in (0..self.rows).step_by(STRIP) {
+            let rows = STRIP.min(self.rows - first);
+            weights.resize(rows * width, 0.0);
+            let pieces = weights.par_chunks_mut(PIECE * width).enumerate();
+            pieces.for_each(|(i, piece)| self.expand(first + i * PIECE, piece));
+            // SAFETY: `dy` is read at columns `first..first + rows` of its rows, `weights` and `dx` are read and written
+            // as long as was just checked; `dx` does not overlap the others.
+            unsafe {
+                gemm(
+                    n,
+                    width,
+                    rows,
+                    dx.as_mut_ptr(),
+                    1,
+                    width as isize,
+                    true,
+                    dy.as_ptr().add(first),
+                    1,
+                    self.rows as isize,
+                    weights.as_ptr(),
+                    1,
+                    width as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::Rayon(0),
+                );
+            }
+        }
+    }
+}
+
 /// `out = x · Wᵀ` on one thread: `x` `[n, k]`, `w` `[m, k]`, `out` `[n, m]`, all row-major.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn gemm_xwt(x: &[f32], w: &[f32], n: usize, m: usize, k: usize, out: &mut [f32]) {
@@ -288,6 +332,28 @@ mod tests {
                         assert!(error < 1e-5, "{dtype:?} {rows}x{width} n={n}: {found} for {expected}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_way_back_is_the_transpose() {
+        for (rows, width, n) in [(7, 96, 1), (1100, 32, 5)] {
+            for dtype in [Dtype::F32, Dtype::Q4] {
+                let tensor = Tensor { name: "w".into(), dtype, shape: vec![rows, width], offset: 0 };
+                let mut weight = Weight::zeroed(&tensor);
+                weight.write(0, &quantize(dtype, &random::weights("w", &[rows, width], 1))).unwrap();
+                let (x, dy) = (random::weights("x", &[n, width], 2), random::weights("y", &[n, rows], 3));
+                let mut y = vec![0.0; n * rows];
+                weight.matmul(&x, &mut y);
+                let mut dx = vec![0.5; n * width];
+                weight.matmul_back(&dy, &mut dx);
+                // (x Wᵀ) · dy = x · (dy W)
+                let dot = |a: &[f32], b: &[f32]| {
+                    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+                };
+                let (one, other) = (dot(&y, &dy), dot(&x, &dx) - 0.5 * dot(&x, &vec![1.0; x.len()]));
+                assert!((one - other).abs() < 1e-3, "{dtype:?} {rows}x{width}: {one} {other}");
             }
         }
     }

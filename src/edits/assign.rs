@@ -24,7 +24,11 @@ impl Edit {
     pub fn preview(&self) -> Vec<Gets> {
         let sources = self.source.len();
         let recipe = match &self.target {
-            Target::Values(_) => return (0..sources).map(Gets::Values).collect(),
+            Target::Values(values) => {
+                let rows = values.rows().min(sources);
+                let own = std::iter::repeat_n(Gets::Own, sources - rows);
+                return own.chain((0..rows).map(Gets::Values)).collect();
+            }
             Target::Tokens(recipe) => recipe,
         };
         let ids = &recipe.ids;
@@ -68,8 +72,8 @@ mod tests {
         let mut padded = swap(&[1, 2, 3], &[9], Method::Pad);
         padded.target = Target::Tokens(Recipe { ids: vec![9], method: Method::Pad, pad: Some(0) });
         assert_eq!(padded.preview(), [Token(0), Token(0), Token(9)]);
-        padded.target = Target::Values(Values::new(ValueType::F32, vec![]));
-        assert_eq!(padded.preview(), [Value(0), Value(1), Value(2)]);
+        padded.target = Target::Values(Values::new(ValueType::F32, 2, vec![]));
+        assert_eq!(padded.preview(), [Own, Value(0), Value(1)]);
     }
 
     #[test]

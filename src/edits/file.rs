@@ -158,11 +158,13 @@ pub enum ValueType {
     F32,
 }
 
-/// Rows as numbers: `[n_source, n_layers, ffn]`, with the layers that the edit names, ascending.
+/// Rows as numbers, `[rows, n_layers, ffn]`, with the layers that the edit names, ascending: for the last `rows` of
+/// the source tokens. Those before keep their own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "StoredValues", into = "StoredValues")]
 pub struct Values {
     dtype: ValueType,
+    rows: usize,
     numbers: Vec<f32>,
 }
 
@@ -171,16 +173,22 @@ pub struct Values {
 #[serde(deny_unknown_fields)]
 struct StoredValues {
     dtype: ValueType,
+    rows: usize,
     base64: String,
 }
 
 impl Values {
-    /// `numbers`, rounded to `dtype`.
-    pub fn new(dtype: ValueType, mut numbers: Vec<f32>) -> Self {
+    /// `numbers`, rounded to `dtype`, for `rows` tokens.
+    pub fn new(dtype: ValueType, rows: usize, mut numbers: Vec<f32>) -> Self {
         if dtype == ValueType::F16 {
             numbers.iter_mut().for_each(|n| *n = f16::from_f32(*n).to_f32());
         }
-        Self { dtype, numbers }
+        Self { dtype, rows, numbers }
+    }
+
+    /// For so many tokens.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// The numbers.
@@ -196,7 +204,7 @@ impl From<Values> for StoredValues {
             ValueType::F16 => numbers.flat_map(|n| f16::from_f32(*n).to_le_bytes()).collect(),
             ValueType::F32 => numbers.flat_map(|n| n.to_le_bytes()).collect(),
         };
-        Self { dtype: values.dtype, base64: BASE64.encode(bytes) }
+        Self { dtype: values.dtype, rows: values.rows, base64: BASE64.encode(bytes) }
     }
 }
 
@@ -218,7 +226,7 @@ impl TryFrom<StoredValues> for Values {
         if !rest.is_empty() {
             return Err(format!("the values end within a number: {} bytes", bytes.len()));
         }
-        Ok(Self { dtype: stored.dtype, numbers })
+        Ok(Self { dtype: stored.dtype, rows: stored.rows, numbers })
     }
 }
 
@@ -328,6 +336,9 @@ impl Edit {
                 }
             }
             Target::Values(values) => {
+                if !(1..=self.source.len()).contains(&values.rows) {
+                    return Err(format!("values for {} of {} tokens", values.rows, self.source.len()));
+                }
                 if let Some(wrong) = values.numbers.iter().find(|n| !n.is_finite()) {
                     return Err(format!("the values hold {wrong}"));
                 }
@@ -360,7 +371,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_file_comes_back_as_it_went() {
-        let values = |dtype| Target::Values(Values::new(dtype, vec![0.1, -2.5, 1e-3, 7.0]));
+        let values = |dtype| Target::Values(Values::new(dtype, 1, vec![0.1, -2.5, 1e-3, 7.0]));
         let edit = |scope, target, layers| Edit { scope, target, layers, ..swap(&[1, 2], &[3], Method::Pad) };
         let recipe = Target::Tokens(Recipe { ids: vec![3], method: Method::Pad, pad: Some(0) });
         let all = file(vec![
@@ -399,11 +410,13 @@ pub(crate) mod tests {
         assert!(wrong(&|e| e.scope = Scope::Position(vec![])).contains("0 positions"));
         assert!(wrong(&|e| e.label = "x".repeat(201)).contains("label"));
         assert!(wrong(&|e| e.label = "\u{1b}[2J".into()).contains("label"));
-        let nan = Values { dtype: ValueType::F32, numbers: vec![0.0, f32::NAN] };
+        let nan = Values { dtype: ValueType::F32, rows: 1, numbers: vec![0.0, f32::NAN] };
         assert!(wrong(&|e| e.target = Target::Values(nan.clone())).contains("NaN"));
         // A number too large for half precision.
-        let large = Values::new(ValueType::F16, vec![1e6]);
+        let large = Values::new(ValueType::F16, 1, vec![1e6]);
         assert!(wrong(&|e| e.target = Target::Values(large.clone())).contains("inf"));
+        let many = Values::new(ValueType::F16, 3, vec![0.0; 3]);
+        assert!(wrong(&|e| e.target = Target::Values(many.clone())).contains("for 3 of 2 tokens"));
         for (method, sources, targets) in
             [(Method::OneToOne, 2, 1), (Method::Pad, 1, 2), (Method::Copy, 1, 2), (Method::Subset, 2, 1)]
         {
@@ -425,9 +438,14 @@ pub(crate) mod tests {
     #[test]
     fn values_are_whole_numbers_of_numbers() {
         let read = |json: &str| serde_json::from_str::<Values>(json).map_err(|e| e.to_string());
-        assert_eq!(read(r#"{"dtype": "f16", "base64": "ADwAwA=="}"#).unwrap().numbers(), [1.0, -2.0]);
-        assert!(read(r#"{"dtype": "f32", "base64": "ADwAwAA="}"#).unwrap_err().contains("5 bytes"));
-        assert!(read(r#"{"dtype": "f32", "base64": "no!"}"#).unwrap_err().contains("base64"));
-        assert!(read(r#"{"dtype": "f64", "base64": ""}"#).is_err());
+        assert_eq!(
+            read(r#"{"dtype": "f16", "rows": 1, "base64": "ADwAwA=="}"#).unwrap().numbers(),
+            [1.0, -2.0]
+        );
+        assert!(
+            read(r#"{"dtype": "f32", "rows": 1, "base64": "ADwAwAA="}"#).unwrap_err().contains("5 bytes")
+        );
+        assert!(read(r#"{"dtype": "f32", "rows": 1, "base64": "no!"}"#).unwrap_err().contains("base64"));
+        assert!(read(r#"{"dtype": "f64", "rows": 1, "base64": ""}"#).is_err());
     }
 }

@@ -23,7 +23,7 @@ struct Active {
     source: Vec<u32>,
     // What each source token gets.
     gets: Vec<Gets>,
-    // [n_source, n_layers, ffn] where the edit brings its own rows, else empty.
+    // [rows, n_layers, ffn] where the edit brings its own rows, else empty.
     values: Vec<f32>,
     // The layers, by their place among the STEM layers.
     layers: Vec<usize>,
@@ -137,12 +137,14 @@ impl Active {
         }
         let values = match &edit.target {
             Target::Tokens(_) => Vec::new(),
-            Target::Values(values) => values.numbers().to_vec(),
+            Target::Values(values) => {
+                let expected = values.rows() * layers.len() * config.intermediate_size;
+                if values.numbers().len() != expected {
+                    return Err(format!("{} values, expected {expected}", values.numbers().len()));
+                }
+                values.numbers().to_vec()
+            }
         };
-        let expected = edit.source.len() * layers.len() * config.intermediate_size;
-        if matches!(edit.target, Target::Values(_)) && values.len() != expected {
-            return Err(format!("{} values, expected {expected}", values.len()));
-        }
         Ok(Self {
             scope: edit.scope.clone(),
             source: edit.source.clone(),
@@ -401,7 +403,7 @@ mod tests {
         let ffn = config().intermediate_size;
         let numbers: Vec<f32> = (0..2 * ffn).map(|i| i as f32 / 64.0).collect();
         let values = Edit {
-            target: Target::Values(Values::new(ValueType::F16, numbers.clone())),
+            target: Target::Values(Values::new(ValueType::F16, 2, numbers.clone())),
             layers: Some(vec![2]),
             ..swap(&[1, 2], &[0], Method::Pad)
         };
@@ -443,7 +445,7 @@ mod tests {
         assert!(
             says(Edit { source: vec![1, 2], target: Target::Tokens(pad), ..good.clone() }).contains("301")
         );
-        let few = Target::Values(Values::new(ValueType::F32, vec![0.0; 319]));
+        let few = Target::Values(Values::new(ValueType::F32, 1, vec![0.0; 319]));
         assert!(says(Edit { target: few, ..good.clone() }).contains("319 values, expected 320"));
         let error = Edits::new("another".into()).overlay("hash", &config()).unwrap_err();
         assert!(matches!(&error, Error::Edits(reason) if reason.contains("another")), "{error}");

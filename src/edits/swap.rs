@@ -17,7 +17,7 @@ pub struct Swap {
     pub method: Option<Method>,
     /// The token whose rows are the padding, if it isn't the source's own.
     pub pad: Option<u32>,
-    /// Whether to make a second edit for the spelling at the beginning of a text, which has other tokens.
+    /// Whether to make another edit for the spelling at the beginning of a text, which has other tokens.
     pub at_start: bool,
 }
 
@@ -48,8 +48,9 @@ impl Swap {
             }
         };
         let start = if self.at_start { tokenizer.encode_more(subject)? } else { source.clone() };
-        let second = (start != source).then(|| edit(start, format!("{label}, at the beginning of a text")));
-        Ok(std::iter::once(edit(source, label)).chain(second).collect())
+        // First, so that the other one counts where both names end.
+        let first = (start != source).then(|| edit(start, format!("{label}, at the beginning of a text")));
+        Ok(first.into_iter().chain([edit(source, label)]).collect())
     }
 }
 
@@ -81,17 +82,17 @@ mod tests {
             at_start: true,
         };
         let edits = swap.edits(&tokenizer, " Spain", "Italy ").unwrap();
-        assert_eq!(edits.len(), 2);
-        assert_eq!((&edits[0].source, edits[0].label.as_str()), (&tokens(" Spain"), "Spain as Italy"));
-        assert_eq!(edits[1].source, tokens("Spain"));
+        let [start, running] = edits.as_slice() else { panic!("{edits:?}") };
+        assert_eq!((&running.source, running.label.as_str()), (&tokens(" Spain"), "Spain as Italy"));
+        assert_eq!(start.source, tokens("Spain"));
         let recipe = |method| Target::Tokens(Recipe { ids: tokens(" Italy"), method, pad: None });
-        assert_eq!(edits[0].target, recipe(Method::OneToOne));
+        assert_eq!(running.target, recipe(Method::OneToOne));
         // Five tokens cannot be paired with six.
-        assert_eq!(edits[1].target, recipe(Method::Subset));
-        assert_eq!((edits[0].strength, edits[0].layers.as_deref()), (0.5, Some([1].as_slice())));
+        assert_eq!(start.target, recipe(Method::Subset));
+        assert_eq!((start.strength, start.layers.as_deref()), (0.5, Some([1].as_slice())));
 
         let one = Swap { at_start: false, ..swap.clone() };
-        assert_eq!(one.edits(&tokenizer, "Spain", "Italy").unwrap(), edits[..1]);
+        assert_eq!(one.edits(&tokenizer, "Spain", "Italy").unwrap(), edits[1..]);
         assert!(matches!(swap.edits(&tokenizer, " ", "Italy"), Err(Error::Invalid { .. })));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The figures are MEMIT's (arXiv 2210.07229, section 5.2; as there, a probability is the mean over the ending's
 //! tokens of their log-probabilities), for an edit that makes the model say of `subject` what is true of
-//! `subject_new`. With them come the exact greedy answer, KL(unedited ‖ edited) on unrelated text, and how many
-//! other facts about the subject, which the model had right, are lost.
+//! `subject_new`. With them come the exact greedy answer, KL(unedited ‖ edited) on unrelated text and on other text
+//! about the subject, and how many other facts about the subject, which the model had right, are lost.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::Progress;
 use super::score::{endings, log_probs, says};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
-use crate::edits::{Edited, Overlay, Scope, Swap, swap};
+use crate::cpu::CpuBackend;
+use crate::edits::teach::{Lesson, teach};
+use crate::edits::{Edit, Edited, Overlay, Scope, Swap, swap};
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::tables::RowSource;
@@ -50,6 +52,9 @@ pub struct Row {
     pub target_new: String,
     /// The same relation of other entities.
     pub locality_prompts: Vec<Neighbour>,
+    /// Text about the subject that has nothing to do with the fact.
+    #[serde(default)]
+    pub generation_prompts: Vec<String>,
 }
 
 /// A fact that an edit should leave alone.
@@ -61,22 +66,57 @@ pub struct Neighbour {
     pub target: String,
 }
 
+/// How to edit.
+#[derive(Debug)]
+pub struct Ways<B> {
+    /// The subject gets the rows of the new one.
+    pub swap: Option<Swap>,
+    /// The row's prompt, and no paraphrase, is taught.
+    pub teach: Option<Teach<B>>,
+}
+
+/// How to teach.
+#[derive(Debug)]
+pub struct Teach<B> {
+    /// The layers to change; all unless given.
+    pub layers: Option<Vec<usize>>,
+    /// At most so many steps.
+    pub steps: usize,
+    /// The CPU backend in the session's one, if there is one: the gradient needs it.
+    pub cpu: fn(&B) -> Option<&CpuBackend>,
+}
+
+impl<B: Backend> Teach<B> {
+    fn cpu<'s, R: RowSource>(&self, session: &'s Session<B, R>) -> Result<&'s CpuBackend> {
+        (self.cpu)(session.backend()).ok_or_else(|| Error::Unsupported {
+            what: "teaching on this backend".into(),
+            supported: "the CPU".into(),
+        })
+    }
+}
+
 /// What came out: an object for each way to edit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// For swaps of rows.
-    pub swap: Measured,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<Measured>,
+    /// For taught facts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teach: Option<Measured>,
 }
 
 /// The figures of one way to edit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// α.
-    pub strength: f32,
+    /// α, of swaps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f32>,
+    /// Where swaps apply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
     /// The layers that were edited.
     pub layers: Vec<usize>,
-    /// Where edits apply.
-    pub scope: Scope,
     /// All rows.
     #[serde(flatten)]
     pub all: Group,
@@ -114,6 +154,8 @@ pub struct Figures {
     pub exact: f64,
     /// KL(unedited ‖ edited) a token of unrelated text, in nats.
     pub kl_unrelated: f64,
+    /// The same for other text about the subject.
+    pub kl_subject: Option<f64>,
     /// `ns` without any edit.
     pub ns_unedited: Option<f64>,
     /// Share of the other facts about the subject, said without the edit, that are no longer said with it.
@@ -131,6 +173,7 @@ struct Item {
     ns_unedited: Share,
     exact: bool,
     kl: f64,
+    kl_subject: Option<f64>,
     lost: Share,
     several_tokens: bool,
     bundle_knows: bool,
@@ -155,77 +198,84 @@ impl Share {
     }
 }
 
-/// Runs the suite for swaps as `swap` says, made for both spellings of a name; `base` only says what it knows.
+/// Runs the suite for each of the `ways`; swaps are made for both spellings of a name. `base` only says what it knows.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a row without an end or without its subject, [`Error::Edits`] for swaps that the model
-/// can't take, and what a step gives.
+/// [`Error::Invalid`] for a row without an end or without its subject, [`Error::Edits`] for edits that the model
+/// can't take, [`Error::Unsupported`] for teaching on a GPU, and what a step gives.
 pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
     session: &mut Session<B, Edited<R>>,
     base: Option<&mut Session<C, S>>,
     tokenizer: &Tokenizer,
     rows: &[Row],
-    how: &Swap,
+    ways: &Ways<B>,
     progress: Progress<'_>,
 ) -> Result<Report> {
     rows.iter().try_for_each(check)?;
     if session.config().stem_layers.is_empty() {
         return Err(Error::Edits("the model has no STEM layers".into()));
     }
-    let how = Swap { at_start: true, ..how.clone() };
-    let total = rows.len() as u64 * if base.is_some() { 3 } else { 2 };
+    if let Some(way) = &ways.teach {
+        way.cpu(session)?;
+    }
+    let rounds = [true, base.is_some(), ways.swap.is_some(), ways.teach.is_some()];
+    let total = (rows.len() * rounds.iter().filter(|round| **round).count()) as u64;
     let mut done = 0;
     let mut step = || {
         done += 1;
         progress(done, total);
     };
-    let with_base = base.is_some();
     session.rows_mut().set_overlay(Overlay::default());
-    let bundle_says = known(session, tokenizer, rows, &mut step).await?;
-    let base_says = match base {
-        Some(base) => known(base, tokenizer, rows, &mut step).await?,
-        None => Facts::new(),
-    };
-    let unrelated = unrelated(session, tokenizer).await?;
-
-    let mut items = Vec::with_capacity(rows.len());
-    for row in rows {
-        let both = |says: &Facts| {
-            let said =
-                |prompt: &str, target: &str| says.get(&(prompt.to_owned(), target.to_owned())) == Some(&true);
-            said(&row.prompt, &row.target_true) && said(&new_prompt(row, rows), &row.target_new)
-        };
-        let mut item = measure(session, tokenizer, row, &how, &unrelated).await?;
-        (item.bundle_knows, item.base_knows) = (both(&bundle_says), both(&base_says));
-        let others = rows.iter().filter(|r| r.subject == row.subject && r.relation != row.relation);
-        for other in others {
-            if bundle_says.get(&(other.prompt.clone(), other.target_true.clone())) == Some(&true) {
-                item.lost.count(!says(session, tokenizer, &other.prompt, &other.target_true).await?);
-            }
-        }
-        items.push(item);
-        step();
-    }
-    session.rows_mut().set_overlay(Overlay::default());
-
-    let mut by_relation: BTreeMap<String, Vec<&Item>> = BTreeMap::new();
-    for (row, item) in rows.iter().zip(&items) {
-        by_relation.entry(row.relation.clone()).or_default().push(item);
-    }
-    let group =
-        |keep: &dyn Fn(&Item) -> bool| Group::of(&items.iter().filter(|i| keep(i)).collect::<Vec<_>>());
-    let all = group(&|_| true).ok_or_else(|| Error::invalid("the suite", "has no rows"))?;
-    Ok(Report {
-        swap: Measured {
-            strength: how.strength,
-            layers: how.layers.unwrap_or_else(|| session.config().stem_layers.clone()),
-            scope: how.scope,
-            all,
-            bundle_knows: group(&|i| i.bundle_knows),
-            base_knows: if with_base { group(&|i| i.base_knows) } else { None },
-            relations: by_relation.into_iter().filter_map(|(r, i)| Some((r, Figures::of(&i)?))).collect(),
+    let unedited = Unedited {
+        bundle_says: known(session, tokenizer, rows, &mut step).await?,
+        base_says: match base {
+            Some(base) => Some(known(base, tokenizer, rows, &mut step).await?),
+            None => None,
         },
-    })
+        unrelated: unrelated(session, tokenizer).await?,
+    };
+    let all_layers = session.config().stem_layers.clone();
+    let mut report = Report { swap: None, teach: None };
+    if let Some(swap) = &ways.swap {
+        let swap = Swap { at_start: true, ..swap.clone() };
+        let mut items = Vec::with_capacity(rows.len());
+        for row in rows {
+            let edits = swap.edits(tokenizer, &row.subject, &row.subject_new)?;
+            items.push(measure(session, tokenizer, row, rows, &edits, &unedited).await?);
+            step();
+        }
+        report.swap = Some(Measured {
+            strength: Some(swap.strength),
+            scope: Some(swap.scope),
+            ..Measured::of(rows, &items, swap.layers.unwrap_or_else(|| all_layers.clone()), &unedited)?
+        });
+    }
+    if let Some(way) = &ways.teach {
+        let mut items = Vec::with_capacity(rows.len());
+        for row in rows {
+            let lesson = Lesson {
+                subject: row.subject.clone(),
+                prompts: vec![row.prompt.clone()],
+                answer: row.target_new.clone(),
+                layers: way.layers.clone(),
+                steps: way.steps,
+            };
+            let taught =
+                teach(way.cpu(session)?, session.rows().inner(), tokenizer, &lesson, &mut |_, _| ()).await?;
+            items.push(measure(session, tokenizer, row, rows, &taught.edits, &unedited).await?);
+            step();
+        }
+        let layers = way.layers.clone().unwrap_or(all_layers);
+        report.teach = Some(Measured::of(rows, &items, layers, &unedited)?);
+    }
+    Ok(report)
+}
+
+/// What is known before anything is edited.
+struct Unedited {
+    bundle_says: Facts,
+    base_says: Option<Facts>,
+    unrelated: Unrelated,
 }
 
 fn check(row: &Row) -> Result<()> {
@@ -242,7 +292,14 @@ fn check(row: &Row) -> Result<()> {
 }
 
 /// Prompt and target → whether the model says so.
-type Facts = HashMap<(String, String), bool>;
+#[derive(Default)]
+struct Facts(HashMap<(String, String), bool>);
+
+impl Facts {
+    fn says(&self, prompt: &str, target: &str) -> bool {
+        self.0.get(&(prompt.to_owned(), target.to_owned())).is_some_and(|said| *said)
+    }
+}
 
 /// What the model says of the facts of `rows`: those to be changed, and those that they are changed to.
 async fn known<B: Backend, R: RowSource>(
@@ -251,12 +308,12 @@ async fn known<B: Backend, R: RowSource>(
     rows: &[Row],
     step: &mut impl FnMut(),
 ) -> Result<Facts> {
-    let mut facts = Facts::new();
+    let mut facts = Facts::default();
     for row in rows {
         let old = (row.prompt.clone(), row.target_true.clone());
         let new = (new_prompt(row, rows), row.target_new.clone());
         for fact in [old, new] {
-            if let Entry::Vacant(fact) = facts.entry(fact) {
+            if let Entry::Vacant(fact) = facts.0.entry(fact) {
                 let (prompt, target) = fact.key();
                 let said = says(session, tokenizer, prompt, target).await?;
                 fact.insert(said);
@@ -309,18 +366,22 @@ async fn whole_text<B: Backend, R: RowSource>(
     Ok(all)
 }
 
-/// Edits as `how` says and measures; the edits are left switched on.
+/// The sum over positions of KL(one ‖ other), both log-probabilities `[n, vocab]`.
+fn divergence(one: &[f32], other: &[f32]) -> f64 {
+    one.iter().zip(other).map(|(q, p)| f64::from(q.exp() * (q - p))).sum()
+}
+
+/// Measures `edits` on `row`, one of `rows`; afterwards there are none.
 async fn measure<B: Backend, R: RowSource>(
     session: &mut Session<B, Edited<R>>,
     tokenizer: &Tokenizer,
     row: &Row,
-    how: &Swap,
-    unrelated: &Unrelated,
+    rows: &[Row],
+    edits: &[Edit],
+    unedited: &Unedited,
 ) -> Result<Item> {
-    let edits = how.edits(tokenizer, &row.subject, &row.subject_new)?;
-    let overlay = Overlay::new(&edits, session.config())?;
+    let overlay = Overlay::new(edits, session.config())?;
     session.rows_mut().set_overlay(overlay.clone());
-
     let ask = |prompt: &str, end: &str, other: &str| Question::new(tokenizer, prompt, end, other);
     let es = ask(&row.prompt, &row.target_new, &row.target_true)?.prefers_first(session).await?;
     let exact = says(session, tokenizer, &row.prompt, &row.target_new).await?;
@@ -342,20 +403,36 @@ async fn measure<B: Backend, R: RowSource>(
         }
     }
     let (mut kl, mut positions) = (0.0, 0);
-    for (tokens, before) in unrelated {
+    for (tokens, before) in &unedited.unrelated {
         positions += tokens.len();
         if overlay.touches(tokens) {
-            let after = whole_text(session, tokens).await?;
-            kl += before.iter().zip(&after).map(|(q, p)| f64::from(q.exp() * (q - p))).sum::<f64>();
+            kl += divergence(before, &whole_text(session, tokens).await?);
         }
     }
-    if !touched.is_empty() {
-        session.rows_mut().set_overlay(Overlay::default());
-        for question in touched {
-            ns_unedited.count(question.prefers_first(session).await?);
+    let mut lost = Share::default();
+    for other in rows.iter().filter(|r| r.subject == row.subject && r.relation != row.relation) {
+        if unedited.bundle_says.says(&other.prompt, &other.target_true) {
+            lost.count(!says(session, tokenizer, &other.prompt, &other.target_true).await?);
         }
-        session.rows_mut().set_overlay(overlay);
     }
+    let mut about = Vec::new();
+    for text in &row.generation_prompts {
+        let tokens = tokenizer.encode(text)?;
+        let after = whole_text(session, &tokens).await?;
+        about.push((tokens, after));
+    }
+    session.rows_mut().set_overlay(Overlay::default());
+    for question in touched {
+        ns_unedited.count(question.prefers_first(session).await?);
+    }
+    let (mut kl_subject, mut about_positions) = (0.0, 0);
+    for (tokens, after) in about {
+        kl_subject += divergence(&whole_text(session, &tokens).await?, &after);
+        about_positions += tokens.len();
+    }
+    let new_prompt = new_prompt(row, rows);
+    let both =
+        |facts: &Facts| facts.says(&row.prompt, &row.target_true) && facts.says(&new_prompt, &row.target_new);
     let several = |name: &str| Ok::<_, Error>(swap::running(tokenizer, name)?.len() > 1);
     Ok(Item {
         es,
@@ -364,10 +441,11 @@ async fn measure<B: Backend, R: RowSource>(
         ns_unedited,
         exact,
         kl: kl / positions as f64,
-        lost: Share::default(),
+        kl_subject: (about_positions > 0).then(|| kl_subject / about_positions as f64),
+        lost,
         several_tokens: several(&row.subject)? || several(&row.subject_new)?,
-        bundle_knows: false,
-        base_knows: false,
+        bundle_knows: both(&unedited.bundle_says),
+        base_knows: unedited.base_says.as_ref().is_some_and(both),
     })
 }
 
@@ -392,6 +470,28 @@ impl Question {
 
     fn touched_by(&self, overlay: &Overlay) -> bool {
         self.ends.iter().any(|end| overlay.touches(&[&self.prompt, end.as_slice()].concat()))
+    }
+}
+
+impl Measured {
+    fn of(rows: &[Row], items: &[Item], layers: Vec<usize>, unedited: &Unedited) -> Result<Self> {
+        let mut by_relation: BTreeMap<String, Vec<&Item>> = BTreeMap::new();
+        for (row, item) in rows.iter().zip(items) {
+            by_relation.entry(row.relation.clone()).or_default().push(item);
+        }
+        let relations = by_relation.into_iter().filter_map(|(r, i)| Some((r, Figures::of(&i)?)));
+        let group =
+            |keep: &dyn Fn(&Item) -> bool| Group::of(&items.iter().filter(|i| keep(i)).collect::<Vec<_>>());
+        let with_base = unedited.base_says.is_some();
+        Ok(Self {
+            strength: None,
+            scope: None,
+            layers,
+            all: group(&|_| true).ok_or_else(|| Error::invalid("the suite", "has no rows"))?,
+            bundle_knows: group(&|i| i.bundle_knows),
+            base_knows: if with_base { group(&|i| i.base_knows) } else { None },
+            relations: relations.collect(),
+        })
     }
 }
 
@@ -420,6 +520,7 @@ impl Figures {
             s: ps.zip(ns).map(|(ps, ns)| harmonic_mean([es, ps, ns])),
             exact: mean(&|i| one(i.exact))?,
             kl_unrelated: mean(&|i| Some(i.kl))?,
+            kl_subject: mean(&|i| i.kl_subject),
             ns_unedited: mean(&|i| i.ns_unedited.value()),
             collateral: Share { some, all }.value(),
             n: items.len() as u64,
@@ -448,6 +549,7 @@ mod tests {
             target_true: " a".into(),
             target_new: " b".into(),
             locality_prompts: vec![],
+            generation_prompts: vec![],
         }
     }
 
@@ -478,6 +580,7 @@ mod tests {
                 ns_unedited: share(ns),
                 exact: false,
                 kl: 0.5,
+                kl_subject: Some(0.25),
                 lost: share([1, 2]),
                 several_tokens: es,
                 bundle_knows: false,
@@ -489,7 +592,7 @@ mod tests {
         let f = group.figures;
         assert_eq!((f.es, f.ps, f.ns, f.n), (0.5, Some(0.75), Some(0.5), 2));
         assert!((f.s.unwrap() - 3.0 / (2.0 + 4.0 / 3.0 + 2.0)).abs() < 1e-12);
-        assert_eq!((f.kl_unrelated, f.collateral, f.exact), (0.5, Some(0.5), 0.0));
+        assert_eq!((f.kl_unrelated, f.kl_subject, f.collateral, f.exact), (0.5, Some(0.25), Some(0.5), 0.0));
         let several = group.several_tokens.unwrap();
         assert_eq!((several.n, several.ns, several.s), (1, None, None));
         assert!(Group::of(&[]).is_none());

@@ -7,7 +7,7 @@ pub mod choice;
 pub mod cloze;
 pub mod edits;
 pub mod nll;
-mod score;
+pub(crate) mod score;
 
 use serde::de::DeserializeOwned;
 

@@ -11,8 +11,8 @@ use crate::text::{TextStream, Tokenizer};
 pub fn log_softmax(logits: &mut [f32]) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).sum();
-    let log_sum = max + sum.ln() as f32;
-    logits.iter_mut().for_each(|l| *l -= log_sum);
+    let log_sum = sum.ln() as f32;
+    logits.iter_mut().for_each(|l| *l = (*l - max) - log_sum);
 }
 
 /// The place of the largest value; of equal ones the first.
