@@ -96,7 +96,7 @@ export class Engine {
       text += piece;
       tokens += 1;
       onEvent({ type: "token", id: tokens, logProb: -1, text: piece });
-      await sleep(this.#kind === "long" ? 10 : 1);
+      await sleep(this.#kind === "long" ? 50 : 1);
     }
     return {
       text,
