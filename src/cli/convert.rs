@@ -43,7 +43,7 @@ pub struct Args {
     /// How matrices are stored.
     #[arg(long, value_enum, default_value = "keep")]
     precision: Storage,
-    /// What to call the model; the checkpoint's own name unless given.
+    /// What to call the model; as the checkpoint's file unless given.
     #[arg(long)]
     name: Option<String>,
     /// Print a JSON object.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use xylem::bundle::reader::folder_bytes;
 use xylem::bundle::{Bundle, Manifest};
@@ -181,7 +181,7 @@ pub fn run(args: &Args) -> Result<()> {
         millions(p.core),
         millions(p.dense),
         millions(p.tables),
-        millions(p.row_values_per_token)
+        HumanCount(p.row_values_per_token as u64)
     ));
     lines.push(format!(
         "  FLOPs      {} a token (dense base {}); an FFN: {} dense, {} STEM",

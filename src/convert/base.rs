@@ -45,11 +45,9 @@ impl Base {
         &self.gguf
     }
 
-    /// The name that the checkpoint gives itself, or that of its file.
+    /// The checkpoint's name: its file's, without the extension. Those inside the files are often a training run's.
     pub fn name(&self) -> String {
-        let named = ["general.name", "general.basename"].iter().find_map(|key| self.gguf.string(key).ok());
-        let stem = self.gguf.path().file_stem().unwrap_or_default().to_string_lossy();
-        named.filter(|name| !name.trim().is_empty()).map_or_else(|| stem.into_owned(), str::to_owned)
+        self.gguf.path().file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// Its licence, as far as it says.

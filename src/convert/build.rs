@@ -96,7 +96,7 @@ pub fn write(
     let core = writer.core(tensors.into_iter().enumerate().map(|(i, (name, shape))| {
         progress.update("Core", i as u64, count);
         let (dtype, planes) = match changes.tensor(&name)? {
-            Some(values) => store(&name, &values, precision),
+            Some(values) => store(&name, &values, config, precision),
             None => stored(base, &name, precision)?,
         };
         Ok((name, dtype, shape, planes))

@@ -54,7 +54,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The settings that did best on SmolLM2-135M, for these layers.
+    /// Settings that do well on SmolLM2-135M, for these layers.
     pub fn new(stem_layers: Vec<usize>) -> Self {
         Self {
             stem_layers,
