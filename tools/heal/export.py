@@ -1,0 +1,146 @@
+"""Writes a trained student as a recipe: what to change in the base, as small safetensors files.
+
+    export.py --gguf M --checkpoint RUN/last.pt --log RUN/log.jsonl --out recipe --name NAME [--probe DIR]
+
+Matrices are I8 with one F16 scale per row, W_d with one per 32 columns. With --probe, the figures of the
+student with the exported values in place, on the held-out rows of that data folder, go into recipe.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+
+import torch
+from safetensors.torch import save_file
+
+from model import FFN, HIDDEN, KVD, LAYERS, Q, Dense, load_gguf
+from student import FIRST, STEM, Student
+
+BASE = {
+    "name": "SmolLM2-135M-Instruct",
+    "bytes": 98362432,
+    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
+LIMIT = 15_900_000
+
+
+def quantise(x, group=None):
+    """I8 and F16 scales, one per row or per `group` columns; and the value they stand for."""
+    rows, width = x.shape
+    group = group or width
+    parts = x.view(rows, width // group, group)
+    scale = (parts.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-7).half()
+    q = (parts / scale.float()).round().clamp(-127, 127)
+    return q.to(torch.int8).view(rows, width), scale[..., 0].contiguous(), (q * scale.float()).view(rows, width)
+
+
+def balanced(a, b):
+    """The same product with factors of like size, so that both quantise well."""
+    qa, ra = torch.linalg.qr(a.t())  # a = raᵀ qaᵀ
+    u, s, v = torch.linalg.svd(b @ ra.t(), full_matrices=False)
+    root = s.clamp(min=1e-12).sqrt()
+    return root[:, None] * (v @ qa.t()), u * root
+
+
+def tensors_of(student):
+    """(tensors to write, the student's state with the written values in place)."""
+    state = {k: v.clone() for k, v in student.state_dict().items()}
+    out = {"stem_tokens": student.tokens.to(torch.int32)}
+
+    def put(name, x, group=None):
+        q, scale, value = quantise(x.float(), group)
+        out[name], out[name + ".scale"] = q, scale
+        return value
+
+    for n in range(FIRST, LAYERS):
+        for ours, names in (("attn", "attn_norm"), ("ffn", "ffn_norm")):
+            out[f"blk.{n}.{names}.weight"] = state[f"norms.{n}_{ours}"].float()
+        spans = {
+            "qkv": [("attn_q", 0, Q), ("attn_k", Q, Q + KVD), ("attn_v", Q + KVD, Q + 2 * KVD)],
+            "o": [("attn_output", 0, HIDDEN)],
+            "gu": [("ffn_gate", 0, FFN)] + ([] if n in STEM else [("ffn_up", FFN, 2 * FFN)]),
+            "down": [] if n in STEM else [("ffn_down", 0, HIDDEN)],
+        }
+        for ours, parts in spans.items():
+            if not parts:
+                continue
+            ka, kb = f"core.{n}_{ours}_a", f"core.{n}_{ours}_b"
+            a, b = balanced(state[ka], state[kb])
+            values = []
+            for name, lo, hi in parts:
+                state[ka] = put(f"blk.{n}.{name}.lora_a", a)
+                values.append(put(f"blk.{n}.{name}.lora_b", b[lo:hi].contiguous()))
+            state[kb] = torch.cat(values)
+        if n in STEM:
+            i = n - FIRST
+            state[f"down.{n}"] = put(f"blk.{n}.ffn_down.weight", state[f"down.{n}"], 32)
+            state[f"maps.{i}"] = put(f"blk.{n}.stem_map", state[f"maps.{i}"])
+            cols = slice(i * FFN, (i + 1) * FFN)
+            state["rows"][:-1, cols] = put(f"blk.{n}.stem_rows", state["rows"][:-1, cols].contiguous())
+    out["output_norm.weight"] = state["norms.out"].float()
+    return out, state
+
+
+def write(out, folder):
+    """Files of at most LIMIT bytes; a tensor and its scales stay together."""
+    os.makedirs(folder, exist_ok=True)
+    parts, size = [{}], 0
+    for name in [n for n in out if not n.endswith(".scale")]:
+        group = {k: out[k].contiguous() for k in (name, name + ".scale") if k in out}
+        need = sum(t.numel() * t.element_size() + 200 for t in group.values())
+        if size + need > LIMIT:
+            parts.append({})
+            size = 0
+        parts[-1].update(group)
+        size += need
+    files = []
+    for i, part in enumerate(parts):
+        path = os.path.join(folder, f"part-{i}.safetensors")
+        save_file(part, path)
+        os.chmod(path, 0o644)
+        data = open(path, "rb").read()
+        assert len(data) <= 16_000_000
+        files.append({"file": f"part-{i}.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    return files
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--gguf", required=True)
+    p.add_argument("--checkpoint", required=True)
+    p.add_argument("--log")
+    p.add_argument("--out", required=True)
+    p.add_argument("--name", default="early-middle-ten")
+    p.add_argument("--probe")
+    p.add_argument("--provenance", help="a JSON file that goes into `training`")
+    a = p.parse_args()
+    weights, tok = load_gguf(a.gguf)
+    dense = Dense(weights)
+    state = torch.load(a.checkpoint)
+    state = state.get("student", state)
+    student = Student(dense, state["tokens"])
+    student.load_state_dict(state)
+    out, written = tensors_of(student)
+    training = json.load(open(a.provenance)) if a.provenance else {}
+    if a.log:
+        lines = [json.loads(line) for line in open(a.log)]
+        training["start"], training["end"] = lines[0], lines[-1]
+    if a.probe:
+        from train import Probe, Teacher, load
+
+        student.load_state_dict(written)
+        _, held, _ = load(a.probe, tok, 4000)
+        training["exported"] = Probe(dense, Teacher(dense), tok, held)(student)
+        print(json.dumps(training["exported"]))
+    files = write(out, a.out)
+    recipe = {
+        "format": "xylem-recipe", "version": 1, "name": a.name, "base": BASE, "stem_layers": STEM, "files": files, "training": training,
+    }
+    with open(os.path.join(a.out, "recipe.json"), "w") as f:
+        json.dump(recipe, f, indent=1)
+    print(sum(f["bytes"] for f in files), "bytes in", len(files), "files")
+
+
+if __name__ == "__main__":
+    main()
