@@ -1,5 +1,6 @@
 //! The class `Engine` of `pkg/xylem.js`; `www/src/protocol.ts` describes its values.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures::lock::Mutex;
@@ -13,7 +14,9 @@ use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
 use super::rows::Rows;
 use crate::backend::{Backend, MAX_STEP_TOKENS};
+use crate::config::Config;
 use crate::device::Device;
+use crate::edits::{Edited, Overlay, Scope, Swap};
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Finish, Observer, Session};
@@ -27,7 +30,9 @@ const CPU_CHUNK: usize = 32;
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Engine {
-    session: Mutex<Session<Device, Rows>>,
+    session: Mutex<Session<Device, Edited<Rows>>>,
+    /// What the rows are edited to.
+    swaps: RefCell<Vec<Exchange>>,
     tokenizer: Tokenizer,
     template: Option<Template>,
     tables: Option<Rc<Tables<Host>>>,
@@ -97,6 +102,14 @@ struct Settings {
     seed: Option<u64>,
 }
 
+/// An entity that gets the rows of another.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Exchange {
+    subject: String,
+    with: String,
+    strength: f32,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -157,8 +170,8 @@ impl Engine {
         }
         let control = Rc::new(Control::new()?);
         let rows = Rows { tables: tables.clone(), control: control.clone() };
-        let session = Mutex::new(Session::new(device, rows, config, chunk));
-        Ok(Self { session, tokenizer, template, tables, control, facts })
+        let session = Mutex::new(Session::new(device, Edited::new(rows), config, chunk));
+        Ok(Self { session, swaps: RefCell::default(), tokenizer, template, tables, control, facts })
     }
 
     /// What is loaded, and what it takes.
@@ -172,20 +185,22 @@ impl Engine {
         Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows })?)
     }
 
-    /// Answers the last of `messages`.
+    /// Answers the last of `messages`, with the rows edited as `swaps` say.
     ///
     /// # Errors
-    /// Messages or settings that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
+    /// Messages, settings or swaps that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
     pub async fn chat(
         &self,
         messages: JsValue,
         settings: JsValue,
+        swaps: JsValue,
         on_event: Function,
     ) -> Result<JsValue, JsError> {
         let messages: Vec<Message> = from_js("the messages", messages)?;
         let settings: Settings = from_js("the settings", settings)?;
+        let swaps: Vec<Exchange> = from_js("the edits", swaps)?;
         self.control.begin(on_event);
-        let answer = self.answer(&messages, &settings).await;
+        let answer = self.answer(&messages, &settings, swaps).await;
         self.control.end();
         Ok(to_js(&answer?)?)
     }
@@ -197,7 +212,12 @@ impl Engine {
 }
 
 impl Engine {
-    async fn answer(&self, messages: &[Message], settings: &Settings) -> Result<Answer> {
+    async fn answer(
+        &self,
+        messages: &[Message],
+        settings: &Settings,
+        swaps: Vec<Exchange>,
+    ) -> Result<Answer> {
         let mut session = self
             .session
             .try_lock()
@@ -206,6 +226,12 @@ impl Engine {
             .template
             .as_ref()
             .ok_or_else(|| Error::Template("this model brings none, so it can't chat".into()))?;
+        // An overlay makes the cache forget, so that one that says the same must stay.
+        if *self.swaps.borrow() != swaps {
+            let overlay = self.overlay(&swaps, session.config())?;
+            session.rows_mut().set_overlay(overlay);
+            self.swaps.replace(swaps);
+        }
         let seed = settings.seed.unwrap_or_else(|| (Math::random() * f64::from(u32::MAX)) as u64);
         let sampling = Sampling {
             temperature: settings.temperature,
@@ -236,6 +262,24 @@ impl Engine {
             dropped_turns: prompt.dropped_turns,
             seed,
         })
+    }
+}
+
+impl Engine {
+    fn overlay(&self, swaps: &[Exchange], config: &Config) -> Result<Overlay> {
+        let mut edits = Vec::new();
+        for swap in swaps {
+            let how = Swap {
+                scope: Scope::Phrase,
+                strength: swap.strength,
+                layers: None,
+                method: None,
+                pad: None,
+                at_start: true,
+            };
+            edits.extend(how.edits(&self.tokenizer, &swap.subject, &swap.with)?);
+        }
+        Overlay::new(&edits, config)
     }
 }
 

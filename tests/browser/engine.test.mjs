@@ -32,10 +32,10 @@ before(async () => {
 after(() => rm(folder, { recursive: true, force: true }));
 
 /** What the native command answers. */
-async function native(model = join(folder, "model")) {
+async function native(model = join(folder, "model"), more = []) {
   const sampling = ["--temperature", "0", "--repetition-penalty", "1.3", "--max-tokens", "48"];
   const prompt = ["--prompt", QUESTION, "--chat", "--context", "4096"];
-  return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, "--json"));
+  return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, ...more, "--json"));
 }
 
 /**
@@ -60,6 +60,12 @@ async function realPage(t, { settings = {}, spoil, intercept = () => false, path
   await page.goto(address + encodeURI(path));
   page.requests = requests;
   return page;
+}
+
+/** What the engine gave for answer number `n`, from 0, once it is there. */
+async function nextResult(page, n) {
+  await page.waitForFunction((count) => window.results.length > count, n);
+  return page.evaluate((at) => window.results[at].result, n);
 }
 
 /** What the page says of a model that it could not load. */
@@ -135,6 +141,32 @@ test("a browser without WebGPU computes on the CPU, unless the reader insists", 
   assert.match(await complaint(insistent), /^GPU: the browser has no adapter/);
   await insistent.getByRole("button", { name: "Use the CPU" }).click();
   assert.equal((await answered(insistent, QUESTION)).info.backend, "cpu");
+});
+
+test("an edit changes the answer as it does natively, and is gone when switched off", async (t) => {
+  const page = await realPage(t);
+  const before = await answered(page, QUESTION);
+  await page.getByRole("tab", { name: "Edits" }).click();
+  await page.getByLabel("Where the text says").fill("tree");
+  await page.getByLabel("the table answers with the rows of").fill("What");
+  await page.keyboard.press("Enter");
+  await page.getByRole("button", { name: "Answer again with these edits" }).click();
+  const edited = await nextResult(page, 1);
+  const edits = join(await scratch(t), "edits.json");
+  const model = join(folder, "model");
+  await xylem("edit", "swap", "--bundle", model, "--subject", "tree", "--with", "What", "--at-start", "--out", edits);
+  assert.deepEqual(edited.tokens, (await native(model, ["--edits", edits])).tokens);
+  assert.notDeepEqual(edited.tokens, before.result.tokens);
+
+  await page.getByRole("checkbox", { name: "tree → What" }).uncheck();
+  await page.getByRole("button", { name: "Answer again with these edits" }).click();
+  assert.deepEqual((await nextResult(page, 2)).tokens, before.result.tokens);
+  await page.reload();
+  await page.getByRole("tab", { name: "Edits" }).click();
+  assert.equal(await page.getByRole("checkbox", { name: "tree → What" }).isChecked(), false);
+  await page.getByRole("button", { name: "Remove tree → What" }).click();
+  assert.equal(await page.getByRole("list", { name: "Edits" }).getByRole("listitem").count(), 0);
+  assert.deepEqual(page.problems, []);
 });
 
 test("a host that serves no ranges gives whole shards", async (t) => {

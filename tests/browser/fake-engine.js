@@ -72,7 +72,7 @@ export class Engine {
     return INFO;
   }
 
-  async chat(messages, settings, onEvent) {
+  async chat(messages, settings, _swaps, onEvent) {
     this.#stopped = false;
     this.#answers += 1;
     const question = messages.at(-1).content;

@@ -1,6 +1,7 @@
 // What happens when: the conversation, the engine and the settings brought together. Knows no elements of the page.
 
 import { type Answer, Conversation, isRunning } from "./conversation";
+import { type Edit, swaps } from "./edits";
 import { type EngineClient, type EngineState, GenerationError } from "./engine";
 import type { Backend, GenEvent } from "./protocol";
 import { type Settings, sampling } from "./settings";
@@ -23,15 +24,17 @@ export class App {
   stopping: Stopping = "no";
   readonly #engine: EngineClient;
   readonly #settings: Signal<Settings>;
+  readonly #edits: Signal<Edit[]>;
   readonly #events: AppEvents;
   /** The answer that begins as soon as the model is there. */
   #waiting: Answer | null = null;
   /** The engine writes one answer at a time; one in a chat that was left may still be ending. */
   #previous: Promise<void> = Promise.resolve();
 
-  constructor(engine: EngineClient, settings: Signal<Settings>, events: AppEvents) {
+  constructor(engine: EngineClient, settings: Signal<Settings>, edits: Signal<Edit[]>, events: AppEvents) {
     this.#engine = engine;
     this.#settings = settings;
+    this.#edits = edits;
     this.#events = events;
   }
 
@@ -165,7 +168,7 @@ export class App {
         text,
         tokens: _,
         ...stats
-      } = await this.#engine.chat(messages, sampling(settings), (event) => {
+      } = await this.#engine.chat(messages, sampling(settings), swaps(this.#edits.value), (event) => {
         progress.take(event);
         this.#events.changed();
       });

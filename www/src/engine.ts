@@ -9,6 +9,7 @@ import type {
   GenResult,
   LoadProgress,
   SamplingSettings,
+  Swap,
   ToWorker,
 } from "./protocol";
 import { Signal } from "./signal";
@@ -65,11 +66,16 @@ export class EngineClient {
     this.state.set({ phase: "idle" });
   }
 
-  chat(messages: ChatMessage[], settings: SamplingSettings, onEvent: (event: GenEvent) => void): Promise<GenResult> {
+  chat(
+    messages: ChatMessage[],
+    settings: SamplingSettings,
+    swaps: Swap[],
+    onEvent: (event: GenEvent) => void,
+  ): Promise<GenResult> {
     if (this.#running) return Promise.reject(new GenerationError("Another answer is still being written.", false));
     return new Promise((resolve, reject) => {
       this.#running = { onEvent, resolve, reject };
-      this.#post({ type: "chat", messages, settings });
+      this.#post({ type: "chat", messages, settings, swaps });
     });
   }
 

@@ -4,6 +4,8 @@ import { App } from "./app";
 import { ChatView } from "./chat-view";
 import { Composer } from "./composer";
 import { h, icon, iconButton } from "./dom";
+import { storedEdits } from "./edits";
+import { editsPanel } from "./edits-panel";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
 import { modelAddress } from "./model-address";
@@ -31,7 +33,8 @@ const byId = (id: string): HTMLElement => {
 const address = modelAddress();
 const settings = storedSettings();
 const engine = new EngineClient(address.manifestUrl);
-const app = new App(engine, settings, {
+const edits = storedEdits();
+const app = new App(engine, settings, edits, {
   changed: () => refresh(),
   announce: (sentence) => chat.announce(sentence),
 });
@@ -87,6 +90,7 @@ const panel = new Panel(
         unload: () => app.unload(),
       }),
     },
+    { id: "edits", label: "Edits", content: editsPanel(edits, engine.state, () => app.regenerate()) },
     { id: "settings", label: "Settings", content: settingsPanel(settings) },
   ],
   panelButton,

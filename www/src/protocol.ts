@@ -48,6 +48,9 @@ export type SamplingSettings = {
   seed: number | null;
 };
 
+/** The rows of `with` answer for `subject`, by this much: 0 not at all, 1 whole. */
+export type Swap = { subject: string; with: string; strength: number };
+
 export type GenEvent =
   | { type: "prefill"; done: number; total: number }
   // `text` is what became complete with this token; it may be empty inside a multi-byte character.
@@ -70,7 +73,12 @@ export type GenResult = {
 /** The class `Engine` of `pkg/xylem.js`. */
 export type Engine = {
   info(): EngineInfo;
-  chat(messages: ChatMessage[], settings: SamplingSettings, onEvent: (event: GenEvent) => void): Promise<GenResult>;
+  chat(
+    messages: ChatMessage[],
+    settings: SamplingSettings,
+    swaps: Swap[],
+    onEvent: (event: GenEvent) => void,
+  ): Promise<GenResult>;
   stop(): void;
 };
 
@@ -88,7 +96,7 @@ export type EngineModule = {
 
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
-  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings }
+  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
   | { type: "stop" };
 
 export type FromWorker =

@@ -48,7 +48,8 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "chat": {
       if (!engine) throw new Error("The model is not loaded yet.");
-      const result = await engine.chat(message.messages, message.settings, (event) => post({ type: "event", event }));
+      const { messages, settings, swaps } = message;
+      const result = await engine.chat(messages, settings, swaps, (event) => post({ type: "event", event }));
       post({ type: "result", result, info: engine.info() });
       return;
     }
