@@ -73,9 +73,15 @@ function item(edit: Edit, place: number, edits: Signal<Edit[]>): HTMLElement {
     step: 0.1,
     value: edit.strength,
     "aria-label": `Strength of ${name}`,
-    title: `Strength ${edit.strength}`,
     onchange: () => change({ strength: strength.valueAsNumber }),
   });
   const remove = iconButton("close", `Remove ${name}`, () => edits.set(edits.value.filter((_, i) => i !== place)));
-  return h("li", {}, h("label", { class: "edit-switch" }, on, name), strength, remove);
+  return h(
+    "li",
+    {},
+    h("label", { class: "edit-switch" }, on, name),
+    strength,
+    h("span", { class: "hint" }, edit.strength.toFixed(1)),
+    remove,
+  );
 }
