@@ -1,46 +1,13 @@
 //! The command as scripts see it: exit codes, JSON, and what it says of bad input.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use serde_json::Value;
-use tempfile::TempDir;
+use common::{fails, prints, random_bundle, reads, xylem};
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/base/SmolLM2-135M-Instruct.Q4_1.gguf");
-
-fn xylem(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xylem")).args(arguments).output().unwrap()
-}
-
-/// What a command that must succeed prints.
-fn prints(arguments: &[&str]) -> String {
-    let output = xylem(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn json(arguments: &[&str]) -> Value {
-    serde_json::from_str(&prints(arguments)).unwrap()
-}
-
-/// What a command that must fail says; one line, no panic.
-fn fails(arguments: &[&str]) -> String {
-    let output = xylem(arguments);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
-    assert!(errors.starts_with("xylem: ") && errors.lines().count() == 1, "{errors}");
-    errors
-}
-
-/// A random bundle in a folder of its own.
-fn random_bundle() -> (TempDir, String) {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("bundle").display().to_string();
-    prints(&["random", "--out", &out]);
-    (dir, out)
-}
 
 #[test]
 fn equal_seeds_give_equal_texts_on_both_backends() {
@@ -48,7 +15,7 @@ fn equal_seeds_give_equal_texts_on_both_backends() {
     let run = |backend: &str, temperature: &str, seed: &str| {
         let text = ["--prompt", "Hello, world. <|im_start|>", "--max-tokens", "30", "--json"];
         let sampling = ["--temperature", temperature, "--seed", seed, "--backend", backend];
-        json(&[&["generate", "--bundle", &bundle], text.as_slice(), &sampling].concat())
+        reads(&[&["generate", "--bundle", &bundle], text.as_slice(), &sampling].concat())
     };
     for backend in ["cpu", "gpu"] {
         let all =
@@ -73,24 +40,24 @@ fn the_suites_measure_a_random_model_as_guessing() {
         path.display().to_string()
     };
     let text = write("text.txt", "One document here.\n<|endoftext|>\nAnother, and the last.\n");
-    let nll = json(&["eval", "--bundle", &bundle, "--suite", "nll", "--data", &text, "--json"]);
+    let nll = reads(&["eval", "--bundle", &bundle, "--suite", "nll", "--data", &text, "--json"]);
     assert_eq!(nll["tokens"], 18 - 1 + 22 - 1);
     // A model that knows nothing would have ln 300.
     assert!(nll["nll"].as_f64().unwrap() > 3.0, "{nll}");
     assert!(nll.get("kl").is_none());
     let cut = ["--context", "10", "--json"];
     let nll =
-        json(&[&["eval", "--bundle", &bundle, "--suite", "nll", "--data", &text], cut.as_slice()].concat());
+        reads(&[&["eval", "--bundle", &bundle, "--suite", "nll", "--data", &text], cut.as_slice()].concat());
     assert_eq!(nll["tokens"], 18);
 
     let rows = r#"{"context": "", "question": "A b", "choices": ["c", "dd", "eee"], "label": 1}"#;
     let rows = write("choice.jsonl", &format!("{rows}\n{rows}\n"));
-    let choice = json(&["eval", "--bundle", &bundle, "--suite", "choice", "--data", &rows, "--json"]);
+    let choice = reads(&["eval", "--bundle", &bundle, "--suite", "choice", "--data", &rows, "--json"]);
     assert_eq!(choice["n"], 2);
     assert!([0.0, 1.0].contains(&choice["accuracy"].as_f64().unwrap()));
 
     // What the model itself would say counts as exact.
-    let said = json(&[
+    let said = reads(&[
         "generate",
         "--bundle",
         &bundle,
@@ -106,7 +73,7 @@ fn the_suites_measure_a_random_model_as_guessing() {
     let row = serde_json::json!({"prompt": "A b", "target": target, "choices": ["x", "y"], "label": 0});
     let rows = write("cloze.jsonl", &row.to_string());
     if !target.trim().is_empty() {
-        let cloze = json(&["eval", "--bundle", &bundle, "--suite", "cloze", "--data", &rows, "--json"]);
+        let cloze = reads(&["eval", "--bundle", &bundle, "--suite", "cloze", "--data", &rows, "--json"]);
         assert_eq!(cloze["exact"], 1.0, "{said} {cloze}");
     }
 
@@ -212,7 +179,7 @@ fn a_bad_checkpoint_leaves_the_good_bundle_alone() {
 #[test]
 fn inspect_counts_parameters() {
     let (_dir, bundle) = random_bundle();
-    let report = json(&["inspect", "--bundle", &bundle, "--json"]);
+    let report = reads(&["inspect", "--bundle", &bundle, "--json"]);
     let p = &report["parameters"];
     // Two STEM layers of four: two up-projections fewer.
     assert_eq!(p["dense"].as_u64().unwrap() - p["core"].as_u64().unwrap(), 2 * 96 * 160);

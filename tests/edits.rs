@@ -1,11 +1,12 @@
 //! Edits through the library and the command: what is switched off changes nothing, a swap is a swap.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output as Run};
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use common::{fails, prints, random_bundle, reads};
+use serde_json::json;
 use xylem::backend::{Output, Want};
 use xylem::bundle::Bundle;
 use xylem::cpu::CpuBackend;
@@ -17,36 +18,6 @@ use xylem::tables::{FileTransport, RowSource, Tables};
 
 /// Layers 1 and 2 of 4 are STEM.
 const TEXT: [u32; 12] = [5, 40, 41, 17, 99, 40, 3, 41, 44, 40, 41, 77];
-
-fn xylem(arguments: &[&str]) -> Run {
-    Command::new(env!("CARGO_BIN_EXE_xylem")).args(arguments).output().unwrap()
-}
-
-fn prints(arguments: &[&str]) -> String {
-    let output = xylem(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn reads(arguments: &[&str]) -> Value {
-    serde_json::from_str(&prints(arguments)).unwrap()
-}
-
-fn fails(arguments: &[&str]) -> String {
-    let output = xylem(arguments);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
-    assert!(errors.starts_with("xylem: ") && errors.lines().count() == 1, "{errors}");
-    errors
-}
-
-fn random_bundle() -> (TempDir, String) {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("bundle").display().to_string();
-    prints(&["random", "--out", &out]);
-    (dir, out)
-}
 
 fn session<R>(dir: &str, rows: impl Fn(Tables<FileTransport>) -> R) -> Session<CpuBackend, R>
 where

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{Core, FileRef, MAX_FILE_BYTES, Manifest, PAGE_HASH_BYTES, Table, TableKind, Tensor};
 use super::quant::{Dtype, row_bytes};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// A page holds as many records as fit into this many bytes, and at least one.
@@ -31,6 +32,19 @@ pub struct TableSpec<'a> {
     pub width: usize,
     /// The records in the order of their slots, hot ones first: a permutation.
     pub order: &'a [u32],
+}
+
+impl<'a> TableSpec<'a> {
+    /// The STEM table of a model: a record a token, a row for each STEM layer.
+    pub fn stem(config: &Config, order: &'a [u32]) -> Self {
+        Self {
+            name: "stem",
+            kind: TableKind::Stem,
+            rows_per_record: config.stem_layers.len(),
+            width: config.intermediate_size,
+            order,
+        }
+    }
 }
 
 impl Writer {

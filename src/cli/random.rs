@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use xylem::bundle::manifest::Source;
 use xylem::bundle::quant::quantize_row;
 use xylem::bundle::writer::{TableSpec, Writer};
-use xylem::bundle::{Dtype, Manifest, TableKind, random};
+use xylem::bundle::{Dtype, Manifest, random};
 use xylem::config::Config;
 use xylem::text::json::bytes_only;
 
@@ -105,13 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
         Vec::new()
     } else {
         let order: Vec<u32> = (0..config.vocab_size as u32).collect();
-        let spec = TableSpec {
-            name: "stem",
-            kind: TableKind::Stem,
-            rows_per_record: config.stem_layers.len(),
-            width: config.intermediate_size,
-            order: &order,
-        };
+        let spec = TableSpec::stem(&config, &order);
         vec![writer.table(&spec, |token, out| {
             for row in random::rows(&config, token, args.seed).chunks_exact(config.intermediate_size) {
                 quantize_row(row, out);

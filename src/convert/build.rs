@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use super::Base;
 use super::store::{Precision, store, stored};
+use crate::bundle::Manifest;
 use crate::bundle::manifest::{Source, expected_tensors};
 use crate::bundle::quant::{quantize_row, row_bytes};
 use crate::bundle::writer::{TableSpec, Writer};
-use crate::bundle::{Manifest, TableKind};
 use crate::config::Config;
 use crate::error::Result;
 
@@ -36,7 +36,7 @@ pub trait Changes: Sync {
     /// What reading the base gives.
     fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<()>;
 
-    /// Tokens that are used often, the most used one first.
+    /// Tokens that are used often: their records come first in the table, in this order.
     fn hot(&self) -> &[u32];
 }
 
@@ -105,13 +105,7 @@ pub fn write(
         Vec::new()
     } else {
         let order = order(changes.hot(), config.vocab_size);
-        let spec = TableSpec {
-            name: "stem",
-            kind: TableKind::Stem,
-            rows_per_record: config.stem_layers.len(),
-            width: config.intermediate_size,
-            order: &order,
-        };
+        let spec = TableSpec::stem(config, &order);
         let record_bytes = spec.rows_per_record * row_bytes(spec.width);
         let mut batch = Vec::new();
         let mut next = 0;

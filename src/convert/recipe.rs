@@ -9,7 +9,7 @@
 //! - `NAME.lora_a` \[r, in] and `NAME.lora_b` \[out, r] change it to `W + lora_b · lora_a`
 //!   (source: LoRA, arXiv 2106.09685);
 //! - `blk.N.stem_map` \[ffn, hidden] is `A` of a STEM layer, `stem_tokens` \[n] (i32) are the tokens that have a
-//!   residual row, often used ones first, and `blk.N.stem_rows` \[n, ffn] are these: the row of token `t` is
+//!   residual row and the first records of the table, and `blk.N.stem_rows` \[n, ffn] are these: the row of token `t` is
 //!   `A · token_embd[t] + R[t]`, with `R` zero for all other tokens.
 //!
 //! Values are f32, f16 or i8; an i8 tensor `X` comes with `X.scale` \[rows, groups] (f32 or f16), one scale for

@@ -359,13 +359,7 @@ fn bundle(dir: &std::path::Path, config: &Config) -> Manifest {
     let core = core.map(|(t, planes)| Ok((t.name, t.dtype, t.shape, planes)));
     let core: Core = writer.core(core).unwrap();
     let order: Vec<u32> = (0..config.vocab_size as u32).rev().collect();
-    let spec = TableSpec {
-        name: "stem",
-        kind: TableKind::Stem,
-        rows_per_record: config.stem_layers.len(),
-        width: config.intermediate_size,
-        order: &order,
-    };
+    let spec = TableSpec::stem(config, &order);
     let tables = if config.stem_layers.is_empty() {
         Vec::new()
     } else {
