@@ -65,6 +65,9 @@ test("the keyboard reaches everything", async (t) => {
 
   await page.getByRole("tab", { name: "Model" }).focus();
   await page.keyboard.press("ArrowRight");
+  await page.getByRole("tab", { name: "Edits", selected: true }).and(page.locator(":focus")).waitFor();
+  await page.getByLabel("Where the text says").waitFor();
+  await page.keyboard.press("ArrowRight");
   await page.getByRole("tab", { name: "Settings", selected: true }).and(page.locator(":focus")).waitFor();
   await page.getByLabel("System prompt").waitFor();
 });
@@ -83,7 +86,7 @@ test("every control has a name", async (t) => {
   const page = await fakePage(t, "markdown");
   await ask(page, "how?");
   await lastAnswer(page);
-  for (const tab of ["Model", "Settings"]) {
+  for (const tab of ["Model", "Edits", "Settings"]) {
     await page.getByRole("tab", { name: tab }).click();
     const nameless = await page.evaluate(() =>
       [...document.querySelectorAll("button, input, textarea, a")]
