@@ -149,7 +149,10 @@ export async function watchResults(page, settings) {
 
 /** Asks, and gives the engine's result and what it says of itself. */
 export async function answered(page, question) {
+  const before = await page.evaluate(() => window.results.length);
   await ask(page, question);
+  // The last answer may still be the one before.
+  await page.waitForFunction((count) => window.results.length > count, before);
   await lastAnswer(page);
   return page.evaluate(() => window.results.at(-1));
 }
