@@ -272,14 +272,14 @@ fn attention(c: &Config, step: &Step<'_>, qkv: &[f32], keys: &[f32], values: &[f
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::backend::{Penalty, write_core};
     use crate::bundle::quant::Dtype;
     use crate::bundle::random;
     use crate::config::tests::tiny;
 
-    fn model(config: &Config) -> CpuBackend {
+    pub(in crate::cpu) fn model(config: &Config) -> CpuBackend {
         let core = random::core(config, 5, |name| if name.contains("ffn") { Dtype::Q4 } else { Dtype::Q8 });
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
         let mut backend = CpuBackend::new(&tensors, config, 100);

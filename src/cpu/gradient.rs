@@ -367,19 +367,9 @@ fn attend_back(c: &Config, texts: &Texts, qkv: &[f32], d_attn: &[f32], d_qkv: &m
 mod tests {
     use super::*;
     use crate::backend::{Backend, Output, Step, Want};
-    use crate::bundle::quant::Dtype;
     use crate::bundle::random;
     use crate::config::tests::tiny;
-
-    fn model(config: &Config) -> CpuBackend {
-        let core = random::core(config, 5, |name| if name.contains("ffn") { Dtype::Q4 } else { Dtype::Q8 });
-        let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-        let mut backend = CpuBackend::new(&tensors, config, 100);
-        for (id, (_, planes)) in core.iter().enumerate() {
-            backend.write(id, 0, planes).unwrap();
-        }
-        backend
-    }
+    use crate::cpu::backend::tests::model;
 
     /// Dense layers before, between and behind the STEM layers.
     fn config() -> Config {

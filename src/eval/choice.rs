@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::score::endings;
+use super::score::{argmax, endings};
 use super::{Progress, check_label};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -61,7 +61,7 @@ pub async fn likeliest<B: Backend, R: RowSource>(
     let tokens = spaced.clone().map(|c| tokenizer.encode_more(&c)).collect::<Result<Vec<_>>>()?;
     let sums = endings(session, &prompt, &tokens).await?;
     let scores: Vec<f64> = sums.iter().zip(spaced).map(|(sum, c)| sum / c.len() as f64).collect();
-    Ok(scores.iter().enumerate().fold(0, |best, (i, s)| if *s > scores[best] { i } else { best }))
+    Ok(argmax(&scores))
 }
 
 /// Runs the suite.

@@ -16,7 +16,7 @@ pub fn log_softmax(logits: &mut [f32]) {
 }
 
 /// The place of the largest value; of equal ones the first.
-pub fn argmax(values: &[f32]) -> usize {
+pub fn argmax<T: PartialOrd>(values: &[T]) -> usize {
     values.iter().enumerate().fold(0, |best, (i, v)| if *v > values[best] { i } else { best })
 }
 

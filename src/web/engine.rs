@@ -263,9 +263,8 @@ impl Engine {
             seed,
         })
     }
-}
 
-impl Engine {
+    /// The edits of `swaps`, in order.
     fn overlay(&self, swaps: &[Exchange], config: &Config) -> Result<Overlay> {
         let mut edits = Vec::new();
         for swap in swaps {
