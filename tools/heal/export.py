@@ -59,12 +59,10 @@ def tensors_of(student):
         spans = {
             "qkv": [("attn_q", 0, Q), ("attn_k", Q, Q + KVD), ("attn_v", Q + KVD, Q + 2 * KVD)],
             "o": [("attn_output", 0, HIDDEN)],
-            "gu": [("ffn_gate", 0, FFN)] + ([] if n in STEM else [("ffn_up", FFN, 2 * FFN)]),
-            "down": [] if n in STEM else [("ffn_down", 0, HIDDEN)],
         }
+        if n in STEM:
+            spans["gate"] = [("ffn_gate", 0, FFN)]
         for ours, parts in spans.items():
-            if not parts:
-                continue
             ka, kb = f"core.{n}_{ours}_a", f"core.{n}_{ours}_b"
             a, b = balanced(state[ka], state[kb])
             values = []
@@ -130,7 +128,7 @@ def main():
         from train import Probe, Teacher, load
 
         student.load_state_dict(written)
-        _, held, _ = load(a.probe, tok, 4000)
+        _, held, _ = load(a.probe, tok, 0)
         training["exported"] = Probe(dense, Teacher(dense), tok, held)(student)
         print(json.dumps(training["exported"]))
     files = write(out, a.out)

@@ -154,15 +154,22 @@ class Student(nn.Module):
             if stem:
                 self.gate[n] = w["gu"][:FFN].contiguous()
                 self.down[str(n)] = nn.Parameter(w["down"].float())
-            shapes = {"qkv": (wide, w["qkv"]), "o": (rank, w["o"]), "gu": (wide, self.gate[n] if stem else w["gu"])}
-            if not stem:
-                shapes["down"] = (rank, w["down"])
+            # Dense FFNs stay the base's own, so that a bundle holds them at the base's four bits without rounding again.
+            shapes = {"qkv": (wide, w["qkv"]), "o": (rank, w["o"])}
+            if stem:
+                shapes["gate"] = (wide, self.gate[n])
             for name, (r, m) in shapes.items():
                 self.core[f"{n}_{name}_a"] = nn.Parameter(torch.randn(r, m.shape[1]) * m.shape[1] ** -0.5)
                 self.core[f"{n}_{name}_b"] = nn.Parameter(torch.zeros(m.shape[0], r))
         self.norms["out"] = nn.Parameter(dense.norm.clone())
         self.maps = nn.ParameterList([nn.Parameter(torch.zeros(FFN, HIDDEN)) for _ in STEM])
         self.rows = nn.Parameter(torch.zeros(len(tokens) + 1, len(STEM) * FFN))  # the last one stays zero
+
+    def start_from(self, state):
+        """Takes over an earlier student, also one that had changed its dense FFNs: these changes are dropped."""
+        state = {k.replace("_gu_", "_gate_") if k.startswith("core.") else k: v for k, v in state.items()}
+        mine = self.state_dict()
+        self.load_state_dict({k: v for k, v in state.items() if k in mine})
 
     def lora(self, x, n, name, w):
         return LoraLinear.apply(x, w, self.core[f"{n}_{name}_a"].to(BF), self.core[f"{n}_{name}_b"].to(BF))
@@ -186,9 +193,9 @@ class Student(nn.Module):
         x = x + self.lora(att, n, "o", w["o"])
         h = Norm.apply(x, self.norms[f"{n}_ffn"])
         if up is None:
-            gu = self.lora(h, n, "gu", w["gu"])
-            return x + self.lora(Swiglu.apply(gu[:, :FFN], gu[:, FFN:]), n, "down", w["down"])
-        act = Swiglu.apply(self.lora(h, n, "gu", self.gate[n]), up)
+            gu = F.linear(h, w["gu"])
+            return x + F.linear(Swiglu.apply(gu[:, :FFN], gu[:, FFN:]), w["down"])
+        act = Swiglu.apply(self.lora(h, n, "gate", self.gate[n]), up)
         return x + F.linear(act, self.down[str(n)].to(BF))
 
     def forward(self, x, row_ids):

@@ -63,9 +63,9 @@ def load(folder, tok, wiki_docs, seed=0):
         docs[kind] = [json.loads(line) for line in open(path) if line.endswith("\n")] if os.path.exists(path) else []
     rng.shuffle(docs["wiki"])
     held = {}
-    for kind, count in (("wiki", 60), ("chat", 16)):  # new documents come at the end: these stay the same
-        held[kind] = pack(docs[kind][:count], LONG)[:9]
-        docs[kind] = docs[kind][count:]
+    for kind in ("factbook", "chat"):  # files of their own, which neither this nor init.py trains on
+        with open(os.path.join(folder, f"held-{kind}.jsonl")) as f:
+            held[kind] = pack([json.loads(line) for line in f], LONG)[:9]
     docs["told"] = list(as_chats(tok, docs["wiki"][wiki_docs:], rng))
     docs["wiki"] = docs["wiki"][:wiki_docs]
     for d in docs.values():
@@ -221,7 +221,7 @@ class Probe:
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gguf", required=True)
-    p.add_argument("--init", required=True)
+    p.add_argument("--init", required=True, help="what init.py wrote, or a checkpoint of an earlier run")
     p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--minutes", type=float, default=70)
@@ -244,8 +244,9 @@ def main():
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
     state = torch.load(a.init)
+    state = state.get("student", state)
     student = Student(dense, state["tokens"])
-    student.load_state_dict(state)
+    student.start_from(state)
     rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
     groups = [{"params": list(getattr(student, k).parameters()), "lr": lr} for k, lr in rates.items()]
     groups.append({"params": [student.rows], "lr": a.lr_rows})
