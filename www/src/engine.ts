@@ -7,6 +7,7 @@ import type {
   FromWorker,
   GenEvent,
   GenResult,
+  Kept,
   LoadProgress,
   SamplingSettings,
   Swap,
@@ -38,6 +39,8 @@ type Running = {
 
 export class EngineClient {
   readonly state = new Signal<EngineState>({ phase: "idle" });
+  /** What of the model is on this device, as last heard. */
+  readonly kept = new Signal<Kept | null>(null);
   #worker: Worker | null = null;
   #running: Running | null = null;
 
@@ -83,6 +86,16 @@ export class EngineClient {
     this.#post({ type: "stop" });
   }
 
+  /** Asks for `kept` anew. */
+  askKept(): void {
+    this.#post({ type: "kept" });
+  }
+
+  /** Removes what is kept on this device; the model in memory stays. */
+  forget(): void {
+    this.#post({ type: "forget" });
+  }
+
   #post(message: ToWorker): void {
     this.#worker?.postMessage(message);
   }
@@ -94,14 +107,19 @@ export class EngineClient {
         return;
       case "loaded":
         this.state.set({ phase: "ready", info: message.info });
+        this.askKept();
         return;
       case "event":
         this.#running?.onEvent(message.event);
+        return;
+      case "kept":
+        this.kept.set(message.kept);
         return;
       case "result": {
         const running = this.#running;
         this.#running = null;
         this.state.set({ phase: "ready", info: message.info });
+        this.askKept();
         running?.resolve(message.result);
         return;
       }

@@ -84,10 +84,11 @@ const panel = new Panel(
     {
       id: "model",
       label: "Model",
-      content: modelPanel(settings, engine.state, address.shown, {
+      content: modelPanel(settings, engine.state, engine.kept, address.shown, {
         setBackend: (backend) => app.setBackend(backend),
         restart: () => app.load(),
         unload: () => app.unload(),
+        forget: () => engine.forget(),
       }),
     },
     { id: "edits", label: "Edits", content: editsPanel(edits, engine.state, () => app.regenerate()) },

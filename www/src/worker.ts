@@ -1,8 +1,10 @@
 // The worker: holds the engine, so that neither loading nor a slow token ever blocks the page.
 
-import type { Engine, EngineModule, FromWorker, ToWorker } from "./protocol";
+import { DeviceArchive } from "./archive";
+import type { Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
 
 let engine: Engine | null = null;
+const archive = new DeviceArchive();
 
 function post(message: FromWorker): void {
   self.postMessage(message);
@@ -40,9 +42,8 @@ async function handle(message: ToWorker): Promise<void> {
   switch (message.type) {
     case "load": {
       const module = await importEngine();
-      engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, (progress) =>
-        post({ type: "progress", progress }),
-      );
+      const onProgress = (progress: LoadProgress): void => post({ type: "progress", progress });
+      engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, onProgress, archive);
       post({ type: "loaded", info: engine.info() });
       return;
     }
@@ -55,6 +56,13 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "stop":
       engine?.stop();
+      return;
+    case "forget":
+      await archive.clear();
+      post({ type: "kept", kept: await archive.kept() });
+      return;
+    case "kept":
+      post({ type: "kept", kept: await archive.kept() });
   }
 }
 
