@@ -212,6 +212,15 @@ impl Engine {
         Ok(to_js(&answer?)?)
     }
 
+    /// Brings these pages of the table (ascending, distinct) to this device.
+    ///
+    /// # Errors
+    /// Pages that can't be had, in words for the reader.
+    pub async fn download(&self, pages: Vec<u32>) -> Result<(), JsError> {
+        let Some(tables) = self.tables.clone() else { return Ok(()) };
+        Ok(tables.download(&pages).await?)
+    }
+
     /// Ends the answer under way after the token it is at.
     pub fn stop(&self) {
         self.control.stop();

@@ -153,6 +153,37 @@ test("what is kept is shown, and deleted on demand", async (t) => {
   assert.ok(modelFiles(page.asked).length > 3);
 });
 
+test("the whole table is downloaded on demand, paused, resumed on the next visit, and then not asked for", async (t) => {
+  const host = {
+    // One request at a time gets through, slowly, so that there is something to pause.
+    async answer(request) {
+      if (host.slow && /stem-\d+\.bin$/.test(request.url)) await new Promise((resolve) => setTimeout(resolve, 400));
+      return false;
+    },
+  };
+  const { page, first } = await visited(t, host);
+  const before = (await pagesKept(page)).length;
+  host.slow = true;
+  await page.getByRole("tab", { name: "Model" }).click();
+  await page.getByRole("button", { name: "Download the whole table" }).click();
+  await page.getByText(/^Downloading: /).waitFor();
+  await page.getByRole("button", { name: "Pause the download" }).click();
+  await page.getByText(/^Kept on this device/).waitFor();
+  const paused = (await pagesKept(page)).length;
+  await page.getByRole("button", { name: "Download the whole table" }).click();
+  await page.getByText(/^Downloading: /).waitFor();
+  host.slow = false;
+  await page.reload();
+  await page.getByRole("tab", { name: "Model" }).click();
+  await page.getByText(/and ([\d.]+ .B) of \1 of its table\.$/).waitFor();
+  const all = (await pagesKept(page)).length;
+  assert.ok(before < paused && paused < all, `${before}, ${paused}, ${all} pages`);
+  const second = await again(page);
+  assert.deepEqual(second.result.tokens, first.result.tokens);
+  assert.deepEqual(modelFiles(page.asked), ["/model/manifest.json"]);
+  assert.deepEqual(page.problems, []);
+});
+
 test("a browser without room answers all the same, and says so", async (t) => {
   const worker = await readFile(join(root, "dist/worker.js"), "utf8");
   const full = `IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError"); };\n`;

@@ -113,6 +113,8 @@ export class Engine {
     };
   }
 
+  async download() {}
+
   stop() {
     this.#stopped = true;
   }

@@ -27,6 +27,8 @@ export class DeviceArchive implements Archive {
   #table = "";
   #files: string[] = [];
   #waiting = new Map<number, Uint8Array>();
+  /** The pages of the table that are kept or about to be, as this tab knows. */
+  #have = new Set<number>();
   #timer: ReturnType<typeof setTimeout> | null = null;
 
   constructor(name = "xylem") {
@@ -47,6 +49,7 @@ export class DeviceArchive implements Archive {
   async begin(url: string, manifest: Uint8Array, files: string[], table: string): Promise<void> {
     this.#files = files;
     this.#table = table;
+    this.#have = new Set();
     await this.#do(async (db) => {
       const change = db.transaction(["models", "files", "pages"], "readwrite");
       const models = change.objectStore("models");
@@ -65,6 +68,7 @@ export class DeviceArchive implements Archive {
         cursor = await cursor.continue([hash, Number.POSITIVE_INFINITY]);
       }
       await change.done;
+      this.#have = new Set((await db.getAllKeys("pages", ofTable(table))).map(([, page]) => page));
     });
   }
 
@@ -87,29 +91,34 @@ export class DeviceArchive implements Archive {
 
   keepPage(page: number, bytes: Uint8Array): void {
     this.#waiting.set(page, bytes);
+    this.#have.add(page);
     if (this.#waiting.size >= FLUSH_PAGES) void this.#flush();
     else this.#timer ??= setTimeout(() => void this.#flush(), FLUSH_MS);
   }
 
   forgetPage(page: number): void {
+    this.#have.delete(page);
     void this.#do((db) => db.delete("pages", [this.#table, page]));
   }
 
-  /** The numbers of the pages that are kept. */
+  /** At most `limit` of the first `total` pages, the lowest that are not kept; none where nothing can be kept. */
+  async missing(total: number, limit: number): Promise<number[]> {
+    const pages: number[] = [];
+    if (!(await this.#db)) return pages;
+    for (let page = 0; page < total && pages.length < limit; page += 1) if (!this.#have.has(page)) pages.push(page);
+    return pages;
+  }
+
   async kept(): Promise<Kept> {
-    const counts = await this.#do(async (db) => {
-      const hashes = new Set(await db.getAllKeys("files"));
-      return {
-        files: this.#files.filter((hash) => hashes.has(hash)),
-        pages: (await db.count("pages", ofTable(this.#table))) + this.#waiting.size,
-      };
-    });
-    return { files: counts?.files.length ?? 0, pages: counts?.pages ?? 0, notice: this.#notice };
+    const hashes = new Set(await this.#do((db) => db.getAllKeys("files")));
+    const files = this.#files.filter((hash) => hashes.has(hash)).length;
+    return { files, pages: this.#have.size, notice: this.#notice };
   }
 
   /** Removes everything, of all bundles. */
   async clear(): Promise<void> {
     this.#waiting.clear();
+    this.#have.clear();
     await this.#do(async (db) => {
       const change = db.transaction(["models", "files", "pages"], "readwrite");
       for (const name of ["models", "files", "pages"] as const) change.objectStore(name).clear();
@@ -145,6 +154,7 @@ export class DeviceArchive implements Archive {
     const reason = full ? "there is no room left" : cause instanceof Error ? cause.message : String(cause);
     this.#notice ??= `The browser cannot keep the model on this device (${reason}); it is downloaded again next time.`;
     this.#db = Promise.resolve(null);
+    this.#have.clear();
     return null;
   }
 }

@@ -3,6 +3,7 @@
 import type {
   Backend,
   ChatMessage,
+  Download,
   EngineInfo,
   FromWorker,
   GenEvent,
@@ -40,7 +41,7 @@ type Running = {
 export class EngineClient {
   readonly state = new Signal<EngineState>({ phase: "idle" });
   /** What of the model is on this device, as last heard. */
-  readonly kept = new Signal<Kept | null>(null);
+  readonly kept = new Signal<(Kept & { download: Download }) | null>(null);
   #worker: Worker | null = null;
   #running: Running | null = null;
 
@@ -91,6 +92,11 @@ export class EngineClient {
     this.#post({ type: "kept" });
   }
 
+  /** Begins or pauses the download of the whole table; what has come stays. */
+  download(on: boolean): void {
+    this.#post({ type: "download", on });
+  }
+
   /** Removes what is kept on this device; the model in memory stays. */
   forget(): void {
     this.#post({ type: "forget" });
@@ -113,7 +119,7 @@ export class EngineClient {
         this.#running?.onEvent(message.event);
         return;
       case "kept":
-        this.kept.set(message.kept);
+        this.kept.set({ ...message.kept, download: message.download });
         return;
       case "result": {
         const running = this.#running;
@@ -142,6 +148,7 @@ export class EngineClient {
   #end(reason: string): void {
     this.#worker?.terminate();
     this.#worker = null;
+    this.kept.set(null);
     const running = this.#running;
     this.#running = null;
     running?.reject(new GenerationError(reason, true));

@@ -3,7 +3,7 @@
 import { h, s } from "./dom";
 import type { EngineState } from "./engine";
 import { bytes, count } from "./format";
-import type { Backend, EngineInfo, Kept } from "./protocol";
+import type { Backend, EngineInfo } from "./protocol";
 import type { Settings } from "./settings";
 import { choice } from "./settings-panel";
 import type { Signal } from "./signal";
@@ -12,7 +12,6 @@ export type ModelActions = {
   setBackend(backend: Backend): void;
   restart(): void;
   unload(): void;
-  forget(): void;
 };
 
 const BACKENDS: readonly [Backend, string][] = [
@@ -24,24 +23,13 @@ const BACKENDS: readonly [Backend, string][] = [
 export function modelPanel(
   settings: Signal<Settings>,
   state: Signal<EngineState>,
-  kept: Signal<Kept | null>,
+  device: HTMLElement,
   source: string | null,
   actions: ModelActions,
 ): HTMLElement {
   const facts = h("div", { class: "facts" });
   const restart = h("button", { type: "button", class: "button quiet", onclick: actions.restart }, "Restart");
   const unload = h("button", { type: "button", class: "button quiet", onclick: actions.unload }, "Unload");
-  const device = h("p", { class: "hint", role: "status" });
-  const forget = h(
-    "button",
-    { type: "button", class: "button quiet", onclick: actions.forget },
-    "Delete from this device",
-  );
-  kept.watch((value) => {
-    const info = state.value.phase === "ready" ? state.value.info : null;
-    device.textContent = value && info ? onDevice(value, info) : "";
-    forget.disabled = !value || value.files + value.pages === 0;
-  });
   let shown: EngineInfo | null = null;
   state.watch((value) => {
     unload.disabled = value.phase === "idle";
@@ -72,7 +60,7 @@ export function modelPanel(
       { class: "hint" },
       "Automatic takes the GPU where the browser offers one, and the CPU where not. A change loads the model anew.",
     ),
-    h("div", { class: "row" }, restart, unload, forget),
+    h("div", { class: "row" }, restart, unload),
   );
 }
 
@@ -101,14 +89,6 @@ function describe(info: EngineInfo, source: string | null): HTMLElement[] {
     h("figure", { class: "trunk-figure" }, trunk(info.nLayers, stem), caption(info.nLayers, stem.size)),
     h("dl", {}, ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
   ];
-}
-
-function onDevice(kept: Kept, info: EngineInfo): string {
-  if (kept.notice) return kept.notice;
-  if (kept.files === 0) return "Nothing is kept on this device.";
-  const share = info.tablePages > 0 ? kept.pages / info.tablePages : 0;
-  const table = info.rows ? `, and ${bytes(share * info.tableBytes)} of ${bytes(info.tableBytes)} of its table` : "";
-  return `Kept on this device for the next visit: the core${table}.`;
 }
 
 function caption(layers: number, stem: number): HTMLElement {

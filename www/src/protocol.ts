@@ -82,6 +82,7 @@ export type Engine = {
     swaps: Swap[],
     onEvent: (event: GenEvent) => void,
   ): Promise<GenResult>;
+  download(pages: Uint32Array): Promise<void>;
   stop(): void;
 };
 
@@ -105,6 +106,9 @@ export type Kept = {
   notice: string | null;
 };
 
+/** How the download of the whole table goes. */
+export type Download = { running: boolean; problem: string | null };
+
 /** The module `pkg/xylem.js`. */
 export type EngineModule = {
   default(): Promise<unknown>;
@@ -123,13 +127,14 @@ export type ToWorker =
   | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
   | { type: "stop" }
   | { type: "kept" }
-  | { type: "forget" };
+  | { type: "forget" }
+  | { type: "download"; on: boolean };
 
 export type FromWorker =
   | { type: "progress"; progress: LoadProgress }
   | { type: "loaded"; info: EngineInfo }
   | { type: "event"; event: GenEvent }
-  | { type: "kept"; kept: Kept }
+  | { type: "kept"; kept: Kept; download: Download }
   | { type: "result"; result: GenResult; info: EngineInfo }
   // `fatal`: the engine cannot be used any more, the worker must be started anew.
   | { type: "failed"; message: string; fatal: boolean };

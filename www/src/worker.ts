@@ -1,10 +1,15 @@
 // The worker: holds the engine, so that neither loading nor a slow token ever blocks the page.
 
 import { DeviceArchive } from "./archive";
-import type { Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
+import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
 
 let engine: Engine | null = null;
 const archive = new DeviceArchive();
+
+/** Pages of one piece of the download: between two pieces it can be paused, and the chat goes first. */
+const PIECE = 64;
+const download: Download = { running: false, problem: null };
+let answering: Promise<unknown> = Promise.resolve();
 
 function post(message: FromWorker): void {
   self.postMessage(message);
@@ -38,6 +43,30 @@ async function importEngine(): Promise<EngineModule> {
   return module;
 }
 
+async function postKept(): Promise<void> {
+  post({ type: "kept", kept: await archive.kept(), download: { ...download } });
+}
+
+/** Brings the whole table to this device, the frequent tokens first, until it is there or `running` is unset. */
+async function downloadTable(engine: Engine): Promise<void> {
+  const { tablePages } = engine.info();
+  Object.assign(download, { running: true, problem: null });
+  await postKept();
+  try {
+    while (download.running) {
+      const pages = await archive.missing(tablePages, PIECE);
+      if (pages.length === 0) break;
+      await engine.download(Uint32Array.from(pages));
+      await postKept();
+      await answering;
+    }
+  } catch (cause) {
+    download.problem = cause instanceof Error ? cause.message : String(cause);
+  }
+  download.running = false;
+  await postKept();
+}
+
 async function handle(message: ToWorker): Promise<void> {
   switch (message.type) {
     case "load": {
@@ -50,7 +79,9 @@ async function handle(message: ToWorker): Promise<void> {
     case "chat": {
       if (!engine) throw new Error("The model is not loaded yet.");
       const { messages, settings, swaps } = message;
-      const result = await engine.chat(messages, settings, swaps, (event) => post({ type: "event", event }));
+      const answer = engine.chat(messages, settings, swaps, (event) => post({ type: "event", event }));
+      answering = answer.catch(() => undefined);
+      const result = await answer;
       post({ type: "result", result, info: engine.info() });
       return;
     }
@@ -58,11 +89,16 @@ async function handle(message: ToWorker): Promise<void> {
       engine?.stop();
       return;
     case "forget":
+      download.running = false;
       await archive.clear();
-      post({ type: "kept", kept: await archive.kept() });
+      await postKept();
+      return;
+    case "download":
+      if (!message.on) download.running = false;
+      else if (engine && !download.running) await downloadTable(engine);
       return;
     case "kept":
-      post({ type: "kept", kept: await archive.kept() });
+      await postKept();
   }
 }
 
