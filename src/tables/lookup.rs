@@ -206,6 +206,32 @@ impl<T: Transport, S: Store> Tables<T, S> {
         Ok(())
     }
 
+    /// Brings `pages` (ascending, distinct) to the store, and into memory as far as there is room: no page that a lookup
+    /// asked for makes way. Where the host serves whole shards only, the other pages of these come along.
+    ///
+    /// # Errors
+    /// As [`RowSource::gather`].
+    pub async fn download(&self, pages: &[u32]) -> Result<()> {
+        for span in self.layout.spans(pages) {
+            self.download_span(&span).await?;
+        }
+        Ok(())
+    }
+
+    async fn download_span(&self, span: &Span) -> Result<()> {
+        if self.state().ranges != Ranges::Refused {
+            self.state().stats.requests += 1;
+            let file = &self.layout.table().shards[span.shard];
+            let bytes = self.transport.range(file, span.bytes.clone(), false).await?;
+            self.state().stats.bytes_fetched += bytes.as_ref().map_or(0, |b| b.len() as u64);
+            if bytes.is_some_and(|bytes| self.keep_span(span, &bytes)) {
+                return Ok(());
+            }
+        }
+        let bytes = self.whole_shard(span.shard).await?;
+        if self.keep_span(&self.layout.shard(span.shard), &bytes) { Ok(()) } else { Err(self.stale(span)) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // No update of the state can stop half-way, so a panic elsewhere leaves it whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -315,27 +341,34 @@ impl<T: Transport, S: Store> Tables<T, S> {
         if !self.is_pending(span) {
             return Ok(());
         }
-        let file = &self.layout.table().shards[span.shard];
-        let mut verdict = Ok(());
-        for fresh in [false, true] {
+        let bytes = self.whole_shard(span.shard).await?;
+        if self.accept_span(&self.layout.shard(span.shard), &bytes) {
+            return Ok(());
+        }
+        Err(self.stale(span))
+    }
+
+    /// All of a shard, with the right hash. Called where the host said that it serves no ranges, or served wrong ones.
+    async fn whole_shard(&self, shard: usize) -> Result<Vec<u8>> {
+        let file = &self.layout.table().shards[shard];
+        let ask = async |fresh| {
             self.state().stats.requests += 1;
             let bytes = self.transport.whole(file, fresh).await?;
             self.state().stats.bytes_fetched += bytes.len() as u64;
-            verdict = file.verify(&bytes);
-            if verdict.is_err() {
-                continue;
-            }
-            // Either the host said that it serves no ranges, or it served wrong ones twice.
-            self.state().ranges = Ranges::Refused;
-            if self.accept_span(&self.layout.shard(span.shard), &bytes) {
-                return Ok(());
-            }
-            return Err(Error::bundle(
-                &file.file,
-                "does not match the table's index; convert the model again",
-            ));
+            Ok::<_, Error>(bytes)
+        };
+        let mut bytes = ask(false).await?;
+        if file.verify(&bytes).is_err() {
+            bytes = ask(true).await?;
+            file.verify(&bytes)?;
         }
-        verdict
+        self.state().ranges = Ranges::Refused;
+        Ok(bytes)
+    }
+
+    fn stale(&self, span: &Span) -> Error {
+        let file = &self.layout.table().shards[span.shard].file;
+        Error::bundle(file, "does not match the table's index; convert the model again")
     }
 
     fn is_pending(&self, span: &Span) -> bool {
@@ -345,13 +378,22 @@ impl<T: Transport, S: Store> Tables<T, S> {
 
     /// Takes the good pages among the `bytes` of `span`; whether no pending one was bad.
     fn accept_span(&self, span: &Span, bytes: &[u8]) -> bool {
+        self.keep_span(span, bytes);
+        !self.is_pending(span)
+    }
+
+    /// Takes the good pages among the `bytes` of `span`; whether all were.
+    fn keep_span(&self, span: &Span, bytes: &[u8]) -> bool {
+        let mut all = true;
         for (page, range) in self.layout.pages(span) {
             let bytes = bytes.get(range).unwrap_or_default();
             if self.accept(page, bytes, Tier::Fetched) {
                 self.store.save(page, bytes);
+            } else {
+                all = false;
             }
         }
-        !self.is_pending(span)
+        all
     }
 
     /// Checks a page and hands it to those who wait for it.

@@ -186,6 +186,34 @@ fn rows_come_in_order_and_are_fetched_once() {
 }
 
 #[test]
+fn a_download_fills_the_store_whatever_the_host_serves() {
+    let all: Vec<u32> = (0..100).collect();
+    // How the host misbehaves, and the requests that it takes: ranges in five shards, one of them also whole, or whole.
+    for (ranges, flips, requests) in [(true, 0, 5), (true, 1, 6), (false, 0, 6)] {
+        let mut host = host();
+        host.1.ranges = ranges;
+        host.1.flips = Mutex::new(flips);
+        let shelf = Shelf::default();
+        // Room for ten pages, one of them in use.
+        let tables = tables(&host, &shelf, 10 * 1008);
+        gather(&tables, &[at(299)]).unwrap();
+        let before = host.1.requests();
+        block_on(tables.download(&all)).unwrap();
+        assert_eq!(shelf.0.lock().unwrap().len(), 100);
+        let (index, stored) = (&host.1.files["index.bin"], shelf.0.lock().unwrap().clone());
+        let layout = Layout::new(&host.0, index).unwrap();
+        assert!(stored.iter().all(|(page, bytes)| layout.is_page(*page, bytes)));
+        assert_eq!(tables.stats().hot_bytes, 10 * 1008);
+        let asked = host.1.requests() - before;
+        assert!(asked <= requests, "{asked} for {ranges}, {flips}");
+        // Neither the page in use nor a stored one needs the host.
+        let before = host.1.requests();
+        assert_eq!(gather(&tables, &[at(299), at(100)]).unwrap(), rows(&[at(299), at(100)]));
+        assert_eq!(host.1.requests(), before);
+    }
+}
+
+#[test]
 fn an_unknown_token_is_refused() {
     let host = host();
     let tables = tables(&host, (), 1 << 20);

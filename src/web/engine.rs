@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 
+use super::archive::Archive;
 use super::control::{Control, Event, to_js};
 use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
@@ -35,7 +36,7 @@ pub struct Engine {
     swaps: RefCell<Vec<Exchange>>,
     tokenizer: Tokenizer,
     template: Option<Template>,
-    tables: Option<Rc<Tables<Host>>>,
+    tables: Option<Rc<Tables<Host, Archive>>>,
     control: Rc<Control>,
     facts: Facts,
 }
@@ -56,6 +57,7 @@ struct Facts {
     vocab_size: usize,
     core_bytes: u64,
     table_bytes: u64,
+    table_pages: usize,
     gpu_bytes: u64,
 }
 
@@ -73,6 +75,7 @@ struct Info<'a> {
 #[serde(rename_all = "camelCase")]
 struct RowStats {
     looked_up: u64,
+    stored: u64,
     requests: u64,
     bytes_fetched: u64,
     stall_ms: f64,
@@ -81,8 +84,10 @@ struct RowStats {
 
 impl From<Stats> for RowStats {
     fn from(stats: Stats) -> Self {
-        let Stats { rows: looked_up, requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, .. } = stats;
-        Self { looked_up, requests, bytes_fetched, stall_ms, bytes_held }
+        let Stats {
+            rows: looked_up, stored, requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, ..
+        } = stats;
+        Self { looked_up, stored, requests, bytes_fetched, stall_ms, bytes_held }
     }
 }
 
@@ -132,7 +137,7 @@ fn start() {
 
 #[wasm_bindgen]
 impl Engine {
-    /// Loads the bundle whose manifest is at `manifest_url`.
+    /// Loads the bundle whose manifest is at `manifest_url`, as far as possible from `archive`.
     ///
     /// # Errors
     /// Anything that makes the bundle unusable, in words for the reader of the page.
@@ -140,10 +145,11 @@ impl Engine {
         manifest_url: String,
         options: JsValue,
         on_progress: Function,
+        archive: Archive,
     ) -> Result<Self, JsError> {
         let options: Options = from_js("the options", options)?;
         let Model { manifest, tokenizer, template, device, tables, notice } =
-            load(&manifest_url, options.backend, &Progress::new(on_progress)).await?;
+            load(&manifest_url, options.backend, archive, &Progress::new(on_progress)).await?;
         let config = manifest.config.clone();
         let (backend, adapter) = device.describe();
         let (chunk, gpu_bytes) = match &device {
@@ -153,6 +159,7 @@ impl Engine {
         let facts = Facts {
             core_bytes: manifest.core_bytes(),
             table_bytes: manifest.stem_table().map_or(0, |table| table.bytes()),
+            table_pages: manifest.stem_table().map_or(0, |table| table.pages()),
             model: manifest.name,
             licence: manifest.source.licence,
             backend,
@@ -203,6 +210,15 @@ impl Engine {
         let answer = self.answer(&messages, &settings, swaps).await;
         self.control.end();
         Ok(to_js(&answer?)?)
+    }
+
+    /// Brings these pages of the table (ascending, distinct) to this device.
+    ///
+    /// # Errors
+    /// Pages that can't be had, in words for the reader.
+    pub async fn download(&self, pages: Vec<u32>) -> Result<(), JsError> {
+        let Some(tables) = self.tables.clone() else { return Ok(()) };
+        Ok(tables.download(&pages).await?)
     }
 
     /// Ends the answer under way after the token it is at.

@@ -11,6 +11,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 use web_sys::RequestCache;
 
+use super::archive::Archive;
 use super::control::to_js;
 use super::http::Host;
 use crate::backend::{Backend, MAX_STEP_TOKENS, Penalty, Step, Want, write_core};
@@ -54,7 +55,7 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     pub template: Option<Template>,
     pub device: Device,
-    pub tables: Option<Rc<Tables<Host>>>,
+    pub tables: Option<Rc<Tables<Host, Archive>>>,
     /// Why the CPU computes although a GPU was wanted.
     pub notice: Option<String>,
 }
@@ -100,11 +101,31 @@ impl Progress {
     }
 }
 
+/// Where files come from: the device if it kept them, the host if not.
+struct Source<'a> {
+    host: Host,
+    archive: Archive,
+    progress: &'a Progress,
+}
+
 /// Loads the bundle whose manifest is at `manifest_url`.
-pub async fn load(manifest_url: &str, choice: Choice, progress: &Progress) -> Result<Model> {
+pub async fn load(
+    manifest_url: &str,
+    choice: Choice,
+    archive: Archive,
+    progress: &Progress,
+) -> Result<Model> {
     progress.stage("manifest");
-    let host = Host::new(manifest_url);
-    let manifest = Manifest::parse(&host.manifest().await?)?;
+    let source = Source { host: Host::new(manifest_url), archive, progress };
+    let bytes = match source.host.manifest().await {
+        // Without the network, the model of the last visit.
+        Err(error @ Error::Network { .. }) => {
+            source.archive.last_manifest(manifest_url).await.ok_or(error)?
+        }
+        bytes => bytes?,
+    };
+    let manifest = Manifest::parse(&bytes)?;
+    source.archive.open(manifest_url, &bytes, &manifest).await;
     let config = &manifest.config;
     let table = manifest.stem_table();
     let small = [Some(&manifest.tokenizer), manifest.chat_template.as_ref(), table.map(|t| &t.index)];
@@ -113,12 +134,12 @@ pub async fn load(manifest_url: &str, choice: Choice, progress: &Progress) -> Re
 
     progress.stage("tokenizer");
     let optional = async |file: Option<&FileRef>| match file {
-        Some(file) => fetch(&host, file, progress).await.map(Some),
+        Some(file) => source.fetch(file).await.map(Some),
         None => Ok(None),
     };
     let [_, template, index] = small;
     let (tokenizer, template, index) =
-        try_join!(fetch(&host, &manifest.tokenizer, progress), optional(template), optional(index))?;
+        try_join!(source.fetch(&manifest.tokenizer), optional(template), optional(index))?;
     let tokenizer = Tokenizer::new(&tokenizer, config.bos_token)?;
     let template = template.map(|source| {
         let source = String::from_utf8(source).map_err(|_| Error::Template("is not UTF-8".into()))?;
@@ -126,17 +147,20 @@ pub async fn load(manifest_url: &str, choice: Choice, progress: &Progress) -> Re
     });
     let template = template.transpose()?;
     let tables = table.zip(index);
-    let tables = tables.map(|(table, index)| Tables::new(table, &index, host.clone(), (), DEFAULT_BUDGET));
+    let tables = tables.map(|(table, index)| {
+        let (host, archive) = (source.host.clone(), source.archive.clone());
+        Tables::new(table, &index, host, archive, DEFAULT_BUDGET)
+    });
     let tables = tables.transpose()?.map(Rc::new);
 
     let (device, notice) = match choice {
-        Choice::Cpu => (cpu(&host, &manifest, progress).await?, None),
-        Choice::Gpu => (gpu(&host, &manifest, false, progress).await?, None),
-        Choice::Auto => match gpu(&host, &manifest, true, progress).await {
+        Choice::Cpu => (cpu(&source, &manifest).await?, None),
+        Choice::Gpu => (gpu(&source, &manifest, false).await?, None),
+        Choice::Auto => match gpu(&source, &manifest, true).await {
             Ok(device) => (device, None),
             Err(Error::Gpu(reason)) => {
                 progress.loaded.set(small_bytes as i64);
-                (cpu(&host, &manifest, progress).await?, Some(reason))
+                (cpu(&source, &manifest).await?, Some(reason))
             }
             Err(error) => return Err(error),
         },
@@ -146,7 +170,7 @@ pub async fn load(manifest_url: &str, choice: Choice, progress: &Progress) -> Re
 }
 
 /// Brings the beginning of the table into memory, beside other work.
-pub fn warm(tables: &Rc<Tables<Host>>) {
+pub fn warm(tables: &Rc<Tables<Host, Archive>>) {
     let tables = tables.clone();
     spawn_local(async move {
         let table = tables.layout().table();
@@ -162,22 +186,22 @@ pub fn warm(tables: &Rc<Tables<Host>>) {
     });
 }
 
-async fn cpu(host: &Host, manifest: &Manifest, progress: &Progress) -> Result<Device> {
+async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
     let backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, capacity(&manifest.config));
     let mut device = Device::Cpu(Box::new(backend));
-    core(host, manifest, &mut device, progress).await?;
-    first_steps(&mut device, &manifest.config, progress).await?;
+    core(source, manifest, &mut device).await?;
+    first_steps(&mut device, &manifest.config, source.progress).await?;
     Ok(device)
 }
 
-async fn gpu(host: &Host, manifest: &Manifest, hardware_only: bool, progress: &Progress) -> Result<Device> {
-    progress.stage("compile");
+async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> Result<Device> {
+    source.progress.stage("compile");
     let config = &manifest.config;
     let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config)) };
     let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
     let mut device = Device::Gpu(Box::new(backend));
-    core(host, manifest, &mut device, progress).await?;
-    first_steps(&mut device, config, progress).await?;
+    core(source, manifest, &mut device).await?;
+    first_steps(&mut device, config, source.progress).await?;
     Ok(device)
 }
 
@@ -201,8 +225,8 @@ fn capacity(config: &Config) -> usize {
 }
 
 /// The core, shard by shard into `device`: besides it, only the shards under way are held.
-async fn core(host: &Host, manifest: &Manifest, device: &mut Device, progress: &Progress) -> Result<()> {
-    progress.stage("core");
+async fn core(source: &Source<'_>, manifest: &Manifest, device: &mut Device) -> Result<()> {
+    source.progress.stage("core");
     let shards = manifest.core.shards.iter().scan(0, |end, shard| {
         let start = *end;
         *end += shard.bytes;
@@ -212,23 +236,29 @@ async fn core(host: &Host, manifest: &Manifest, device: &mut Device, progress: &
     let device = futures::lock::Mutex::new(device);
     stream::iter(shards)
         .try_for_each_concurrent(SHARDS_AT_ONCE, async |(start, shard)| {
-            let bytes = fetch(host, shard, progress).await?;
+            let bytes = source.fetch(shard).await?;
             write_core(&mut **device.lock().await, &manifest.core.tensors, start, &bytes)
         })
         .await
 }
 
-/// A whole file with the right hash.
-async fn fetch(host: &Host, file: &FileRef, progress: &Progress) -> Result<Vec<u8>> {
-    let received = |bytes| progress.received(bytes);
-    let bytes = host.whole(file, RequestCache::Default, &received).await?.to_vec();
-    if file.verify(&bytes).is_ok() {
-        return Ok(bytes);
+impl Source<'_> {
+    /// A whole file with the right hash.
+    async fn fetch(&self, file: &FileRef) -> Result<Vec<u8>> {
+        let received = |bytes| self.progress.received(bytes);
+        if let Some(bytes) = self.archive.get(file).await {
+            received(bytes.len() as i64);
+            return Ok(bytes);
+        }
+        let mut bytes = self.host.whole(file, RequestCache::Default, &received).await?.to_vec();
+        if file.verify(&bytes).is_err() {
+            // The browser may have kept an older bundle's file of this name.
+            received(-(file.bytes as i64));
+            drop(bytes);
+            bytes = self.host.whole(file, RequestCache::Reload, &received).await?.to_vec();
+            file.verify(&bytes)?;
+        }
+        self.archive.keep(file, &bytes);
+        Ok(bytes)
     }
-    // The browser may have kept an older bundle's file of this name.
-    progress.received(-(file.bytes as i64));
-    drop(bytes);
-    let bytes = host.whole(file, RequestCache::Reload, &received).await?.to_vec();
-    file.verify(&bytes)?;
-    Ok(bytes)
 }

@@ -8,6 +8,7 @@ use futures::future::{Either, select};
 use gloo_timers::future::TimeoutFuture;
 use wasm_bindgen_futures::spawn_local;
 
+use super::archive::Archive;
 use super::control::{Control, Event};
 use super::http::Host;
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ const LONG_MS: u32 = 300;
 /// The model's rows, if it has any.
 #[derive(Debug, Clone)]
 pub struct Rows {
-    pub tables: Option<Rc<Tables<Host>>>,
+    pub tables: Option<Rc<Tables<Host, Archive>>>,
     pub control: Rc<Control>,
 }
 

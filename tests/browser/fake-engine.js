@@ -16,9 +16,10 @@ const INFO = {
   vocabSize: 49152,
   coreBytes: 103e6,
   tableBytes: 755e6,
+  tablePages: 49152,
   gpuBytes: 0,
   wasmBytes: 150e6,
-  rows: { lookedUp: 1200, requests: 31, bytesFetched: 9.1e6, stallMs: 412, bytesHeld: 9.1e6 },
+  rows: { lookedUp: 1200, stored: 0, requests: 31, bytesFetched: 9.1e6, stallMs: 412, bytesHeld: 9.1e6 },
 };
 
 const MARKDOWN = `Plants drink through **xylem**: tubes of dead cells, open from end to end.
@@ -111,6 +112,8 @@ export class Engine {
       seed: settings.seed ?? 7,
     };
   }
+
+  async download() {}
 
   stop() {
     this.#stopped = true;

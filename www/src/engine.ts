@@ -3,10 +3,12 @@
 import type {
   Backend,
   ChatMessage,
+  Download,
   EngineInfo,
   FromWorker,
   GenEvent,
   GenResult,
+  Kept,
   LoadProgress,
   SamplingSettings,
   Swap,
@@ -38,6 +40,8 @@ type Running = {
 
 export class EngineClient {
   readonly state = new Signal<EngineState>({ phase: "idle" });
+  /** What of the model is on this device, as last heard. */
+  readonly kept = new Signal<(Kept & { download: Download }) | null>(null);
   #worker: Worker | null = null;
   #running: Running | null = null;
 
@@ -83,6 +87,21 @@ export class EngineClient {
     this.#post({ type: "stop" });
   }
 
+  /** Asks for `kept` anew. */
+  askKept(): void {
+    this.#post({ type: "kept" });
+  }
+
+  /** Begins or pauses the download of the whole table; what has come stays. */
+  download(on: boolean): void {
+    this.#post({ type: "download", on });
+  }
+
+  /** Removes what is kept on this device; the model in memory stays. */
+  forget(): void {
+    this.#post({ type: "forget" });
+  }
+
   #post(message: ToWorker): void {
     this.#worker?.postMessage(message);
   }
@@ -94,14 +113,19 @@ export class EngineClient {
         return;
       case "loaded":
         this.state.set({ phase: "ready", info: message.info });
+        this.askKept();
         return;
       case "event":
         this.#running?.onEvent(message.event);
+        return;
+      case "kept":
+        this.kept.set({ ...message.kept, download: message.download });
         return;
       case "result": {
         const running = this.#running;
         this.#running = null;
         this.state.set({ phase: "ready", info: message.info });
+        this.askKept();
         running?.resolve(message.result);
         return;
       }
@@ -124,6 +148,7 @@ export class EngineClient {
   #end(reason: string): void {
     this.#worker?.terminate();
     this.#worker = null;
+    this.kept.set(null);
     const running = this.#running;
     this.#running = null;
     running?.reject(new GenerationError(reason, true));

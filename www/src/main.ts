@@ -3,6 +3,7 @@
 import { App } from "./app";
 import { ChatView } from "./chat-view";
 import { Composer } from "./composer";
+import { devicePanel } from "./device-panel";
 import { h, icon, iconButton } from "./dom";
 import { storedEdits } from "./edits";
 import { editsPanel } from "./edits-panel";
@@ -84,7 +85,7 @@ const panel = new Panel(
     {
       id: "model",
       label: "Model",
-      content: modelPanel(settings, engine.state, address.shown, {
+      content: modelPanel(settings, engine.state, devicePanel(engine), address.shown, {
         setBackend: (backend) => app.setBackend(backend),
         restart: () => app.load(),
         unload: () => app.unload(),

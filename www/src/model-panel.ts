@@ -23,6 +23,7 @@ const BACKENDS: readonly [Backend, string][] = [
 export function modelPanel(
   settings: Signal<Settings>,
   state: Signal<EngineState>,
+  device: HTMLElement,
   source: string | null,
   actions: ModelActions,
 ): HTMLElement {
@@ -45,6 +46,7 @@ export function modelPanel(
     "div",
     { class: "model" },
     facts,
+    device,
     choice(
       "Compute on",
       "backend",

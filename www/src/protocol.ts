@@ -24,6 +24,7 @@ export type EngineInfo = {
   vocabSize: number;
   coreBytes: number;
   tableBytes: number;
+  tablePages: number;
   gpuBytes: number;
   wasmBytes: number;
   /** What came of the table so far; null for a model without one. */
@@ -33,6 +34,8 @@ export type EngineInfo = {
 export type RowStats = {
   /** A row is all that a token has in the table. */
   lookedUp: number;
+  /** Of these, found on this device and not in memory. */
+  stored: number;
   requests: number;
   bytesFetched: number;
   stallMs: number;
@@ -79,8 +82,32 @@ export type Engine = {
     swaps: Swap[],
     onEvent: (event: GenEvent) => void,
   ): Promise<GenResult>;
+  download(pages: Uint32Array): Promise<void>;
   stop(): void;
 };
+
+/** Keeps files and pages from one visit to the next. It may lose any of them. No promise is rejected. */
+export type Archive = {
+  manifest(url: string): Promise<Uint8Array | undefined>;
+  begin(url: string, manifest: Uint8Array, files: string[], table: string): Promise<void>;
+  file(hash: string): Promise<Uint8Array | undefined>;
+  keepFile(hash: string, bytes: Uint8Array): void;
+  pages(numbers: Uint32Array): Promise<(Uint8Array | undefined)[]>;
+  keepPage(page: number, bytes: Uint8Array): void;
+  forgetPage(page: number): void;
+};
+
+/** What of the model in use is on this device. */
+export type Kept = {
+  /** Whole files: the core, the tokenizer, the table's index. */
+  files: number;
+  pages: number;
+  /** Why nothing more is kept. */
+  notice: string | null;
+};
+
+/** How the download of the whole table goes. */
+export type Download = { running: boolean; problem: string | null };
 
 /** The module `pkg/xylem.js`. */
 export type EngineModule = {
@@ -90,6 +117,7 @@ export type EngineModule = {
       manifestUrl: string,
       options: { backend: Backend },
       onProgress: (progress: LoadProgress) => void,
+      archive: Archive,
     ): Promise<Engine>;
   };
 };
@@ -97,12 +125,16 @@ export type EngineModule = {
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
   | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
-  | { type: "stop" };
+  | { type: "stop" }
+  | { type: "kept" }
+  | { type: "forget" }
+  | { type: "download"; on: boolean };
 
 export type FromWorker =
   | { type: "progress"; progress: LoadProgress }
   | { type: "loaded"; info: EngineInfo }
   | { type: "event"; event: GenEvent }
+  | { type: "kept"; kept: Kept; download: Download }
   | { type: "result"; result: GenResult; info: EngineInfo }
   // `fatal`: the engine cannot be used any more, the worker must be started anew.
   | { type: "failed"; message: string; fatal: boolean };

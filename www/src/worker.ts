@@ -1,8 +1,15 @@
 // The worker: holds the engine, so that neither loading nor a slow token ever blocks the page.
 
-import type { Engine, EngineModule, FromWorker, ToWorker } from "./protocol";
+import { DeviceArchive } from "./archive";
+import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
 
 let engine: Engine | null = null;
+const archive = new DeviceArchive();
+
+/** Pages of one piece of the download: between two pieces it can be paused, and the chat goes first. */
+const PIECE = 64;
+const download: Download = { running: false, problem: null };
+let answering: Promise<unknown> = Promise.resolve();
 
 function post(message: FromWorker): void {
   self.postMessage(message);
@@ -36,25 +43,62 @@ async function importEngine(): Promise<EngineModule> {
   return module;
 }
 
+async function postKept(): Promise<void> {
+  post({ type: "kept", kept: await archive.kept(), download: { ...download } });
+}
+
+/** Brings the whole table to this device, the frequent tokens first, until it is there or `running` is unset. */
+async function downloadTable(engine: Engine): Promise<void> {
+  const { tablePages } = engine.info();
+  Object.assign(download, { running: true, problem: null });
+  await postKept();
+  try {
+    while (download.running) {
+      const pages = await archive.missing(tablePages, PIECE);
+      if (pages.length === 0) break;
+      await engine.download(Uint32Array.from(pages));
+      await postKept();
+      await answering;
+    }
+  } catch (cause) {
+    download.problem = cause instanceof Error ? cause.message : String(cause);
+  }
+  download.running = false;
+  await postKept();
+}
+
 async function handle(message: ToWorker): Promise<void> {
   switch (message.type) {
     case "load": {
       const module = await importEngine();
-      engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, (progress) =>
-        post({ type: "progress", progress }),
-      );
+      const onProgress = (progress: LoadProgress): void => post({ type: "progress", progress });
+      engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, onProgress, archive);
       post({ type: "loaded", info: engine.info() });
       return;
     }
     case "chat": {
       if (!engine) throw new Error("The model is not loaded yet.");
       const { messages, settings, swaps } = message;
-      const result = await engine.chat(messages, settings, swaps, (event) => post({ type: "event", event }));
+      const answer = engine.chat(messages, settings, swaps, (event) => post({ type: "event", event }));
+      answering = answer.catch(() => undefined);
+      const result = await answer;
       post({ type: "result", result, info: engine.info() });
       return;
     }
     case "stop":
       engine?.stop();
+      return;
+    case "forget":
+      download.running = false;
+      await archive.clear();
+      await postKept();
+      return;
+    case "download":
+      if (!message.on) download.running = false;
+      else if (engine && !download.running) await downloadTable(engine);
+      return;
+    case "kept":
+      await postKept();
   }
 }
 

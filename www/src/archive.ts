@@ -1,0 +1,164 @@
+// What stays on this device from one visit to the next: whole files of bundles, and pages of their tables, in IndexedDB.
+// The engine checks the hash of all that it gets from here, as if it came over the network.
+
+import { type DBSchema, type IDBPDatabase, openDB } from "idb";
+import type { Archive, Kept } from "./protocol";
+
+/** What belongs to the bundle last seen at an address. */
+type Model = { manifest: Uint8Array; files: string[]; table: string };
+
+interface Schema extends DBSchema {
+  /** By the address of the manifest. */
+  models: { key: string; value: Model };
+  /** By hash, so that versions of a bundle share what did not change. */
+  files: { key: string; value: Uint8Array };
+  /** By the hash of the table's index, and number. */
+  pages: { key: [string, number]; value: Uint8Array };
+}
+
+/** Pages are written together after so many milliseconds, or as soon as there are so many. */
+const FLUSH_MS = 150;
+const FLUSH_PAGES = 256;
+
+/** A store that fails keeps nothing from then on; the model then lives in memory alone. */
+export class DeviceArchive implements Archive {
+  #db: Promise<IDBPDatabase<Schema> | null>;
+  #notice: string | null = null;
+  #table = "";
+  #files: string[] = [];
+  #waiting = new Map<number, Uint8Array>();
+  /** The pages of the table that are kept or about to be, as this tab knows. */
+  #have = new Set<number>();
+  #timer: ReturnType<typeof setTimeout> | null = null;
+
+  constructor(name = "xylem") {
+    this.#db = openDB<Schema>(name, 1, {
+      upgrade(db) {
+        db.createObjectStore("models");
+        db.createObjectStore("files");
+        db.createObjectStore("pages");
+      },
+    }).catch((cause) => this.#fail(cause));
+  }
+
+  async manifest(url: string): Promise<Uint8Array | undefined> {
+    return (await this.#do((db) => db.get("models", url)))?.manifest;
+  }
+
+  /** Makes `files` and `table` what is kept for `url`; what no bundle refers to any more is removed. */
+  async begin(url: string, manifest: Uint8Array, files: string[], table: string): Promise<void> {
+    this.#files = files;
+    this.#table = table;
+    this.#have = new Set();
+    await this.#do(async (db) => {
+      const change = db.transaction(["models", "files", "pages"], "readwrite");
+      const models = change.objectStore("models");
+      await models.put({ manifest, files, table }, url);
+      const all = await models.getAll();
+      const wanted = new Set(all.flatMap((model) => model.files));
+      const tables = new Set(all.map((model) => model.table));
+      const store = change.objectStore("files");
+      for (const hash of await store.getAllKeys()) if (!wanted.has(hash)) store.delete(hash);
+      const pages = change.objectStore("pages");
+      // From table to table: the keys of one follow each other.
+      let cursor = await pages.openKeyCursor();
+      while (cursor) {
+        const [hash] = cursor.key;
+        if (!tables.has(hash)) pages.delete(ofTable(hash));
+        cursor = await cursor.continue([hash, Number.POSITIVE_INFINITY]);
+      }
+      await change.done;
+      this.#have = new Set((await db.getAllKeys("pages", ofTable(table))).map(([, page]) => page));
+    });
+  }
+
+  async file(hash: string): Promise<Uint8Array | undefined> {
+    return this.#do((db) => db.get("files", hash));
+  }
+
+  keepFile(hash: string, bytes: Uint8Array): void {
+    void this.#do((db) => db.put("files", bytes, hash));
+  }
+
+  /** The pages that are kept, `undefined` for the others. */
+  async pages(numbers: Uint32Array): Promise<(Uint8Array | undefined)[]> {
+    const found = await this.#do((db) => {
+      const pages = db.transaction("pages").store;
+      return Promise.all(Array.from(numbers, (page) => this.#waiting.get(page) ?? pages.get([this.#table, page])));
+    });
+    return found ?? [];
+  }
+
+  keepPage(page: number, bytes: Uint8Array): void {
+    this.#waiting.set(page, bytes);
+    this.#have.add(page);
+    if (this.#waiting.size >= FLUSH_PAGES) void this.#flush();
+    else this.#timer ??= setTimeout(() => void this.#flush(), FLUSH_MS);
+  }
+
+  forgetPage(page: number): void {
+    this.#have.delete(page);
+    void this.#do((db) => db.delete("pages", [this.#table, page]));
+  }
+
+  /** At most `limit` of the first `total` pages, the lowest that are not kept; none where nothing can be kept. */
+  async missing(total: number, limit: number): Promise<number[]> {
+    const pages: number[] = [];
+    if (!(await this.#db)) return pages;
+    for (let page = 0; page < total && pages.length < limit; page += 1) if (!this.#have.has(page)) pages.push(page);
+    return pages;
+  }
+
+  async kept(): Promise<Kept> {
+    const hashes = new Set(await this.#do((db) => db.getAllKeys("files")));
+    const files = this.#files.filter((hash) => hashes.has(hash)).length;
+    return { files, pages: this.#have.size, notice: this.#notice };
+  }
+
+  /** Removes everything, of all bundles. */
+  async clear(): Promise<void> {
+    this.#waiting.clear();
+    this.#have.clear();
+    await this.#do(async (db) => {
+      const change = db.transaction(["models", "files", "pages"], "readwrite");
+      for (const name of ["models", "files", "pages"] as const) change.objectStore(name).clear();
+      await change.done;
+    });
+  }
+
+  async #flush(): Promise<void> {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    const pages = [...this.#waiting];
+    await this.#do(async (db) => {
+      const change = db.transaction("pages", "readwrite");
+      for (const [page, bytes] of pages) change.store.put(bytes, [this.#table, page]);
+      await change.done;
+    });
+    for (const [page, bytes] of pages) if (this.#waiting.get(page) === bytes) this.#waiting.delete(page);
+  }
+
+  async #do<T>(work: (db: IDBPDatabase<Schema>) => Promise<T>): Promise<T | undefined> {
+    const db = await this.#db;
+    if (!db) return undefined;
+    try {
+      return await work(db);
+    } catch (cause) {
+      this.#fail(cause);
+      return undefined;
+    }
+  }
+
+  #fail(cause: unknown): null {
+    const full = cause instanceof DOMException && cause.name === "QuotaExceededError";
+    const reason = full ? "there is no room left" : cause instanceof Error ? cause.message : String(cause);
+    this.#notice ??= `The browser cannot keep the model on this device (${reason}); it is downloaded again next time.`;
+    this.#db = Promise.resolve(null);
+    this.#have.clear();
+    return null;
+  }
+}
+
+function ofTable(hash: string): IDBKeyRange {
+  return IDBKeyRange.bound([hash, 0], [hash, Number.POSITIVE_INFINITY]);
+}
