@@ -8,7 +8,7 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const out = here("../dist/");
 
 const { metafile } = await build({
-  entryPoints: { app: here("src/main.ts"), worker: here("src/worker.ts") },
+  entryPoints: { app: here("src/main.ts"), worker: here("src/worker.ts"), offline: here("src/offline.ts") },
   outdir: out,
   bundle: true,
   format: "esm",

@@ -18,7 +18,7 @@ async function visited(t, host = {}) {
   const asked = [];
   const address = await serve(t, site, (request, response) => {
     asked.push(request.url);
-    if (host.gone && request.url.includes("/model/")) response.destroy();
+    if (host.dead || (host.gone && request.url.includes("/model/"))) response.destroy();
     return host.answer?.(request, response) || response.destroyed;
   });
   const page = await browser(t);
@@ -86,6 +86,19 @@ test("without the host the model of the last visit answers", async (t) => {
   host.gone = true;
   const second = await again(page);
   assert.deepEqual(second.result.tokens, first.result.tokens);
+});
+
+test("the page itself opens without its host", async (t) => {
+  const host = {};
+  const { page, first } = await visited(t, host);
+  await pagesKept(page);
+  await page.evaluate(() => navigator.serviceWorker.ready);
+  host.dead = true;
+  const second = await again(page);
+  assert.deepEqual(second.result.tokens, first.result.tokens);
+  host.dead = false;
+  await page.reload();
+  assert.ok(page.asked.includes("/app.js"), "the host goes first where it answers");
 });
 
 test("damaged copies are noticed and fetched again", async (t) => {

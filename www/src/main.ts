@@ -170,3 +170,8 @@ chat.draw();
 const connection = (navigator as Navigator & { connection?: { saveData?: boolean } }).connection;
 if (!connection?.saveData) app.load();
 if (!matchMedia("(pointer: coarse)").matches) composer.focus();
+
+// Where there are no service workers (private windows, plain HTTP) the page just needs its host.
+navigator.serviceWorker?.register(new URL("./offline.js", import.meta.url)).catch((cause: unknown) => {
+  console.warn("The page will not open without its host:", cause);
+});

@@ -1,0 +1,33 @@
+// The service worker: keeps the files of the page, so that it opens without its host. The host goes first wherever it
+// answers, so that nobody is left with an old page. The model's files are none of its business.
+
+type Extended = Event & { waitUntil(work: Promise<unknown>): void };
+type Fetched = Event & { request: Request; respondWith(response: Promise<Response>): void };
+
+const PAGE = "xylem-page";
+const FILES = ["./", "app.js", "app.css", "worker.js", "icon.svg", "pkg/xylem.js", "pkg/xylem_bg.wasm"];
+const urls = new Set(FILES.map((file) => new URL(file, self.location.href).href));
+
+self.addEventListener("install", (event) => {
+  (event as Extended).waitUntil(caches.open(PAGE).then((cache) => cache.addAll([...urls])));
+});
+
+self.addEventListener("fetch", (event) => {
+  const { request } = event as Fetched;
+  const url = new URL(request.url);
+  url.search = url.hash = "";
+  if (request.method === "GET" && urls.has(url.href)) (event as Fetched).respondWith(answer(request, url.href));
+});
+
+async function answer(request: Request, key: string): Promise<Response> {
+  const cache = await caches.open(PAGE);
+  try {
+    const response = await fetch(request);
+    if (response.ok) await cache.put(key, response.clone());
+    return response;
+  } catch (cause) {
+    const kept = await cache.match(key);
+    if (kept) return kept;
+    throw cause;
+  }
+}
