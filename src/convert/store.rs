@@ -48,7 +48,7 @@ pub fn stored(base: &Base, name: &str, precision: Precision) -> Result<(Dtype, V
 ///
 /// Rounding to four bits costs a changed matrix more than it cost the base, whose training may have known of it. So
 /// attention and the FFNs of the STEM layers get eight bits, which leaves the core of a healed SmolLM2-135M below
-/// 110 MB; the dense FFNs, half of the weights, stay at four.
+/// 110 MB; dense FFNs, half of the weights, stay at four. A recipe had better not change them.
 pub fn store(name: &str, values: &[f32], config: &Config, precision: Precision) -> (Dtype, Vec<u8>) {
     let stem_ffn = config.stem_layers.iter().any(|layer| name.starts_with(&format!("blk.{layer}.ffn_")));
     let dtype = match precision {
