@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 
+use futures::future::{Either, select};
 use gloo_net::http::{Request, RequestBuilder, Response};
 use gloo_timers::future::TimeoutFuture;
 use js_sys::{Reflect, Uint8Array};
@@ -20,6 +22,8 @@ use crate::tables::Transport;
 const ATTEMPTS: u32 = 4;
 /// Milliseconds before the second attempt; twice as many before each further one.
 const FIRST_PAUSE_MS: u32 = 400;
+/// Milliseconds without a byte after which an attempt has failed.
+const STALL_MS: u32 = 15_000;
 
 /// The folder on a host that holds a bundle.
 #[derive(Debug, Clone)]
@@ -158,8 +162,21 @@ async fn send(request: RequestBuilder) -> Result<Response, Failure> {
                 .into(),
         )
     };
-    let response = request.send().await.map_err(unreachable)?;
+    let response = in_time(request.send()).await?.map_err(unreachable)?;
     if response.ok() { Ok(response) } else { Err(Failure::status(response.status())) }
+}
+
+/// What `work` gives, unless it stalls.
+async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    match select(pin!(work), TimeoutFuture::new(STALL_MS)).await {
+        Either::Left((done, _)) => Ok(done),
+        Either::Right(_) => {
+            let seconds = STALL_MS / 1000;
+            Err(Failure::passing(format!(
+                "nothing came for {seconds} seconds; check the connection, and try again"
+            )))
+        }
+    }
 }
 
 fn complete(bytes: Uint8Array, expected: u64) -> Result<Uint8Array, Failure> {
@@ -184,7 +201,7 @@ impl Body {
         let all = Uint8Array::new_with_length(limit as u32);
         let mut len = 0;
         loop {
-            let piece = JsFuture::from(self.0.read()).await;
+            let piece = in_time(JsFuture::from(self.0.read())).await?;
             let piece =
                 piece.map_err(|_| Failure::passing(format!("broke off after {len} bytes; try again")))?;
             let value = Reflect::get(&piece, &JsValue::from_str("value")).ok();

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { answered, browser, copySite, root, scratch, serve, watchResults, xylem } from "./harness.mjs";
+import { answered, ask, browser, copySite, root, scratch, serve, watchResults, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 const SETTINGS = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 24, backend: "cpu" };
@@ -99,6 +99,25 @@ test("the page itself opens without its host", async (t) => {
   host.dead = false;
   await page.reload();
   assert.ok(page.asked.includes("/app.js"), "the host goes first where it answers");
+});
+
+test("a request that stalls is made again, and the chat says what it waits for", async (t) => {
+  const host = {
+    stalled: 0,
+    answer(request, response) {
+      if (!host.stalls || !/stem-\d+\.bin$/.test(request.url) || host.stalled > 0) return false;
+      host.stalled += 1;
+      // Half of a body, or nothing at all, would look the same from here on.
+      response.writeHead(206, { "content-length": 4096 }).write("begun");
+      return true;
+    },
+  };
+  const { page } = await visited(t, host);
+  host.stalls = true;
+  await ask(page, "Quite another question: zebra, quorum, 7531?");
+  await page.getByText("Waiting for rows of the table").waitFor();
+  await page.waitForFunction(() => window.results.length === 2, null, { timeout: 40_000 });
+  assert.equal(host.stalled, 1);
 });
 
 test("damaged copies are noticed and fetched again", async (t) => {
