@@ -219,12 +219,16 @@ impl<T: Transport, S: Store> Tables<T, S> {
     }
 
     async fn download_span(&self, span: &Span) -> Result<()> {
-        if self.state().ranges != Ranges::Refused {
+        let file = &self.layout.table().shards[span.shard];
+        for fresh in [false, true] {
+            if self.state().ranges == Ranges::Refused {
+                break;
+            }
             self.state().stats.requests += 1;
-            let file = &self.layout.table().shards[span.shard];
-            let bytes = self.transport.range(file, span.bytes.clone(), false).await?;
+            let bytes = self.transport.range(file, span.bytes.clone(), fresh).await?;
             self.state().stats.bytes_fetched += bytes.as_ref().map_or(0, |b| b.len() as u64);
-            if bytes.is_some_and(|bytes| self.keep_span(span, &bytes)) {
+            let Some(bytes) = bytes else { break };
+            if self.keep_span(span, &bytes) {
                 return Ok(());
             }
         }

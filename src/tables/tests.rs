@@ -188,7 +188,7 @@ fn rows_come_in_order_and_are_fetched_once() {
 #[test]
 fn a_download_fills_the_store_whatever_the_host_serves() {
     let all: Vec<u32> = (0..100).collect();
-    // How the host misbehaves, and the requests that it takes: ranges in five shards, one of them also whole, or whole.
+    // How the host misbehaves, and the requests that it takes: a range in each of five shards, one of them twice, or whole shards.
     for (ranges, flips, requests) in [(true, 0, 5), (true, 1, 6), (false, 0, 6)] {
         let mut host = host();
         host.1.ranges = ranges;
@@ -206,6 +206,9 @@ fn a_download_fills_the_store_whatever_the_host_serves() {
         assert_eq!(tables.stats().hot_bytes, 10 * 1008);
         let asked = host.1.requests() - before;
         assert!(asked <= requests, "{asked} for {ranges}, {flips}");
+        // One bad answer is no reason to give ranges up.
+        let whole = host.1.log.lock().unwrap().iter().filter(|(_, range, _)| range.is_none()).count();
+        assert_eq!(whole > 0, !ranges, "{whole} whole shards for {ranges}, {flips}");
         // Neither the page in use nor a stored one needs the host.
         let before = host.1.requests();
         assert_eq!(gather(&tables, &[at(299), at(100)]).unwrap(), rows(&[at(299), at(100)]));

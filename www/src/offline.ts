@@ -20,14 +20,23 @@ self.addEventListener("fetch", (event) => {
 });
 
 async function answer(request: Request, key: string): Promise<Response> {
-  const cache = await caches.open(PAGE);
   try {
     const response = await fetch(request);
-    if (response.ok) await cache.put(key, response.clone());
+    if (response.ok) void keep(key, response.clone());
     return response;
   } catch (cause) {
-    const kept = await cache.match(key);
+    const kept = await caches.match(key);
     if (kept) return kept;
     throw cause;
+  }
+}
+
+async function keep(key: string, response: Response): Promise<void> {
+  try {
+    const cache = await caches.open(PAGE);
+    await cache.put(key, response);
+  } catch (cause) {
+    // No room: the copy of the last visit stays.
+    console.warn("The page's file could not be kept:", cause);
   }
 }
