@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures::channel::oneshot;
-use futures::future::{join_all, try_join};
+use futures::future::{join, join_all, try_join};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use web_time::Instant;
@@ -121,6 +121,24 @@ struct Pending {
     waiting: Vec<oneshot::Sender<Arrival>>,
 }
 
+impl State {
+    /// A page's entry; `claim` takes the page on itself if nobody fetches it.
+    fn pending<T: Transport, S: Store>(&mut self, page: u32, claim: &mut Claim<'_, T, S>) -> &mut Pending {
+        self.pending.entry(page).or_insert_with(|| {
+            claim.pages.push(page);
+            Pending { claim: claim.id, waiting: Vec::new() }
+        })
+    }
+}
+
+impl Pending {
+    fn wait(&mut self) -> oneshot::Receiver<Arrival> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.push(sender);
+        receiver
+    }
+}
+
 type Arrival = (Held, Tier);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,33 +225,18 @@ impl<T: Transport, S: Store> Tables<T, S> {
     }
 
     /// Brings `pages` (ascending, distinct) to the store, and into memory as far as there is room: no page that a lookup
-    /// asked for makes way. Where the host serves whole shards only, the other pages of these come along.
+    /// asked for makes way. Pages that a lookup fetches just now are left to it, and stay missing if it gives up.
     ///
     /// # Errors
     /// As [`RowSource::gather`].
     pub async fn download(&self, pages: &[u32]) -> Result<()> {
-        for span in self.layout.spans(pages) {
-            self.download_span(&span).await?;
-        }
-        Ok(())
-    }
-
-    async fn download_span(&self, span: &Span) -> Result<()> {
-        let file = &self.layout.table().shards[span.shard];
-        for fresh in [false, true] {
-            if self.state().ranges == Ranges::Refused {
-                break;
-            }
-            self.state().stats.requests += 1;
-            let bytes = self.transport.range(file, span.bytes.clone(), fresh).await?;
-            self.state().stats.bytes_fetched += bytes.as_ref().map_or(0, |b| b.len() as u64);
-            let Some(bytes) = bytes else { break };
-            if self.keep_span(span, &bytes) {
-                return Ok(());
-            }
-        }
-        let bytes = self.whole_shard(span.shard).await?;
-        if self.keep_span(&self.layout.shard(span.shard), &bytes) { Ok(()) } else { Err(self.stale(span)) }
+        let (claim, waits) = self.claim_unasked(pages);
+        let fetch = async {
+            let fetched = self.fetch(&claim.pages).await;
+            drop(claim);
+            fetched
+        };
+        join(fetch, join_all(waits)).await.0
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -270,9 +273,9 @@ impl<T: Transport, S: Store> Tables<T, S> {
         have: &mut HashMap<u32, Arrival>,
     ) -> (Claim<'_, T, S>, Vec<(u32, oneshot::Receiver<Arrival>)>) {
         let mut state = self.state();
-        let id = state.next_claim;
+        let mut claim = Claim { tables: self, id: state.next_claim, pages: Vec::new() };
         state.next_claim += 1;
-        let (mut pages, mut waits) = (Vec::new(), Vec::new());
+        let mut waits = Vec::new();
         for page in wanted {
             if have.contains_key(page) {
                 continue;
@@ -281,15 +284,24 @@ impl<T: Transport, S: Store> Tables<T, S> {
                 have.insert(*page, (held, Tier::Hot));
                 continue;
             }
-            let pending = state.pending.entry(*page).or_insert_with(|| {
-                pages.push(*page);
-                Pending { claim: id, waiting: Vec::new() }
-            });
-            let (sender, receiver) = oneshot::channel();
-            pending.waiting.push(sender);
-            waits.push((*page, receiver));
+            waits.push((*page, state.pending(*page, &mut claim).wait()));
         }
-        (Claim { tables: self, id, pages }, waits)
+        (claim, waits)
+    }
+
+    /// Claims those of `pages` that nobody fetches, be they in memory or not, and queues for the others only.
+    fn claim_unasked(&self, pages: &[u32]) -> (Claim<'_, T, S>, Vec<oneshot::Receiver<Arrival>>) {
+        let mut state = self.state();
+        let mut claim = Claim { tables: self, id: state.next_claim, pages: Vec::new() };
+        state.next_claim += 1;
+        let mut waits = Vec::new();
+        for page in pages {
+            let pending = state.pending(*page, &mut claim);
+            if pending.claim != claim.id {
+                waits.push(pending.wait());
+            }
+        }
+        (claim, waits)
     }
 
     /// Delivers all of `pages`, which ascend, or fails.
@@ -345,34 +357,27 @@ impl<T: Transport, S: Store> Tables<T, S> {
         if !self.is_pending(span) {
             return Ok(());
         }
-        let bytes = self.whole_shard(span.shard).await?;
-        if self.accept_span(&self.layout.shard(span.shard), &bytes) {
-            return Ok(());
-        }
-        Err(self.stale(span))
-    }
-
-    /// All of a shard, with the right hash. Called where the host said that it serves no ranges, or served wrong ones.
-    async fn whole_shard(&self, shard: usize) -> Result<Vec<u8>> {
-        let file = &self.layout.table().shards[shard];
-        let ask = async |fresh| {
+        let file = &self.layout.table().shards[span.shard];
+        let mut verdict = Ok(());
+        for fresh in [false, true] {
             self.state().stats.requests += 1;
             let bytes = self.transport.whole(file, fresh).await?;
             self.state().stats.bytes_fetched += bytes.len() as u64;
-            Ok::<_, Error>(bytes)
-        };
-        let mut bytes = ask(false).await?;
-        if file.verify(&bytes).is_err() {
-            bytes = ask(true).await?;
-            file.verify(&bytes)?;
+            verdict = file.verify(&bytes);
+            if verdict.is_err() {
+                continue;
+            }
+            // Either the host said that it serves no ranges, or it served wrong ones twice.
+            self.state().ranges = Ranges::Refused;
+            if self.accept_span(&self.layout.shard(span.shard), &bytes) {
+                return Ok(());
+            }
+            return Err(Error::bundle(
+                &file.file,
+                "does not match the table's index; convert the model again",
+            ));
         }
-        self.state().ranges = Ranges::Refused;
-        Ok(bytes)
-    }
-
-    fn stale(&self, span: &Span) -> Error {
-        let file = &self.layout.table().shards[span.shard].file;
-        Error::bundle(file, "does not match the table's index; convert the model again")
+        verdict
     }
 
     fn is_pending(&self, span: &Span) -> bool {
@@ -382,22 +387,13 @@ impl<T: Transport, S: Store> Tables<T, S> {
 
     /// Takes the good pages among the `bytes` of `span`; whether no pending one was bad.
     fn accept_span(&self, span: &Span, bytes: &[u8]) -> bool {
-        self.keep_span(span, bytes);
-        !self.is_pending(span)
-    }
-
-    /// Takes the good pages among the `bytes` of `span`; whether all were.
-    fn keep_span(&self, span: &Span, bytes: &[u8]) -> bool {
-        let mut all = true;
         for (page, range) in self.layout.pages(span) {
             let bytes = bytes.get(range).unwrap_or_default();
             if self.accept(page, bytes, Tier::Fetched) {
                 self.store.save(page, bytes);
-            } else {
-                all = false;
             }
         }
-        all
+        !self.is_pending(span)
     }
 
     /// Checks a page and hands it to those who wait for it.
@@ -407,20 +403,23 @@ impl<T: Transport, S: Store> Tables<T, S> {
         let state = &mut *guard;
         if !good {
             state.stats.damaged_pages += 1;
-        } else if let Some(pending) = state.pending.remove(&page) {
-            let held = Held::new(bytes);
-            for waiting in pending.waiting {
-                let _ = waiting.send((held.clone(), tier)); // its lookup was dropped
-            }
-            state.cache.insert(page, held);
-        } else {
-            state.cache.insert_idle(page, bytes);
+            return false;
         }
-        good
+        let waiting = state.pending.remove(&page).map_or_else(Vec::new, |pending| pending.waiting);
+        if waiting.is_empty() {
+            state.cache.insert_idle(page, bytes);
+            return true;
+        }
+        let held = Held::new(bytes);
+        for waiting in waiting {
+            let _ = waiting.send((held.clone(), tier)); // its lookup was dropped
+        }
+        state.cache.insert(page, held);
+        true
     }
 }
 
-/// Pages that one lookup has taken on itself to fetch. Dropped, it leaves those not delivered to others.
+/// Pages that one lookup or download has taken on itself to fetch. Dropped, it leaves those not delivered to others.
 struct Claim<'a, T: Transport, S: Store> {
     tables: &'a Tables<T, S>,
     id: u64,

@@ -188,15 +188,16 @@ fn rows_come_in_order_and_are_fetched_once() {
 #[test]
 fn a_download_fills_the_store_whatever_the_host_serves() {
     let all: Vec<u32> = (0..100).collect();
-    // How the host misbehaves, and the requests that it takes: a range in each of five shards, one of them twice, or whole shards.
+    // How the host misbehaves, and the requests that it takes: a range in each of five shards, one of them twice, or whole
+    // shards.
     for (ranges, flips, requests) in [(true, 0, 5), (true, 1, 6), (false, 0, 6)] {
         let mut host = host();
         host.1.ranges = ranges;
-        host.1.flips = Mutex::new(flips);
         let shelf = Shelf::default();
         // Room for ten pages, one of them in use.
         let tables = tables(&host, &shelf, 10 * 1008);
         gather(&tables, &[at(299)]).unwrap();
+        *host.1.flips.lock().unwrap() = flips;
         let before = host.1.requests();
         block_on(tables.download(&all)).unwrap();
         assert_eq!(shelf.0.lock().unwrap().len(), 100);
@@ -214,6 +215,32 @@ fn a_download_fills_the_store_whatever_the_host_serves() {
         assert_eq!(gather(&tables, &[at(299), at(100)]).unwrap(), rows(&[at(299), at(100)]));
         assert_eq!(host.1.requests(), before);
     }
+}
+
+#[test]
+fn a_download_and_a_lookup_share_requests() {
+    let host = host();
+    let shelf = Shelf::default();
+    let tables = tables(&host, &shelf, 1 << 20);
+    let mut out = Vec::new();
+    let all: Vec<u32> = (0..20).collect();
+    let (first, second, third) =
+        block_on(join3(tables.download(&all), tables.gather(&[at(30)], &mut out), tables.download(&all)));
+    first.and(second).and(third).unwrap();
+    assert_eq!((out, host.1.requests()), (rows(&[at(30)]), 1));
+    assert_eq!(shelf.0.lock().unwrap().len(), 20);
+
+    // A lookup that is under way and dropped leaves its page to the next download.
+    let (mut out, token) = (Vec::new(), [at(90)]);
+    let mut lookup = Box::pin(tables.gather(&token, &mut out));
+    assert!(lookup.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let mut download = Box::pin(tables.download(&[30]));
+    assert!(download.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(lookup);
+    block_on(download).unwrap();
+    assert!(!shelf.0.lock().unwrap().contains_key(&30));
+    block_on(tables.download(&[30])).unwrap();
+    assert!(shelf.0.lock().unwrap().contains_key(&30));
 }
 
 #[test]

@@ -217,8 +217,10 @@ impl Engine {
     /// # Errors
     /// Pages that can't be had, in words for the reader.
     pub async fn download(&self, pages: Vec<u32>) -> Result<(), JsError> {
-        let Some(tables) = self.tables.clone() else { return Ok(()) };
-        Ok(tables.download(&pages).await?)
+        match &self.tables {
+            Some(tables) => Ok(tables.download(&pages).await?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the answer under way after the token it is at.

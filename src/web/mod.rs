@@ -1,8 +1,9 @@
 //! The engine of the page: what JavaScript sees, and what only a browser has.
 //!
 //! [`engine`] is the class `Engine`, [`load`] brings a bundle into a backend, [`http`] asks a static host for files
-//! and ranges, [`rows`] makes table lookups that can be watched and stopped, [`archive`] keeps files and pages on the
-//! device, [`control`] is the line to the page while an answer is written. Everything runs in a worker on one thread; nothing here computes.
+//! and ranges, [`archive`] keeps files and pages on the device, [`rows`] makes table lookups that can be watched and
+//! stopped, [`control`] is the line to the page while an answer is written. Everything runs in a worker on one thread;
+//! nothing here computes.
 
 mod archive;
 mod control;

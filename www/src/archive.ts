@@ -2,6 +2,7 @@
 // The engine checks the hash of all that it gets from here, as if it came over the network.
 
 import { type DBSchema, type IDBPDatabase, openDB } from "idb";
+import { reasonOf } from "./format";
 import type { Archive, Kept } from "./protocol";
 
 /** What belongs to the bundle last seen at an address. */
@@ -25,7 +26,8 @@ export class DeviceArchive implements Archive {
   #db: Promise<IDBPDatabase<Schema> | null>;
   #notice: string | null = null;
   #table = "";
-  #files: string[] = [];
+  /** The files of the bundle in use that are kept or about to be. */
+  #files = new Set<string>();
   #waiting = new Map<number, Uint8Array>();
   /** The pages of the table that are kept or about to be, as this tab knows. */
   #have = new Set<number>();
@@ -47,9 +49,9 @@ export class DeviceArchive implements Archive {
 
   /** Makes `files` and `table` what is kept for `url`; what no bundle refers to any more is removed. */
   async begin(url: string, manifest: Uint8Array, files: string[], table: string): Promise<void> {
-    this.#files = files;
     this.#table = table;
-    this.#have = new Set();
+    this.#files.clear();
+    this.#have.clear();
     await this.#do(async (db) => {
       const change = db.transaction(["models", "files", "pages"], "readwrite");
       const models = change.objectStore("models");
@@ -58,7 +60,8 @@ export class DeviceArchive implements Archive {
       const wanted = new Set(all.flatMap((model) => model.files));
       const tables = new Set(all.map((model) => model.table));
       const store = change.objectStore("files");
-      for (const hash of await store.getAllKeys()) if (!wanted.has(hash)) store.delete(hash);
+      const kept = await store.getAllKeys();
+      for (const hash of kept) if (!wanted.has(hash)) store.delete(hash);
       const pages = change.objectStore("pages");
       // From table to table: the keys of one follow each other.
       let cursor = await pages.openKeyCursor();
@@ -68,6 +71,7 @@ export class DeviceArchive implements Archive {
         cursor = await cursor.continue([hash, Number.POSITIVE_INFINITY]);
       }
       await change.done;
+      this.#files = new Set(kept.filter((hash) => files.includes(hash)));
       this.#have = new Set((await db.getAllKeys("pages", ofTable(table))).map(([, page]) => page));
     });
   }
@@ -77,6 +81,7 @@ export class DeviceArchive implements Archive {
   }
 
   keepFile(hash: string, bytes: Uint8Array): void {
+    this.#files.add(hash);
     void this.#do((db) => db.put("files", bytes, hash));
   }
 
@@ -84,7 +89,14 @@ export class DeviceArchive implements Archive {
   async pages(numbers: Uint32Array): Promise<(Uint8Array | undefined)[]> {
     const found = await this.#do((db) => {
       const pages = db.transaction("pages").store;
-      return Promise.all(Array.from(numbers, (page) => this.#waiting.get(page) ?? pages.get([this.#table, page])));
+      return Promise.all(
+        Array.from(numbers, async (page) => {
+          const bytes = this.#waiting.get(page) ?? (await pages.get([this.#table, page]));
+          // Another tab may have kept it.
+          if (bytes) this.#have.add(page);
+          return bytes;
+        }),
+      );
     });
     return found ?? [];
   }
@@ -102,22 +114,21 @@ export class DeviceArchive implements Archive {
   }
 
   /** At most `limit` of the first `total` pages, the lowest that are not kept; none where nothing can be kept. */
-  async missing(total: number, limit: number): Promise<number[]> {
+  missing(total: number, limit: number): number[] {
     const pages: number[] = [];
-    if (!(await this.#db)) return pages;
+    if (this.#notice !== null) return pages;
     for (let page = 0; page < total && pages.length < limit; page += 1) if (!this.#have.has(page)) pages.push(page);
     return pages;
   }
 
-  async kept(): Promise<Kept> {
-    const hashes = new Set(await this.#do((db) => db.getAllKeys("files")));
-    const files = this.#files.filter((hash) => hashes.has(hash)).length;
-    return { files, pages: this.#have.size, notice: this.#notice };
+  kept(): Kept {
+    return { files: this.#files.size, pages: this.#have.size, notice: this.#notice };
   }
 
   /** Removes everything, of all bundles. */
   async clear(): Promise<void> {
     this.#waiting.clear();
+    this.#files.clear();
     this.#have.clear();
     await this.#do(async (db) => {
       const change = db.transaction(["models", "files", "pages"], "readwrite");
@@ -151,9 +162,10 @@ export class DeviceArchive implements Archive {
 
   #fail(cause: unknown): null {
     const full = cause instanceof DOMException && cause.name === "QuotaExceededError";
-    const reason = full ? "there is no room left" : cause instanceof Error ? cause.message : String(cause);
+    const reason = full ? "there is no room left" : reasonOf(cause);
     this.#notice ??= `The browser cannot keep the model on this device (${reason}); it is downloaded again next time.`;
     this.#db = Promise.resolve(null);
+    this.#files.clear();
     this.#have.clear();
     return null;
   }

@@ -1,5 +1,6 @@
 // What of the model is on this device, the download of the rest, and the way to be rid of it.
 
+import { savesData } from "./connection";
 import { h } from "./dom";
 import type { EngineClient } from "./engine";
 import { bytes, duration } from "./format";
@@ -61,7 +62,7 @@ export function devicePanel(engine: EngineClient): HTMLElement {
     pause.hidden = !running;
     forget.disabled = kept.files + kept.pages === 0;
     if (have === total) write(WANTED, false);
-    else if (!resumed && !running && read(WANTED) === true && !metered()) engine.download(true);
+    else if (!resumed && !running && read(WANTED) === true && !savesData()) engine.download(true);
     resumed = true;
   });
   return element;
@@ -77,9 +78,4 @@ function words(kept: Kept, download: Download, info: EngineInfo, have: number, s
   }
   const problem = download.problem ? ` The download stopped: ${download.problem}` : "";
   return `Kept on this device for the next visit: the core${info.rows ? `, and ${table}` : ""}.${problem}`;
-}
-
-/** Whether the reader asked the browser to save data. */
-function metered(): boolean {
-  return (navigator as { connection?: { saveData?: boolean } }).connection?.saveData === true;
 }

@@ -87,11 +87,6 @@ export class EngineClient {
     this.#post({ type: "stop" });
   }
 
-  /** Asks for `kept` anew. */
-  askKept(): void {
-    this.#post({ type: "kept" });
-  }
-
   /** Begins or pauses the download of the whole table; what has come stays. */
   download(on: boolean): void {
     this.#post({ type: "download", on });
@@ -113,7 +108,6 @@ export class EngineClient {
         return;
       case "loaded":
         this.state.set({ phase: "ready", info: message.info });
-        this.askKept();
         return;
       case "event":
         this.#running?.onEvent(message.event);
@@ -125,7 +119,6 @@ export class EngineClient {
         const running = this.#running;
         this.#running = null;
         this.state.set({ phase: "ready", info: message.info });
-        this.askKept();
         running?.resolve(message.result);
         return;
       }

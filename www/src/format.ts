@@ -22,3 +22,8 @@ export function duration(seconds: number): string {
 export function plural(n: number, word: string): string {
   return `${count(n)} ${word}${n === 1 ? "" : "s"}`;
 }
+
+/** What was thrown, in its own words. */
+export function reasonOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}

@@ -3,6 +3,7 @@
 import { App } from "./app";
 import { ChatView } from "./chat-view";
 import { Composer } from "./composer";
+import { savesData } from "./connection";
 import { devicePanel } from "./device-panel";
 import { h, icon, iconButton } from "./dom";
 import { storedEdits } from "./edits";
@@ -167,8 +168,7 @@ addEventListener("pagehide", () => {
 app.start();
 chat.draw();
 // A reader who asked the browser to save data decides on a hundred megabytes by hand.
-const connection = (navigator as Navigator & { connection?: { saveData?: boolean } }).connection;
-if (!connection?.saveData) app.load();
+if (!savesData()) app.load();
 if (!matchMedia("(pointer: coarse)").matches) composer.focus();
 
 // Where there are no service workers (private windows, plain HTTP) the page just needs its host.

@@ -126,7 +126,6 @@ export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
   | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
   | { type: "stop" }
-  | { type: "kept" }
   | { type: "forget" }
   | { type: "download"; on: boolean };
 

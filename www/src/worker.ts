@@ -1,6 +1,7 @@
 // The worker: holds the engine, so that neither loading nor a slow token ever blocks the page.
 
 import { DeviceArchive } from "./archive";
+import { reasonOf } from "./format";
 import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
 
 let engine: Engine | null = null;
@@ -16,7 +17,7 @@ function post(message: FromWorker): void {
 }
 
 function fail(error: unknown): void {
-  const message = error instanceof Error ? error.message : String(error);
+  const message = reasonOf(error);
   // A trap (a panic, memory exhausted) leaves the engine in no state to go on, and its own words help no reader.
   if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) {
     post({
@@ -37,34 +38,34 @@ async function importEngine(): Promise<EngineModule> {
     module = (await import(url)) as EngineModule;
     await module.default();
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+    const reason = reasonOf(cause);
     throw new Error(`The engine (${url}) could not be started: ${reason}`, { cause });
   }
   return module;
 }
 
-async function postKept(): Promise<void> {
-  post({ type: "kept", kept: await archive.kept(), download: { ...download } });
+function postKept(): void {
+  post({ type: "kept", kept: archive.kept(), download: { ...download } });
 }
 
 /** Brings the whole table to this device, the frequent tokens first, until it is there or `running` is unset. */
 async function downloadTable(engine: Engine): Promise<void> {
   const { tablePages } = engine.info();
   Object.assign(download, { running: true, problem: null });
-  await postKept();
+  postKept();
   try {
     while (download.running) {
-      const pages = await archive.missing(tablePages, PIECE);
+      const pages = archive.missing(tablePages, PIECE);
       if (pages.length === 0) break;
       await engine.download(Uint32Array.from(pages));
-      await postKept();
+      postKept();
       await answering;
     }
   } catch (cause) {
-    download.problem = cause instanceof Error ? cause.message : String(cause);
+    download.problem = reasonOf(cause);
   }
   download.running = false;
-  await postKept();
+  postKept();
 }
 
 async function handle(message: ToWorker): Promise<void> {
@@ -74,6 +75,7 @@ async function handle(message: ToWorker): Promise<void> {
       const onProgress = (progress: LoadProgress): void => post({ type: "progress", progress });
       engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, onProgress, archive);
       post({ type: "loaded", info: engine.info() });
+      postKept();
       return;
     }
     case "chat": {
@@ -83,6 +85,7 @@ async function handle(message: ToWorker): Promise<void> {
       answering = answer.catch(() => undefined);
       const result = await answer;
       post({ type: "result", result, info: engine.info() });
+      postKept();
       return;
     }
     case "stop":
@@ -91,14 +94,11 @@ async function handle(message: ToWorker): Promise<void> {
     case "forget":
       download.running = false;
       await archive.clear();
-      await postKept();
+      postKept();
       return;
     case "download":
       if (!message.on) download.running = false;
       else if (engine && !download.running) await downloadTable(engine);
-      return;
-    case "kept":
-      await postKept();
   }
 }
 
