@@ -75,7 +75,7 @@ def grouped(prompts, batch):
     """Batches of prompts of one length, in random order."""
     by_length, batches = {}, []
     for p in prompts:
-        by_length.setdefault(len(p[1]), []).append(p)
+        by_length.setdefault(len(p[-1]), []).append(p)
     for group in by_length.values():
         random.shuffle(group)
         batches += [group[i : i + batch] for i in range(0, len(group), batch)]
@@ -104,18 +104,18 @@ def passages(dense, tok, gen, titles, batch=160, new=110):
 
 
 def fact_prompts(tok):
-    """(kind, ids) of what the model is asked to complete: countries, cities, common things."""
+    """(kind, name, ids) of what the model is asked to complete: countries, cities, common things."""
     prompts = []
 
     def add(kind, template, name):
         text = template.format(X=name)
-        prompts.append((kind, tok.encode(text[0].upper() + text[1:]).ids))
+        prompts.append((kind, name, tok.encode(text[0].upper() + text[1:]).ids))
 
     def ask(group, name, share):
         for q in en.ASK[group]:
             if random.random() < share:
                 head = SYSTEM if random.random() < 0.5 else ""
-                prompts.append(("ask", tok.encode(head + USER + q.format(X=name) + END + ASSISTANT).ids))
+                prompts.append(("ask", name, tok.encode(head + USER + q.format(X=name) + END + ASSISTANT).ids))
 
     for name in en.COUNTRIES:
         for t in en.CAPITALS:
@@ -146,15 +146,15 @@ def open_prompts(tok, titles):
 def facts(dense, tok, titles, completed, batch=192):
     """Open prompts first, at no cost; then some of them completed, greedily."""
     prompts = fact_prompts(tok)
-    for kind, ids in prompts:
-        yield {"kind": kind, "ids": ids, "prompt": len(ids)}
+    for kind, name, ids in prompts:
+        yield {"kind": kind, "name": name, "ids": ids, "prompt": len(ids)}
     yield from open_prompts(tok, titles)
     done = 0
     for group in grouped(prompts, batch):
         if len(group) < batch // 2:
             continue
-        new = 20 if group[0][0] == "ask" or len(group[0][1]) > 24 else 12
-        for (kind, ids), out in zip(group, generate(dense, [p for _, p in group], new)):
+        new = 20 if group[0][0] == "ask" or len(group[0][2]) > 24 else 12
+        for (kind, name, ids), out in zip(group, generate(dense, [p for *_, p in group], new)):
             text = tok.decode(out)
             if kind != "ask":  # the first sentence
                 cut = re.search(r"[.!?)](?=\s|$)|\n", text)
@@ -162,7 +162,7 @@ def facts(dense, tok, titles, completed, batch=192):
                     text = text[: cut.end()].rstrip("\n")
                     out = tok.encode(text).ids
             if "The capital of" not in text:
-                yield {"kind": kind, "ids": ids + out, "prompt": len(ids)}
+                yield {"kind": kind, "name": name, "ids": ids + out, "prompt": len(ids)}
         done += len(group)
         if done >= completed:
             return

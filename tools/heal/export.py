@@ -12,7 +12,8 @@ import json
 import os
 
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from model import FFN, HIDDEN, KVD, LAYERS, Q, Dense, load_gguf
 from student import FIRST, STEM, Student
@@ -78,6 +79,39 @@ def tensors_of(student):
             state["rows"][:-1, cols] = put(f"blk.{n}.stem_rows", state["rows"][:-1, cols].contiguous())
     out["output_norm.weight"] = state["norms.out"].float()
     return out, state
+
+
+def read_recipe(folder):
+    """The state of the student that a recipe was written from, with the values as they were rounded."""
+    with open(os.path.join(folder, "recipe.json")) as f:
+        head = json.load(f)
+    if head["stem_layers"] != STEM:
+        raise SystemExit(f"{folder} has the STEM layers {head['stem_layers']}, this student {STEM}")
+    stored = {}
+    for file in head["files"]:
+        stored |= load_file(os.path.join(folder, file["file"]))
+
+    def get(name):
+        x = stored[name].float()
+        if name + ".scale" in stored:
+            scale = stored[name + ".scale"].float()
+            x = (x.view(*scale.shape, -1) * scale[..., None]).view(x.shape)
+        return x
+
+    state = {"tokens": stored["stem_tokens"].long(), "norms.out": get("output_norm.weight")}
+    rows = []
+    for n in range(FIRST, LAYERS):
+        state[f"norms.{n}_attn"], state[f"norms.{n}_ffn"] = get(f"blk.{n}.attn_norm.weight"), get(f"blk.{n}.ffn_norm.weight")
+        parts = {"qkv": ["attn_q", "attn_k", "attn_v"], "o": ["attn_output"]} | ({"gate": ["ffn_gate"]} if n in STEM else {})
+        for ours, names in parts.items():
+            state[f"core.{n}_{ours}_a"] = get(f"blk.{n}.{names[0]}.lora_a")
+            state[f"core.{n}_{ours}_b"] = torch.cat([get(f"blk.{n}.{name}.lora_b") for name in names])
+        if n in STEM:
+            state[f"down.{n}"] = get(f"blk.{n}.ffn_down.weight")
+            state[f"maps.{n - FIRST}"] = get(f"blk.{n}.stem_map")
+            rows.append(get(f"blk.{n}.stem_rows"))
+    state["rows"] = F.pad(torch.cat(rows, 1), (0, 0, 0, 1))
+    return state
 
 
 def write(out, folder):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import entities as en
 from data import ASSISTANT, END, SYSTEM, USER
-from init import single_tokens
+from export import read_recipe
 from model import EOT, LAYERS, Dense, dense_forward, load_gguf, rms
 from student import BF, FIRST, KlHead, Norm, Student, Swiglu, rotate_c
 
@@ -118,40 +118,91 @@ class Order:
 
 
 class Counterfactuals:
-    """Rows about one entity b, read as if they were about a."""
+    """Statements about one entity b, read as if they were about a.
+
+    A name's tokens get rows as `xylem edit swap` deals them out: those of b as it stands within a sentence, aligned at
+    the last token; what a has more of keeps its own, what b has more of is left out.
+    """
 
     def __init__(self, tok, facts, rng):
-        self.rng, self.kinds, self.by_token = rng, {}, {}
+        self.rng, self.forms, self.docs = rng, {}, {"country": {}, "city": {}}
         for kind, names in (("country", en.COUNTRIES), ("city", en.CITIES)):
-            for t in single_tokens(tok, names):
-                bare = tok.encode(tok.decode([t]).strip()).ids
-                self.kinds[t] = (kind, bare[0] if len(bare) == 1 else -1)
+            for name in names:
+                bare = name.removeprefix("the ")
+                self.forms[name] = (tok.encode(" " + bare).ids, tok.encode(bare).ids)
+                self.docs[kind][name] = []
         for doc in facts:
-            if doc["kind"] not in ("capital", "country", "city", "ask"):
-                continue
-            ids = [i for i in doc["ids"][: doc["prompt"]] if i in self.kinds]
-            if len(set(ids)) == 1 and self.kinds[ids[0]][1] not in doc["ids"]:
-                self.by_token.setdefault(ids[0], []).append(doc)
-        self.tokens = {
-            k: [t for t in self.by_token if self.kinds[t][0] == k and len(self.by_token[t]) > 2] for k in ("country", "city")
-        }
+            for named in self.docs.values():
+                if doc.get("name") in named and self.places(doc["ids"], doc["name"]):
+                    named[doc["name"]].append(doc)
+        self.docs = {kind: {n: d for n, d in named.items() if len(d) > 2} for kind, named in self.docs.items()}
+        self.single = {kind: [n for n in named if len(self.forms[n][0]) == 1] for kind, named in self.docs.items()}
 
-    def take(self, n):
-        rows, weights, pairs = [], [], []
-        while len(rows) < n:
-            kind = "country" if self.rng.random() < 0.75 or len(self.tokens["city"]) < 30 else "city"
-            a, b = self.rng.sample(self.tokens[kind], 2)
-            docs = [d for d in self.by_token[b] if a not in d["ids"]]
+    def places(self, ids, name):
+        """(where, tokens, whether within a sentence) of each mention."""
+        found = []
+        for at in range(len(ids)):
+            for form, inner in zip(self.forms[name], (True, False)):
+                if ids[at : at + len(form)] == form and (inner or at == 0 or len(form) > 1):
+                    found.append((at, len(form), inner))
+                    break
+        return found
+
+    def pair(self, doc, a, b):
+        """(what the base reads, what the student reads, whose rows, [(place in the first, place in the second, weight)])."""
+        told, read, rows, pairs = doc["ids"], [], [], []
+        prompt, at = doc.get("prompt", 1), 0
+        swapped = self.forms[b][0]
+
+        def keep(upto):
+            nonlocal at
+            while at < upto:
+                pairs.append((at, len(read), 1.0 if at >= prompt - 1 else 0.25))
+                read.append(told[at])
+                rows.append(told[at])
+                at += 1
+
+        for where, length, inner in self.places(told, b):
+            if where < at:
+                continue
+            keep(where)
+            if len(self.forms[a][0]) > 1 or len(swapped) > 1:
+                pairs[-1:] = []  # what comes next has another first token
+            name = self.forms[a][0 if inner else 1]
+            read.extend(name)
+            rows.extend((name[: max(0, len(name) - len(swapped))] + swapped)[-len(name) :])
+            at += length
+            pairs.append((at - 1, len(read) - 1, 1.0 if at >= prompt else 0.25))
+        keep(len(told))
+        return told, read, rows, pairs
+
+    def take(self, n, length=SHORT):
+        """n rows of several statements: ids that the base reads and the student reads, rows, and what to compare."""
+        batch, compare = [[], [], []], []
+        while len(batch[0]) < n:
+            kind = "country" if self.rng.random() < 0.75 or len(self.single["city"]) < 30 else "city"
+            among = self.single[kind] if self.rng.random() < 0.5 else list(self.docs[kind])
+            a, b = self.rng.sample(among, 2)
+            first = [self.forms[x][0][0] if len(self.forms[a][0]) == len(self.forms[b][0]) == 1 else 0 for x in (a, b)]
+            docs = [d for d in self.docs[kind][b] if not self.places(d["ids"], a)]
             self.rng.shuffle(docs)
-            packed = pack(docs[:6], SHORT)
-            if packed:
-                rows.append(packed[0][0])
-                weights.append(packed[0][1])
-                pairs.append((a, b))
-        ids, pairs = torch.tensor(rows), torch.tensor(pairs)
-        a, b = pairs[:, :1], pairs[:, 1:]
-        read = torch.where(ids == b, a, ids)
-        return ids, torch.tensor(weights), read, pairs.repeat_interleave(ids.shape[1], 0)
+            lines, here = [[], [], []], []
+            for doc in docs[:8]:
+                *ids, pairs = self.pair(doc, a, b)
+                if max(len(ids[0]) + len(lines[0]), len(ids[1]) + len(lines[1])) >= length:
+                    continue
+                here += [(len(lines[0]) + i, len(lines[1]) + j, w) for i, j, w in pairs]
+                for line, part in zip(lines, ids):
+                    line.extend(part + [EOT])
+            if not here:
+                continue
+            row = len(batch[0])
+            compare += [(row * length + i, row * length + j, w, *first) for i, j, w in here]
+            for all_rows, line in zip(batch, lines):
+                all_rows.append((line + [EOT] * length)[:length])
+        told, read, rows = (torch.tensor(x) for x in batch)
+        compare = torch.tensor(compare, dtype=torch.float64)
+        return told, read, rows, compare
 
 
 class Probe:
@@ -221,7 +272,7 @@ class Probe:
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gguf", required=True)
-    p.add_argument("--init", required=True, help="what init.py wrote, or a checkpoint of an earlier run")
+    p.add_argument("--init", required=True, help="what init.py wrote, a checkpoint of an earlier run, or the folder of a recipe")
     p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--minutes", type=float, default=70)
@@ -243,7 +294,7 @@ def main():
     os.makedirs(a.out, exist_ok=True)
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
-    state = torch.load(a.init)
+    state = read_recipe(a.init) if os.path.isdir(a.init) else torch.load(a.init)
     state = state.get("student", state)
     student = Student(dense, state["tokens"])
     student.start_from(state)
@@ -258,7 +309,7 @@ def main():
     swaps = Counterfactuals(tok, facts, rng)
     teacher = Teacher(dense)
     probe = Probe(dense, teacher, tok, held)
-    print({k: f"{len(r)} rows" for k, r in rows.items()}, {k: len(t) for k, t in swaps.tokens.items()}, flush=True)
+    print({k: f"{len(r)} rows" for k, r in rows.items()}, {k: len(t) for k, t in swaps.docs.items()}, flush=True)
 
     step, tokens, spent = 0, 0, 0.0
     last = os.path.join(a.out, "last.pt")
@@ -282,14 +333,18 @@ def main():
 
     def work(job):
         """Loss and gradients of one job."""
-        kind, share, keys, ids, weight, read, pairs = job
+        kind, share, keys, ids, *rest = job
         if kind == "swap":
+            read, rows, compare = rest
             _, target = teacher.compute(ids)
             with torch.no_grad():
                 start = dense_forward(dense, read, 0, FIRST, **FUSED)
+            there, here = compare[:, 0].long(), compare[:, 1].long()
+            state, target, weight, exchange = student(start, rows)[here], target[there], compare[:, 2].float(), compare[:, 3:].long()
         else:
             start, target = teacher(keys, ids)
-        loss = KlHead.apply(student(start, ids), target, dense.embd, weight.flatten(), pairs)
+            state, weight, exchange = student(start, ids), rest[0].flatten(), None
+        loss = KlHead.apply(state, target, dense.embd, weight, exchange)
         return loss.item(), torch.autograd.grad(loss * share, params)
 
     pool = ThreadPoolExecutor(a.workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -311,7 +366,7 @@ def main():
                 if k in ("chat", "facts") and len(r) > 1.05 * len(orders[k].rows if k in orders else []):
                     orders[k] = Order(r, f"{k} {len(r)}", rng)
                     swaps = Counterfactuals(tok, facts, rng)
-                    print(k, len(r), {k: len(t) for k, t in swaps.tokens.items()}, flush=True)
+                    print(k, len(r), {k: len(t) for k, t in swaps.docs.items()}, flush=True)
         if spent - saved_at > 420 or done >= 1:
             saved_at = spent
             save()
@@ -324,11 +379,11 @@ def main():
 
         jobs = []
         for kind in rng.choices(list(MIXTURE), list(MIXTURE.values()), k=a.long_jobs):
-            jobs.append((kind, 1 / a.long_jobs, *orders[kind].take(a.long_rows), None, None))
-        if step % 3 < a.swaps and len(swaps.tokens["country"]) > 30:
+            jobs.append((kind, 1 / a.long_jobs, *orders[kind].take(a.long_rows)))
+        if step % 3 < a.swaps and len(swaps.single["country"]) > 30:
             jobs.append(("swap", 0.75, None, *swaps.take(a.short_rows)))
         elif "facts" in orders:
-            jobs.append(("facts", 0.5, *orders["facts"].take(a.short_rows), None, None))
+            jobs.append(("facts", 0.5, *orders["facts"].take(a.short_rows)))
         rng.shuffle(jobs)
         # one thread a job: they wait for each other once a step, not at every operation
         results = [work(j) for j in jobs] if step < 8 else list(pool.map(work, jobs))
