@@ -11,7 +11,7 @@ use xylem::session::{Finish, Observer};
 use xylem::text::{Message, Role, TextStream, chat};
 
 use super::generate::SamplingArgs;
-use super::model::{Kind, Model};
+use super::model::{self, Kind, Model};
 
 const HELP: &str = "/new begins anew, /system TEXT sets the system message and begins anew, /quit (or Ctrl-D) ends; \
                     Ctrl-C stops an answer";
@@ -28,6 +28,8 @@ pub struct Args {
     /// A file of edits (see `xylem edit`) to lay over the rows.
     #[arg(long, value_name = "FILE")]
     edits: Option<PathBuf>,
+    #[command(flatten)]
+    out: model::Out,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// What computes.
@@ -79,6 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     args.sampling.sampling().validate()?;
     let mut model = Model::bundle(&args.bundle, args.backend, args.context)?;
     model.chat_template()?;
+    args.out.apply(&mut model)?;
     if let Some(path) = &args.edits {
         model.edit(path)?;
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use xylem::device::Device;
 use xylem::eval::{choice, cloze, edits, nll, read_rows};
 
-use super::model::{Kind, Model};
+use super::model::{self, Kind, Model};
 use super::{edit, progress};
 
 /// Measure a bundle, or the dense base, on a suite.
@@ -42,6 +42,8 @@ pub struct Args {
     /// With --by teach: at most so many steps.
     #[arg(long, value_name = "N", default_value_t = 40)]
     steps: usize,
+    #[command(flatten)]
+    out: model::Out,
     /// What computes the bundle; the dense base always runs on the CPU.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: Kind,
@@ -88,6 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(path)) => Model::base(path, context)?,
         (None, None) => unreachable!("clap wants one of the two"),
     };
+    args.out.apply(&mut model)?;
     let bar = progress::count("Measuring", 0);
     let mut update = |done, total| {
         bar.set_length(total);

@@ -9,7 +9,7 @@ use xylem::sampler::Sampling;
 use xylem::session::Finish;
 use xylem::text::{Message, Role, chat};
 
-use super::model::{Kind, Which};
+use super::model::{self, Kind, Which};
 
 /// Continue a prompt, taken as it is: names of special tokens in it stand for these tokens.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,8 @@ pub struct Args {
     /// A file of edits (see `xylem edit`) to lay over the rows.
     #[arg(long, value_name = "FILE", conflicts_with = "base")]
     edits: Option<PathBuf>,
+    #[command(flatten)]
+    out: model::Out,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// What computes.
@@ -102,6 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
         std::io::stdin().read_to_string(&mut prompt).context("standard input")?;
     }
     let mut model = args.model.open(args.backend, args.context)?;
+    args.out.apply(&mut model)?;
     if let Some(path) = &args.edits {
         model.edit(path)?;
     }

@@ -9,7 +9,7 @@ use xylem::bundle::Bundle;
 use xylem::convert::Base;
 use xylem::cpu::CpuBackend;
 use xylem::device::Device;
-use xylem::edits::Edited;
+use xylem::edits::{Edited, Instead, KnockOut, Knocked};
 use xylem::gpu::{GpuBackend, GpuOptions};
 use xylem::session::Session;
 use xylem::tables::{FileTransport, Tables};
@@ -33,7 +33,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Model {
     /// The running model.
-    pub session: Session<Device, Edited<Option<Tables<FileTransport>>>>,
+    pub session: Session<Device, Edited<Knocked<Option<Tables<FileTransport>>>>>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template.
@@ -59,7 +59,7 @@ impl Model {
         let bar = progress::bytes("Loading", manifest.core_bytes());
         bundle.load_core(&mut device, |done, _| bar.set_position(done))?;
         bar.finish_and_clear();
-        let rows = Edited::new(bundle.tables()?);
+        let rows = Edited::new(Knocked::new(bundle.tables()?));
         let session = Session::new(device, rows, manifest.config.clone(), CHUNK);
         Ok(Self { session, tokenizer, template, hash: Some(manifest.hash()) })
     }
@@ -73,7 +73,7 @@ impl Model {
         let mut backend = CpuBackend::new(&base.tensors(), base.config(), context);
         base.load(&mut backend)?;
         let device = Device::Cpu(Box::new(backend));
-        let session = Session::new(device, Edited::new(None), base.config().clone(), CHUNK);
+        let session = Session::new(device, Edited::new(Knocked::new(None)), base.config().clone(), CHUNK);
         Ok(Self { session, tokenizer, template, hash: None })
     }
 
@@ -87,6 +87,15 @@ impl Model {
         Ok(())
     }
 
+    /// Knocks out the rows of `layers`; of all unless given.
+    pub fn knock_out(&mut self, instead: Instead, layers: Option<&[usize]>) -> Result<()> {
+        let config = self.session.config().clone();
+        let rows = self.session.rows_mut().inner_mut();
+        let out = pollster::block_on(KnockOut::new(instead, layers, &config, rows.inner()))?;
+        rows.set(Some(out));
+        Ok(())
+    }
+
     /// The chat template, or why there can be no chat.
     pub fn chat_template(&self) -> Result<&Template> {
         self.template.as_ref().context("this model brings no chat template; use `xylem generate`")
@@ -96,6 +105,48 @@ impl Model {
     pub fn backend_name(&self) -> String {
         let (kind, device) = self.session.backend().describe();
         format!("{kind}: {device}")
+    }
+}
+
+/// What takes the place of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InsteadArg {
+    /// Zeros.
+    Zero,
+    /// The mean row of the layer.
+    Mean,
+    /// The rows of another token.
+    Shuffle,
+}
+
+impl From<InsteadArg> for Instead {
+    fn from(instead: InsteadArg) -> Self {
+        match instead {
+            InsteadArg::Zero => Self::Zero,
+            InsteadArg::Mean => Self::Mean,
+            InsteadArg::Shuffle => Self::Shuffle,
+        }
+    }
+}
+
+/// Rows to knock out.
+#[derive(Debug, clap::Args)]
+pub struct Out {
+    /// Knocks rows out: what is left is what the core knows.
+    #[arg(long, value_enum, value_name = "INSTEAD")]
+    pub knock_out: Option<InsteadArg>,
+    /// Only of these STEM layers.
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', requires = "knock_out")]
+    pub knock_out_layers: Option<Vec<usize>>,
+}
+
+impl Out {
+    /// Knocks out what was asked for.
+    pub fn apply(&self, model: &mut Model) -> Result<()> {
+        match self.knock_out {
+            Some(instead) => model.knock_out(instead.into(), self.knock_out_layers.as_deref()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -216,6 +216,11 @@ impl<R> Edited<R> {
         &self.inner
     }
 
+    /// The rows below, to change what they give: see [`set_overlay`](Self::set_overlay).
+    pub fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
     /// What lies over them.
     pub fn overlay(&self) -> &Overlay {
         &self.overlay

@@ -1,0 +1,231 @@
+//! Knock-outs: what is left of a model when the rows of a layer, or of all, say nothing of their token.
+//!
+//! What a knocked-out model still does, the core does; what it no longer does came from the table.
+
+use futures::future::try_join;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::tables::RowSource;
+
+/// The mean row is taken over so many tokens, evenly spaced in the vocabulary: the page need not fetch the whole table.
+const SAMPLE: usize = 256;
+
+/// What takes the place of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Instead {
+    /// Zeros: the layer's FFN gives nothing.
+    Zero,
+    /// The mean of the rows of 256 tokens evenly spaced in the vocabulary: the same row for every token.
+    Mean,
+    /// The rows of another token, the same for all layers: each row is as good as before, but in the wrong place.
+    Shuffle,
+}
+
+/// A knock-out, laid out for a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnockOut {
+    instead: Instead,
+    // By their place among the STEM layers.
+    layers: Vec<usize>,
+    // [n_stem, ffn] for `Mean`, else empty.
+    mean: Vec<f32>,
+    ffn: usize,
+    vocab: usize,
+}
+
+impl KnockOut {
+    /// Knocks out the STEM layers `layers`, by their number in the model; all unless given.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a layer without rows or a model without any; what `rows` gives.
+    pub async fn new(
+        instead: Instead,
+        layers: Option<&[usize]>,
+        config: &Config,
+        rows: &impl RowSource,
+    ) -> Result<Self> {
+        let stem = &config.stem_layers;
+        if stem.is_empty() {
+            return Err(Error::invalid(
+                "a knock-out",
+                "this model has no table whose rows could be knocked out",
+            ));
+        }
+        let index = |layer: &usize| {
+            config.stem_index(*layer).ok_or_else(|| {
+                Error::invalid(format!("layer {layer}"), format!("has no rows; the STEM layers are {stem:?}"))
+            })
+        };
+        let layers = match layers {
+            Some(layers) => layers.iter().map(index).collect::<Result<_>>()?,
+            None => (0..stem.len()).collect(),
+        };
+        let mut mean = Vec::new();
+        if instead == Instead::Mean {
+            let n = SAMPLE.min(config.vocab_size);
+            let tokens: Vec<u32> = (0..n).map(|i| (i * config.vocab_size / n) as u32).collect();
+            let mut all = Vec::new(); // [n, n_stem, ffn]
+            rows.gather(&tokens, &mut all).await?;
+            mean = vec![0.0; config.row_width()];
+            for row in all.chunks_exact(mean.len()) {
+                mean.iter_mut().zip(row).for_each(|(m, u)| *m += u / n as f32);
+            }
+        }
+        Ok(Self { instead, layers, mean, ffn: config.intermediate_size, vocab: config.vocab_size })
+    }
+
+    /// The token whose rows `id` gets. A bijection without a fixed point for any vocabulary of two tokens or more,
+    /// since the step is half of it; far from `id`, where neighbours are spelt and merged alike.
+    fn other(&self, id: u32) -> u32 {
+        ((id as usize + self.vocab / 2) % self.vocab) as u32
+    }
+}
+
+/// Rows of which some may be knocked out.
+#[derive(Debug)]
+pub struct Knocked<R> {
+    inner: R,
+    out: Option<KnockOut>,
+}
+
+impl<R> Knocked<R> {
+    /// `inner`, whole.
+    pub fn new(inner: R) -> Self {
+        Self { inner, out: None }
+    }
+
+    /// The rows below.
+    pub fn inner(&self) -> &R {
+        &self.inner
+    }
+
+    /// Knocks out `out` and nothing else. What a KV cache holds then comes of other rows.
+    pub fn set(&mut self, out: Option<KnockOut>) {
+        self.out = out;
+    }
+}
+
+impl<R: RowSource> RowSource for Knocked<R> {
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_at(&[], tokens, out).await
+    }
+
+    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let Some(knock) = &self.out else { return self.inner.gather_at(before, tokens, out).await };
+        let start = out.len();
+        let mut others = Vec::new(); // [n, n_stem, ffn]
+        if knock.instead == Instead::Shuffle {
+            let ids: Vec<u32> = tokens.iter().map(|id| knock.other(*id)).collect();
+            let both =
+                try_join(self.inner.gather_at(before, tokens, out), self.inner.gather(&ids, &mut others));
+            if let Err(error) = both.await {
+                out.truncate(start);
+                return Err(error);
+            }
+        } else {
+            self.inner.gather_at(before, tokens, out).await?;
+        }
+        let width = (out.len() - start) / tokens.len().max(1);
+        for (i, rows) in out[start..].chunks_exact_mut(width.max(1)).enumerate() {
+            for layer in &knock.layers {
+                let span = layer * knock.ffn..(layer + 1) * knock.ffn;
+                match knock.instead {
+                    Instead::Zero => rows[span].fill(0.0),
+                    Instead::Mean => rows[span.clone()].copy_from_slice(&knock.mean[span]),
+                    Instead::Shuffle => rows[span.clone()].copy_from_slice(&others[i * width..][span]),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn prefetch(&self, tokens: &[u32]) {
+        self.inner.prefetch(tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+    use crate::tables::MemoryRows;
+
+    /// `tiny` with two STEM layers, and rows whose values are all different.
+    fn model() -> (Config, Knocked<MemoryRows>) {
+        let config = Config { stem_layers: vec![0, 2], ..tiny() };
+        let values = config.vocab_size * config.row_width();
+        let rows =
+            MemoryRows { rows: (0..values).map(|v| v as f32).collect(), row_width: config.row_width() };
+        (config, Knocked::new(rows))
+    }
+
+    fn gathered(rows: &impl RowSource, tokens: &[u32]) -> Vec<f32> {
+        let mut out = vec![-1.0];
+        pollster::block_on(rows.gather(tokens, &mut out)).unwrap();
+        assert_eq!(out.remove(0), -1.0);
+        out
+    }
+
+    fn knock(instead: Instead, layers: Option<&[usize]>) -> (Config, Knocked<MemoryRows>) {
+        let (config, mut rows) = model();
+        let out = pollster::block_on(KnockOut::new(instead, layers, &config, rows.inner())).unwrap();
+        rows.set(Some(out));
+        (config, rows)
+    }
+
+    #[test]
+    fn only_the_layers_named_are_knocked_out() {
+        let (config, whole) = model();
+        let (ffn, width) = (config.intermediate_size, config.row_width());
+        let tokens = [3, 0, 3];
+        let plain = gathered(&whole, &tokens);
+        for instead in [Instead::Zero, Instead::Mean, Instead::Shuffle] {
+            let (_, rows) = knock(instead, Some(&[2]));
+            let found = gathered(&rows, &tokens);
+            assert_eq!(found.len(), plain.len());
+            for (found, plain) in found.chunks_exact(width).zip(plain.chunks_exact(width)) {
+                assert_eq!(found[..ffn], plain[..ffn], "{instead:?}");
+                assert_ne!(found[ffn..], plain[ffn..], "{instead:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_mean_and_shuffled_rows_are_what_they_say() {
+        let (config, whole) = model();
+        let (vocab, width) = (config.vocab_size, config.row_width());
+        let all: Vec<u32> = (0..vocab as u32).collect();
+        assert!(gathered(&knock(Instead::Zero, None).1, &all).iter().all(|u| *u == 0.0));
+
+        let sample: Vec<u32> =
+            (0..SAMPLE.min(vocab)).map(|i| (i * vocab / SAMPLE.min(vocab)) as u32).collect();
+        let expected = gathered(&whole, &sample).chunks_exact(width).map(|r| f64::from(r[5])).sum::<f64>();
+        let mean = gathered(&knock(Instead::Mean, None).1, &[1, 2]);
+        assert!((f64::from(mean[5]) - expected / sample.len() as f64).abs() < 1e-2 * expected.abs());
+        assert_eq!(mean[..width], mean[width..]);
+
+        // Every row comes again, once, and in another place.
+        let first = |rows: Vec<f32>| rows.chunks_exact(width).map(|r| r[0] as u64).collect::<Vec<_>>();
+        let (plain, shuffled) =
+            (first(gathered(&whole, &all)), first(gathered(&knock(Instead::Shuffle, None).1, &all)));
+        assert!(plain.iter().zip(&shuffled).all(|(a, b)| a != b));
+        let mut sorted = shuffled;
+        sorted.sort_unstable();
+        assert_eq!(sorted, plain);
+    }
+
+    #[test]
+    fn layers_without_rows_are_refused() {
+        let (config, rows) = model();
+        let refused = |config: &Config, layers: Option<&[usize]>| {
+            pollster::block_on(KnockOut::new(Instead::Zero, layers, config, rows.inner()))
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(refused(&config, Some(&[1])).contains("layer 1"));
+        assert!(refused(&Config { stem_layers: vec![], ..config }, None).contains("no table"));
+    }
+}
