@@ -77,6 +77,14 @@ pub trait Backend {
     /// [`Error::Invalid`] if they lie outside the tensor.
     fn write(&mut self, tensor: usize, offset: usize, bytes: &[u8]) -> Result<()>;
 
+    /// Runs the operations of a step that need no rows, [`Plan::before_rows`](crate::plan::Plan::before_rows), while
+    /// its rows are on their way; the same step's [`forward`](Self::forward) then runs the others. A step that was
+    /// begun need not follow.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    async fn begin(&mut self, tokens: &[u32], position: usize) -> Result<()>;
+
     /// Runs one step.
     ///
     /// # Errors
@@ -98,22 +106,8 @@ pub trait Backend {
 /// # Errors
 /// [`Error::Invalid`] or [`Error::ContextFull`] with the values that were wrong.
 pub fn check(step: &Step<'_>, config: &crate::Config, capacity: usize) -> Result<()> {
+    check_tokens(step.tokens, step.position, config, capacity)?;
     let n = step.tokens.len();
-    if n == 0 || n > MAX_STEP_TOKENS {
-        return Err(Error::invalid(
-            format!("a step of {n} tokens"),
-            format!("from 1 to {MAX_STEP_TOKENS} are possible"),
-        ));
-    }
-    if step.position + n > capacity {
-        return Err(Error::ContextFull { tokens: step.position + n, context: capacity });
-    }
-    if let Some(id) = step.tokens.iter().find(|id| **id as usize >= config.vocab_size) {
-        return Err(Error::invalid(
-            format!("token {id}"),
-            format!("the vocabulary has {} tokens", config.vocab_size),
-        ));
-    }
     if step.rows.len() != n * config.row_width() {
         return Err(Error::invalid(
             format!("{} row values", step.rows.len()),
@@ -131,6 +125,30 @@ pub fn check(step: &Step<'_>, config: &crate::Config, capacity: usize) -> Result
                 format!("a positive factor and at most {MAX_PENALIZED} known tokens are possible"),
             ));
         }
+    }
+    Ok(())
+}
+
+/// Checks what is known of a step before its rows are there.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_tokens(tokens: &[u32], position: usize, config: &crate::Config, capacity: usize) -> Result<()> {
+    let n = tokens.len();
+    if n == 0 || n > MAX_STEP_TOKENS {
+        return Err(Error::invalid(
+            format!("a step of {n} tokens"),
+            format!("from 1 to {MAX_STEP_TOKENS} are possible"),
+        ));
+    }
+    if position + n > capacity {
+        return Err(Error::ContextFull { tokens: position + n, context: capacity });
+    }
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= config.vocab_size) {
+        return Err(Error::invalid(
+            format!("token {id}"),
+            format!("the vocabulary has {} tokens", config.vocab_size),
+        ));
     }
     Ok(())
 }

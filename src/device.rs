@@ -32,6 +32,13 @@ impl Backend for Device {
         }
     }
 
+    async fn begin(&mut self, tokens: &[u32], position: usize) -> Result<()> {
+        match self {
+            Self::Cpu(backend) => backend.begin(tokens, position).await,
+            Self::Gpu(backend) => backend.begin(tokens, position).await,
+        }
+    }
+
     async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
         match self {
             Self::Cpu(backend) => backend.forward(step).await,

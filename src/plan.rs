@@ -87,6 +87,13 @@ impl Plan {
         Self::of_config(&manifest.config)
     }
 
+    /// How many operations come before the first one that reads rows: what can run while these are on their way.
+    /// All but the head in a model without tables.
+    pub fn before_rows(&self) -> usize {
+        let reads_rows = |op: &Op| matches!(op, Op::NormGate { up: Up::Row(_), .. } | Op::Head { .. });
+        self.ops.iter().position(reads_rows).unwrap_or(self.ops.len())
+    }
+
     /// The plan of a model of these sizes.
     pub fn of_config(config: &Config) -> Self {
         let names: Vec<_> = expected_tensors(config).into_iter().map(|(name, _)| name).collect();
@@ -133,5 +140,8 @@ mod tests {
             })
             .collect();
         assert_eq!(ups, [false, true, false]);
+        // The embedding, the whole first layer, and attention of the second.
+        assert_eq!(plan.before_rows(), 1 + 6 + 4);
+        assert_eq!(Plan::of_config(&Config { stem_layers: vec![], ..tiny() }).before_rows(), 1 + 6 * 3);
     }
 }

@@ -1,5 +1,9 @@
 //! Generating: prompt in, tokens out, with the KV cache of a common prefix kept from one prompt to the next.
 
+use std::pin::pin;
+use std::task::Poll;
+
+use futures::poll;
 use web_time::Instant;
 
 use crate::backend::{Backend, Output, Penalty, Step, Want};
@@ -126,7 +130,15 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         let mut rows = std::mem::take(&mut self.step_rows);
         rows.clear();
         if self.config.row_width() > 0 {
-            self.rows.gather_at(&self.cached, tokens, &mut rows).await?;
+            let mut gather = pin!(self.rows.gather_at(&self.cached, tokens, &mut rows));
+            match poll!(&mut gather) {
+                Poll::Ready(gathered) => gathered?,
+                // The request is under way now.
+                Poll::Pending => {
+                    self.backend.begin(tokens, self.cached.len()).await?;
+                    gather.await?;
+                }
+            }
         }
         let step = Step { tokens, position: self.cached.len(), rows: &rows, want };
         let output = self.backend.forward(step).await?;
@@ -252,6 +264,7 @@ fn penalized(history: &[u32], config: &Config) -> Vec<u32> {
 #[cfg(all(test, feature = "native"))]
 mod tests {
     use std::cell::Cell;
+    use std::future::poll_fn;
 
     use super::*;
     use crate::bundle::quant::Dtype;
@@ -290,6 +303,27 @@ mod tests {
         assert_eq!(second.tokens, run(&mut session(100), &longer, &sampling).tokens);
         let again = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
         assert_eq!((again.reused_tokens, again.tokens), (5, first.tokens));
+    }
+
+    #[test]
+    fn rows_that_come_late_change_nothing() {
+        struct Late(MemoryRows);
+        impl RowSource for Late {
+            async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+                let mut asked = false;
+                poll_fn(|context| {
+                    context.waker().wake_by_ref();
+                    if std::mem::replace(&mut asked, true) { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                self.0.gather(tokens, out).await
+            }
+        }
+        let Session { backend, rows, config, chunk, .. } = session(100);
+        let mut late = Session::new(backend, Late(rows), config, chunk);
+        let (prompt, sampling) = ([5, 6, 7, 8, 9, 10], Sampling::greedy(12));
+        let generation = pollster::block_on(late.generate(&prompt, &sampling, &mut ())).unwrap();
+        assert_eq!(generation.tokens, run(&mut session(100), &prompt, &sampling).tokens);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::kernels;
 use super::linear::Weight;
-use crate::backend::{Backend, Output, Step, Want, check};
+use crate::backend::{Backend, Output, Step, Want, check, check_tokens};
 use crate::bundle::manifest::Tensor;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -64,6 +64,8 @@ pub struct CpuBackend {
     values: Vec<Vec<f32>>,
     capacity: usize,
     scratch: Scratch,
+    // Position and tokens of a step whose first operations have been run.
+    begun: Option<(usize, Vec<u32>)>,
 }
 
 impl CpuBackend {
@@ -77,6 +79,7 @@ impl CpuBackend {
             values: vec![Vec::new(); config.n_layers],
             capacity: capacity.min(config.context_length),
             scratch: Scratch::default(),
+            begun: None,
         }
     }
 
@@ -90,25 +93,19 @@ impl CpuBackend {
         &self.weights[id]
     }
 
-    /// [`Backend::forward`] with a look at every intermediate value.
+    /// [`Backend::forward`] with a look at every intermediate value (of a step that was begun, those that are left).
     ///
     /// # Errors
     /// [`Error::Invalid`] or [`Error::ContextFull`] for a step that can't be run.
     pub fn forward_probed(&mut self, step: Step<'_>, probe: &mut impl Probe) -> Result<Output> {
         check(&step, &self.plan.config, self.capacity)?;
-        let end = step.position + step.tokens.len();
-        let kv_dim = self.plan.config.kv_dim();
-        for cache in self.keys.iter_mut().chain(&mut self.values) {
-            if cache.len() < step.position * kv_dim {
-                return Err(Error::invalid(
-                    format!("a step at position {}", step.position),
-                    format!("the cache holds {} positions", cache.len() / kv_dim),
-                ));
-            }
-            cache.resize(end * kv_dim, 0.0);
+        let begun = self.begun.take();
+        let begun = begun.is_some_and(|(at, tokens)| at == step.position && tokens == step.tokens);
+        if !begun {
+            self.make_room(step.tokens, step.position)?;
         }
-        self.scratch.resize(&self.plan.config, step.tokens.len());
-        for index in 0..self.plan.ops.len() {
+        let first = if begun { self.plan.before_rows() } else { 0 };
+        for index in first..self.plan.ops.len() {
             let op = self.plan.ops[index];
             self.run(op, &step);
             probe.after(index, &op, self.scratch.view());
@@ -121,6 +118,22 @@ impl CpuBackend {
             }
             Want::Logits => Output::Logits(std::mem::take(&mut self.scratch.logits)),
         })
+    }
+
+    /// Room for a step in the cache, which is cut to what comes before it, and in the scratch.
+    fn make_room(&mut self, tokens: &[u32], position: usize) -> Result<()> {
+        let kv_dim = self.plan.config.kv_dim();
+        for cache in self.keys.iter_mut().chain(&mut self.values) {
+            if cache.len() < position * kv_dim {
+                return Err(Error::invalid(
+                    format!("a step at position {position}"),
+                    format!("the cache holds {} positions", cache.len() / kv_dim),
+                ));
+            }
+            cache.resize((position + tokens.len()) * kv_dim, 0.0);
+        }
+        self.scratch.resize(&self.plan.config, tokens.len());
+        Ok(())
     }
 
     fn run(&mut self, op: Op, step: &Step<'_>) {
@@ -201,6 +214,18 @@ impl Backend for CpuBackend {
             .get_mut(tensor)
             .ok_or_else(|| Error::invalid(format!("tensor {tensor}"), format!("the core has {count}")))?;
         weight.write(offset, bytes)
+    }
+
+    async fn begin(&mut self, tokens: &[u32], position: usize) -> Result<()> {
+        self.begun = None;
+        check_tokens(tokens, position, &self.plan.config, self.capacity)?;
+        self.make_room(tokens, position)?;
+        let step = Step { tokens, position, rows: &[], want: Want::Nothing };
+        for index in 0..self.plan.before_rows() {
+            self.run(self.plan.ops[index], &step);
+        }
+        self.begun = Some((position, tokens.to_vec()));
+        Ok(())
     }
 
     async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
@@ -326,6 +351,25 @@ pub(super) mod tests {
         for (a, b) in reused.iter().zip(&fresh[2 * 300..]) {
             assert!((a - b).abs() < 1e-3, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn a_step_that_was_begun_gives_the_same_bits() {
+        let config = tiny();
+        let (mut whole, mut begun) = (model(&config), model(&config));
+        for (position, tokens) in [(0, &[1, 2, 3][..]), (3, &[4]), (2, &[5, 6])] {
+            // Only the last of these is followed.
+            for other in [&[9, 9][..], &[9], tokens] {
+                pollster::block_on(begun.begin(other, position)).unwrap();
+            }
+            assert_eq!(logits(&mut begun, tokens, position), logits(&mut whole, tokens, position));
+        }
+        pollster::block_on(begun.begin(&[9], 1)).unwrap();
+        assert_eq!(logits(&mut begun, &[7], 1), logits(&mut whole, &[7], 1));
+        let begin =
+            |backend: &mut CpuBackend, tokens, at| pollster::block_on(backend.begin(tokens, at)).unwrap_err();
+        assert!(begin(&mut begun, &[300], 0).to_string().contains("token 300"));
+        assert!(begin(&mut begun, &[1], 9).to_string().contains("holds 2 positions"));
     }
 
     #[test]

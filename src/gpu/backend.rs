@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 
-use super::compile::{Buffers, Program, RESULT_WORDS, compile};
+use super::compile::{Buffers, Layers, Program, RESULT_WORDS, compile};
 use super::device::Gpu;
 use super::shader::Dispatch;
 use super::weights::Weight;
 use super::{self_test, step};
 use crate::backend::{
-    Backend, Candidates, MAX_CANDIDATES, MAX_STEP_TOKENS, Output, Penalty, Step, Want, check,
+    Backend, Candidates, MAX_CANDIDATES, MAX_STEP_TOKENS, Output, Penalty, Step, Want, check, check_tokens,
 };
 use crate::bundle::Tensor;
 use crate::bundle::manifest::expected_tensors;
@@ -75,6 +75,8 @@ pub struct GpuBackend {
     logit_rows: usize,
     /// Bytes of weights since the last flush.
     staged: usize,
+    /// Position and tokens of a step whose first dispatches have been submitted.
+    begun: Option<(usize, Vec<u32>)>,
 }
 
 impl GpuBackend {
@@ -144,6 +146,7 @@ impl GpuBackend {
             step_tokens,
             logit_rows,
             staged: 0,
+            begun: None,
         })
     }
 
@@ -152,10 +155,27 @@ impl GpuBackend {
         self.gpu.software
     }
 
+    fn layers(&self, n: usize) -> &Layers {
+        if n == 1 { &self.program.one } else { &self.program.many }
+    }
+
+    fn check_position(&self, position: usize) -> Result<()> {
+        if position > self.filled {
+            return Err(Error::invalid(
+                format!("a step at position {position}"),
+                format!("the cache holds {} positions", self.filled),
+            ));
+        }
+        Ok(())
+    }
+
     /// Runs a step that the buffers hold whole; logits are appended to `logits`.
     async fn run(&mut self, step: Step<'_>, logits: &mut Vec<f32>) -> Result<Output> {
         let n = step.tokens.len();
-        let layers = if n == 1 { &self.program.one } else { &self.program.many };
+        let begun = self.begun.take();
+        let begun = begun.is_some_and(|(at, tokens)| at == step.position && tokens == step.tokens);
+        let layers = self.layers(n);
+        let layers = &layers.dispatches[if begun { layers.before_rows } else { 0 }..];
         match step.want {
             Want::Nothing => {
                 let upload = step::upload(&step, &self.config, 0..0);
@@ -165,7 +185,7 @@ impl GpuBackend {
             Want::Candidates(_) => {
                 let upload = step::upload(&step, &self.config, n - 1..n);
                 let top_k = std::slice::from_ref(&self.program.top_k);
-                let work = [(layers.as_slice(), n), (&self.program.head_one, 1), (top_k, 1)];
+                let work = [(layers, n), (&self.program.head_one, 1), (top_k, 1)];
                 let result =
                     self.submit(&upload, &work, Some((&self.buffers.result, &self.readback))).await?;
                 let candidates = candidates(&result, self.config.vocab_size).ok_or_else(|| {
@@ -247,15 +267,28 @@ impl Backend for GpuBackend {
         self.gpu.check()
     }
 
+    async fn begin(&mut self, tokens: &[u32], position: usize) -> Result<()> {
+        self.begun = None;
+        self.gpu.check()?;
+        check_tokens(tokens, position, &self.config, self.capacity)?;
+        self.check_position(position)?;
+        let n = tokens.len();
+        if n > self.step_tokens {
+            return Ok(()); // such a step goes through the device in parts
+        }
+        self.filled = position;
+        let step = Step { tokens, position, rows: &[], want: Want::Nothing };
+        let upload = step::upload(&step, &self.config, 0..0);
+        let layers = self.layers(n);
+        self.submit(&upload, &[(&layers.dispatches[..layers.before_rows], n)], None).await?;
+        self.begun = Some((position, tokens.to_vec()));
+        Ok(())
+    }
+
     async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
         self.gpu.check()?;
         check(&step, &self.config, self.capacity)?;
-        if step.position > self.filled {
-            return Err(Error::invalid(
-                format!("a step at position {}", step.position),
-                format!("the cache holds {} positions", self.filled),
-            ));
-        }
+        self.check_position(step.position)?;
         let n = step.tokens.len();
         let width = self.config.row_width();
         let mut logits = Vec::new();

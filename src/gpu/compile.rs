@@ -75,13 +75,21 @@ impl Buffers {
     }
 }
 
+/// The dispatches of all layers.
+#[derive(Debug, Default)]
+pub struct Layers {
+    pub dispatches: Vec<Dispatch>,
+    /// How many of them read no rows and come before all that do.
+    pub before_rows: usize,
+}
+
 /// The dispatches of a step.
 #[derive(Debug)]
 pub struct Program {
     /// All layers, for one token.
-    pub one: Vec<Dispatch>,
+    pub one: Layers,
     /// All layers, for more tokens.
-    pub many: Vec<Dispatch>,
+    pub many: Layers,
     /// The logits of one position.
     pub head_one: Vec<Dispatch>,
     /// The logits of more positions.
@@ -94,15 +102,17 @@ pub struct Program {
 pub fn compile(gpu: &Gpu, plan: &Plan, weights: &[Weight], buffers: &Buffers, serial: bool) -> Program {
     let config = &plan.config;
     let mut compiler = Compiler { shaders: Shaders::new(gpu), config, weights, buffers, serial };
-    let mut lists = [(); 4].map(|()| Vec::new());
-    let [one, many, head_one, head_many] = &mut lists;
-    for (layers, head, is_many) in [(one, head_one, false), (many, head_many, true)] {
+    let [mut one, mut many] = [(); 2].map(|()| Layers::default());
+    let [mut head_one, mut head_many] = [(); 2].map(|()| Vec::new());
+    for (layers, head, is_many) in [(&mut one, &mut head_one, false), (&mut many, &mut head_many, true)] {
         for (i, op) in plan.ops.iter().enumerate() {
-            let list = if matches!(op, Op::Head { .. }) { &mut *head } else { &mut *layers };
+            let list = if matches!(op, Op::Head { .. }) { &mut *head } else { &mut layers.dispatches };
             compiler.op(&plan.ops[..i], *op, is_many, list);
+            if i + 1 == plan.before_rows() {
+                layers.before_rows = layers.dispatches.len();
+            }
         }
     }
-    let [one, many, head_one, head_many] = lists;
     Program { one, many, head_one, head_many, top_k: compiler.top_k() }
 }
 

@@ -91,6 +91,7 @@ impl Bench {
         let step = Step { tokens, position: POSITION, rows, want: Want::Nothing };
         let program = self.compile(ops);
         let dispatches = if tokens.len() == 1 { &program.one } else { &program.many };
+        let dispatches = &dispatches.dispatches;
         self.dispatch(&step::upload(&step, &self.config, 0..0), dispatches, tokens.len());
     }
 
@@ -383,8 +384,10 @@ fn a_layer_takes_five_dispatches() {
     let buffers = Buffers::new(&gpu, &c, MAX_STEP_TOKENS, 10, 1);
     for serial in [true, false] {
         let program = compile(&gpu, &Plan::of_config(&c), &weights, &buffers, serial);
-        for list in [program.one, program.many] {
-            assert_eq!(list.len(), 1 + 5 * c.n_layers);
+        for layers in [program.one, program.many] {
+            assert_eq!(layers.dispatches.len(), 1 + 5 * c.n_layers);
+            // The embedding, the first layer, and the second one's attention.
+            assert_eq!(layers.before_rows, 1 + 5 + 3);
         }
         assert_eq!((program.head_one.len(), program.head_many.len()), (1, 1));
     }

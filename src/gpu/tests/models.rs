@@ -15,6 +15,7 @@ struct Pair {
     config: Config,
     gpu: GpuBackend,
     cpu: CpuBackend,
+    steps: usize,
 }
 
 impl Pair {
@@ -41,12 +42,22 @@ impl Pair {
             }
             cpu.write(id, 0, planes).unwrap();
         }
-        Self { config: config.clone(), gpu, cpu }
+        Self { config: config.clone(), gpu, cpu, steps: 0 }
     }
 
     fn both(&mut self, tokens: &[u32], position: usize, want: Want<'_>) -> [Output; 2] {
         let rows: Vec<f32> = tokens.iter().flat_map(|t| random::rows(&self.config, *t, SEED)).collect();
         let step = Step { tokens, position, rows: &rows, want };
+        // Rows come at once, or late, or for another step than the one that was begun.
+        let begun = match self.steps % 3 {
+            0 => None,
+            1 => Some(tokens),
+            _ => Some(&[7u32][..]),
+        };
+        self.steps += 1;
+        if let Some(begun) = begun {
+            pollster::block_on(self.gpu.begin(begun, position)).unwrap();
+        }
         [pollster::block_on(self.gpu.forward(step)), pollster::block_on(self.cpu.forward(step))]
             .map(Result::unwrap)
     }
