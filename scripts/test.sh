@@ -37,6 +37,16 @@ find_browser() {
   export CHROMIUM
 }
 
+# A static host of the kind that the page is put on.
+static_host() {
+  [ "$(uname)" = Linux ] || return 0
+  PATH=$PATH:/usr/sbin
+  have nginx || apt_install "the test of hosting" nginx-light ||
+    die "The test of hosting needs nginx: install it, or name it with NGINX=/path/to/it."
+  NGINX=${NGINX:-$(type -P nginx)}
+  export NGINX
+}
+
 format() { cargo fmt --check; }
 
 lint() { cargo clippy --release --locked --all-targets -- -D warnings; }

@@ -111,6 +111,8 @@ struct State {
     pending: HashMap<u32, Pending>,
     next_claim: u64,
     ranges: Ranges,
+    // Shards whose ranges were wrong on a host that serves others rightly.
+    spoilt: BTreeSet<usize>,
     stats: Stats,
 }
 
@@ -128,6 +130,20 @@ impl State {
             claim.pages.push(page);
             Pending { claim: claim.id, waiting: Vec::new() }
         })
+    }
+
+    /// Whether ranges of this shard are not worth asking for.
+    fn gets_whole(&self, shard: usize) -> bool {
+        self.ranges == Ranges::Refused || self.spoilt.contains(&shard)
+    }
+
+    /// What a range of this shard that can't be had means: for all shards, unless the host served one before.
+    fn give_ranges_up(&mut self, shard: usize) {
+        if self.ranges == Ranges::Served {
+            self.spoilt.insert(shard);
+        } else {
+            self.ranges = Ranges::Refused;
+        }
     }
 }
 
@@ -166,6 +182,7 @@ impl<T: Transport, S: Store> Tables<T, S> {
             pending: HashMap::new(),
             next_claim: 0,
             ranges: Ranges::Unknown,
+            spoilt: BTreeSet::new(),
             stats: Stats::default(),
         };
         Ok(Self {
@@ -333,12 +350,12 @@ impl<T: Transport, S: Store> Tables<T, S> {
         }
         let file = &self.layout.table().shards[span.shard];
         for fresh in [false, true] {
-            if self.state().ranges == Ranges::Refused {
+            if self.state().gets_whole(span.shard) {
                 break;
             }
             self.state().stats.requests += 1;
             let Some(bytes) = self.transport.range(file, span.bytes.clone(), fresh).await? else {
-                self.state().ranges = Ranges::Refused;
+                self.state().give_ranges_up(span.shard);
                 break;
             };
             self.state().stats.bytes_fetched += bytes.len() as u64;
@@ -368,7 +385,7 @@ impl<T: Transport, S: Store> Tables<T, S> {
                 continue;
             }
             // Either the host said that it serves no ranges, or it served wrong ones twice.
-            self.state().ranges = Ranges::Refused;
+            self.state().give_ranges_up(span.shard);
             if self.accept_span(&self.layout.shard(span.shard), &bytes) {
                 return Ok(());
             }

@@ -21,7 +21,7 @@ use crate::edits::{Edited, Overlay, Scope, Swap};
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Finish, Observer, Session};
-use crate::tables::{Stats, Tables};
+use crate::tables::{RowSource, Stats, Tables};
 use crate::text::{Message, Template, TextStream, Tokenizer, chat};
 
 /// Prompt tokens that the CPU reads at a time: between two steps a stop is heard.
@@ -220,6 +220,14 @@ impl Engine {
         match &self.tables {
             Some(tables) => Ok(tables.download(&pages).await?),
             None => Ok(()),
+        }
+    }
+
+    /// Brings the rows of `text`, which may soon be sent, into memory. What fails is told when it is sent.
+    pub fn prefetch(&self, text: &str) {
+        if let Ok(tokens) = self.tokenizer.encode_more(text) {
+            let rows = Rows { tables: self.tables.clone(), control: self.control.clone() };
+            rows.prefetch(&tokens);
         }
     }
 

@@ -11,7 +11,7 @@ use gloo_timers::future::TimeoutFuture;
 use js_sys::{Reflect, Uint8Array};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
-use web_sys::{ReadableStreamDefaultReader, RequestCache, Url};
+use web_sys::{AbortController, ReadableStreamDefaultReader, RequestCache, Url};
 
 use crate::bundle::FileRef;
 use crate::bundle::manifest::MAX_MANIFEST_BYTES;
@@ -155,6 +155,8 @@ async fn retry<T>(url: &str, attempt: impl AsyncFn() -> Result<T, Failure>) -> R
 
 /// A response that is no error.
 async fn send(request: RequestBuilder) -> Result<Response, Failure> {
+    let mut ending = Ending::new()?;
+    let request = request.abort_signal(ending.0.as_ref().map(AbortController::signal).as_ref());
     // The browser tells the page no more than that it failed.
     let unreachable = |_| {
         Failure::passing(
@@ -163,7 +165,26 @@ async fn send(request: RequestBuilder) -> Result<Response, Failure> {
         )
     };
     let response = in_time(request.send()).await?.map_err(unreachable)?;
+    ending.0 = None; // from here on it is for the body to end
     if response.ok() { Ok(response) } else { Err(Failure::status(response.status())) }
+}
+
+/// A request without an answer yet. Dropped, it is ended, so that its connection is free for another.
+struct Ending(Option<AbortController>);
+
+impl Ending {
+    fn new() -> Result<Self, Failure> {
+        let lasting = |_| Failure::lasting("the browser cannot end requests".into());
+        Ok(Self(Some(AbortController::new().map_err(lasting)?)))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(request) = &self.0 {
+            request.abort();
+        }
+    }
 }
 
 /// What `work` gives, unless it stalls.

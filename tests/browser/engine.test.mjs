@@ -1,66 +1,11 @@
 // The real engine in the page, on a small random model, against what the native command makes of the same model.
 
 import assert from "node:assert/strict";
-import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
-import { answered, ask, browser, copySite, lastAnswer, scratch, serve, watchResults, xylem } from "./harness.mjs";
-
-const QUESTION = "What rises in a tree?";
-/** Greedy, but for the penalty, without which a random model repeats itself at once. */
-const GREEDY = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 48, backend: "cpu" };
-
-let folder;
-before(async () => {
-  folder = await mkdtemp(join(tmpdir(), "xylem-model-"));
-  // Records of one page each, so that tokens of a text need several pages, and the table is far larger than these.
-  await xylem(
-    "random",
-    "--out",
-    join(folder, "model"),
-    "--ffn",
-    "2560",
-    "--layers",
-    "3",
-    "--stem",
-    "1,2",
-    "--context",
-    "4096",
-  );
-});
-after(() => rm(folder, { recursive: true, force: true }));
-
-/** What the native command answers. */
-async function native(model = join(folder, "model"), more = []) {
-  const sampling = ["--temperature", "0", "--repetition-penalty", "1.3", "--max-tokens", "48"];
-  const prompt = ["--prompt", QUESTION, "--chat", "--context", "4096"];
-  return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, ...more, "--json"));
-}
-
-/**
- * A page on the site with the real engine and the small model, which `spoil` may damage in its folder first.
- * `page.requests` collects what the host was asked for.
- */
-async function realPage(t, { settings = {}, spoil, intercept = () => false, path = "" } = {}) {
-  const site = await scratch(t);
-  const root = join(site, path);
-  await copySite(root);
-  await cp(join(folder, "model"), join(root, "model"), { recursive: true });
-  await spoil?.(join(root, "model"));
-  const requests = [];
-  const address = await serve(t, site, (request, response) => {
-    const handled = intercept(request, response);
-    const { range } = request.headers;
-    response.on("finish", () => requests.push({ path: request.url, range, status: response.statusCode }));
-    return handled;
-  });
-  const page = await browser(t);
-  await watchResults(page, { ...GREEDY, ...settings });
-  await page.goto(address + encodeURI(path));
-  page.requests = requests;
-  return page;
-}
+import { test } from "node:test";
+import { answered, ask, lastAnswer, scratch, xylem } from "./harness.mjs";
+import { folder, native, QUESTION, realPage, table } from "./real.mjs";
 
 /** What the engine gave for answer number `n`, from 0, once it is there. */
 async function nextResult(page, n) {
@@ -74,8 +19,6 @@ async function complaint(page) {
   await alert.waitFor();
   return alert.innerText();
 }
-
-const table = (requests) => requests.filter(({ path }) => /stem-\d+\.bin$/.test(path));
 
 test("the CPU gives the text of the native command, with rows by range", async (t) => {
   const page = await realPage(t);
@@ -167,6 +110,18 @@ test("an edit changes the answer as it does natively, and is gone when switched 
   await page.getByRole("button", { name: "Remove tree → What" }).click();
   assert.equal(await page.getByRole("list", { name: "Edits" }).getByRole("listitem").count(), 0);
   assert.deepEqual(page.problems, []);
+});
+
+test("rows come while the message is still being written", async (t) => {
+  const page = await realPage(t);
+  await answered(page, QUESTION);
+  const asked = () => table(page.requests).length;
+  const before = asked();
+  await page.getByRole("textbox", { name: "Message", exact: true }).fill("zebra quorum 7531");
+  const deadline = Date.now() + 20_000;
+  while (asked() === before && Date.now() < deadline) await page.waitForTimeout(50);
+  assert.ok(asked() > before);
+  assert.equal(await page.evaluate(() => window.results.length), 1, "nothing was sent");
 });
 
 test("a host that serves no ranges gives whole shards", async (t) => {

@@ -55,6 +55,8 @@ export class Engine {
   #stopped = false;
   #answers = 0;
 
+  prefetch() {}
+
   static async load(manifestUrl, { backend }, onProgress) {
     const engine = new Engine();
     engine.#kind = new URL(manifestUrl).pathname.split("/").at(-2);

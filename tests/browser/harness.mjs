@@ -156,3 +156,28 @@ export async function answered(page, question) {
   await lastAnswer(page);
   return page.evaluate(() => window.results.at(-1));
 }
+
+/** Waits until pages of the table are in the database, and gives how many of each table. */
+export async function pagesKept(page) {
+  const count = () =>
+    page.evaluate(async () => {
+      const db = await new Promise((resolve, reject) => {
+        const open = indexedDB.open("xylem");
+        open.onsuccess = () => resolve(open.result);
+        open.onerror = () => reject(open.error);
+      });
+      const keys = await new Promise((resolve) => {
+        const all = db.transaction("pages").objectStore("pages").getAllKeys();
+        all.onsuccess = () => resolve(all.result);
+      });
+      db.close();
+      return keys.map(([table]) => table);
+    });
+  let last = -1;
+  for (;;) {
+    const tables = await count();
+    if (tables.length === last && last > 0) return tables;
+    last = tables.length;
+    await page.waitForTimeout(400);
+  }
+}

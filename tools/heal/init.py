@@ -122,7 +122,7 @@ def fit(dense, student, rows, batch=16, ridge_map=0.02, ridge_down=0.02):
             size = 1 / (goal.square().sum(-1) + 0.3 * teacher[s].square().sum(-1) + 1.0)
             a += (act * size[:, None]).t() @ act
             b += (act * size[:, None]).t() @ goal
-            acts.append(act.to(torch.bfloat16))
+            acts.append(act.to(torch.bfloat16))  # to save memory
             afters.append(x)
         base = w["down"].float()
         reg = ridge_down * a.diagonal().mean() * torch.eye(FFN)

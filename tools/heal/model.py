@@ -13,6 +13,10 @@ Q, KVD = HEADS * HD, KV * HD
 THETA, EPS = 100_000.0, 1e-5
 EOT, IM_START, IM_END = 0, 1, 2
 
+# What matrices are multiplied in: bf16 takes a sixth of the speed of fp32 where a CPU has no such instructions.
+CPU = torch.cpu.get_capabilities()
+DTYPE = torch.bfloat16 if CPU.get("amx_bf16") or CPU.get("avx512_bf16") else torch.float32
+
 
 # ---------------------------------------------------------------- base weights and tokenizer
 
@@ -48,7 +52,7 @@ def tokenizer_of(reader):
 class Dense:
     """The base model's matrices in `dtype`, fused where it helps: qkv, gate and up."""
 
-    def __init__(self, weights, dtype=torch.bfloat16):
+    def __init__(self, weights, dtype=DTYPE):
         self.dtype = dtype
         self.embd32 = weights["token_embd.weight"]
         self.embd = self.embd32.to(dtype)
@@ -101,7 +105,7 @@ def attention(qkv, batch, length, cos, sin, rotate=rotate):
 
 # Plain versions; training passes compiled ones.
 def _norm(x, gain):
-    return rms(x, gain).to(torch.bfloat16)
+    return rms(x, gain).to(DTYPE)
 
 
 def _swiglu(g, u):

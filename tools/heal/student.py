@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import EPS, FFN, HD, HEADS, HIDDEN, KV, LAYERS, Q, VOCAB, rope_table, rotate
+from model import DTYPE, EPS, FFN, HD, HEADS, HIDDEN, KV, LAYERS, Q, VOCAB, rope_table, rotate
 
 STEM = list(range(3, 13))
 FIRST = STEM[0]  # the layers below are the base's own, and are never touched
-BF = torch.bfloat16
 
 compiled = torch.compile(dynamic=True)
 
@@ -16,7 +15,7 @@ compiled = torch.compile(dynamic=True)
 @compiled
 def norm_forward(x, gain):
     r = torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
-    return (x * r * gain).to(BF), r
+    return (x * r * gain).to(DTYPE), r
 
 
 @compiled
@@ -46,7 +45,7 @@ class Norm(torch.autograd.Function):
 
 @compiled
 def swiglu_forward(g, u):
-    return (F.silu(g.float()) * u.float()).to(BF)
+    return (F.silu(g.float()) * u.float()).to(DTYPE)
 
 
 @compiled
@@ -54,7 +53,7 @@ def swiglu_backward(dy, g, u):
     dy, g, u = dy.float(), g.float(), u.float()
     s = torch.sigmoid(g)
     silu = g * s
-    return (dy * u * (s + silu * (1 - s))).to(BF), (dy * silu).to(BF)
+    return (dy * u * (s + silu * (1 - s))).to(DTYPE), (dy * silu).to(DTYPE)
 
 
 class Swiglu(torch.autograd.Function):
@@ -105,7 +104,7 @@ def kl_rows(zs, zt):
     zs, zt = zs.float(), zt.float()
     ls, lt = zs.log_softmax(-1), zt.log_softmax(-1)
     pt = lt.exp()
-    return (pt * (lt - ls)).sum(-1), (ls.exp() - pt).to(BF)
+    return (pt * (lt - ls)).sum(-1), (ls.exp() - pt).to(DTYPE)
 
 
 class KlHead(torch.autograd.Function):
@@ -125,7 +124,7 @@ class KlHead(torch.autograd.Function):
                 zt.scatter_(1, a, zb).scatter_(1, b, za)
             kl, dz = kl_rows(hs[s] @ embd.t(), zt)
             total += (kl * share[s]).sum()
-            dh[s] = (dz @ embd) * share[s, None].to(BF)
+            dh[s] = (dz @ embd) * share[s, None].to(DTYPE)
         ctx.save_for_backward(dh)
         return total
 
@@ -172,13 +171,13 @@ class Student(nn.Module):
         self.load_state_dict({k: v for k, v in state.items() if k in mine})
 
     def lora(self, x, n, name, w):
-        return LoraLinear.apply(x, w, self.core[f"{n}_{name}_a"].to(BF), self.core[f"{n}_{name}_b"].to(BF))
+        return LoraLinear.apply(x, w, self.core[f"{n}_{name}_a"].to(DTYPE), self.core[f"{n}_{name}_b"].to(DTYPE))
 
     def table(self, ids):
         """Rows of every STEM layer for the ids [n]: a list of [n, FFN]."""
         e = self.dense.embd[ids]
-        r = F.embedding(self.slot[ids], self.rows, padding_idx=len(self.tokens)).to(BF).view(-1, len(STEM), FFN)
-        return [torch.addmm(r[:, i], e, self.maps[i].to(BF).t()) for i in range(len(STEM))]
+        r = F.embedding(self.slot[ids], self.rows, padding_idx=len(self.tokens)).to(DTYPE).view(-1, len(STEM), FFN)
+        return [torch.addmm(r[:, i], e, self.maps[i].to(DTYPE).t()) for i in range(len(STEM))]
 
     def layer(self, x, n, batch, length, cos, sin, up=None):
         w = self.dense.layers[n]
@@ -196,7 +195,7 @@ class Student(nn.Module):
             gu = F.linear(h, w["gu"])
             return x + F.linear(Swiglu.apply(gu[:, :FFN], gu[:, FFN:]), w["down"])
         act = Swiglu.apply(self.lora(h, n, "gate", self.gate[n]), up)
-        return x + F.linear(act, self.down[str(n)].to(BF))
+        return x + F.linear(act, self.down[str(n)].to(DTYPE))
 
     def forward(self, x, row_ids):
         """Normalised last states [batch * length, HIDDEN] from the base's stream x before layer FIRST.

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 import entities as en
 from data import ASSISTANT, END, SYSTEM, USER
 from export import read_recipe
-from model import EOT, LAYERS, Dense, dense_forward, load_gguf, rms
-from student import BF, FIRST, KlHead, Norm, Student, Swiglu, rotate_c
+from model import DTYPE, EOT, LAYERS, Dense, dense_forward, load_gguf, rms
+from student import FIRST, KlHead, Norm, Student, Swiglu, rotate_c
 
 LONG, SHORT = 320, 64
 FUSED = {"norm": Norm.apply, "swiglu": Swiglu.apply, "rotate": rotate_c}
@@ -84,7 +84,7 @@ class Teacher:
     def compute(self, ids):
         start = dense_forward(self.dense, ids, 0, FIRST, **FUSED)
         end = dense_forward(self.dense, ids, FIRST, LAYERS, x=start, **FUSED)
-        return start, rms(end, self.dense.norm).to(BF)
+        return start, rms(end, self.dense.norm).to(DTYPE)
 
     def __call__(self, keys, ids):
         missing = [i for i, k in enumerate(keys) if k not in self.memory]
@@ -93,7 +93,7 @@ class Teacher:
             length = ids.shape[1]
             for j, i in enumerate(missing):
                 s = slice(j * length, (j + 1) * length)
-                self.memory[keys[i]] = (start[s].to(BF), end[s].clone())
+                self.memory[keys[i]] = (start[s].to(DTYPE), end[s].clone())
         start = torch.cat([self.memory[k][0] for k in keys]).float()
         return start, torch.cat([self.memory[k][1] for k in keys])
 

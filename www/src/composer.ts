@@ -6,8 +6,13 @@ import { h, icon } from "./dom";
 export type ComposerActions = {
   send(text: string): void;
   stop(): void;
+  /** The message as far as it is written, when the writer pauses. */
+  draft(text: string): void;
   editLast(): void;
 };
+
+/** So long without a key is a pause. */
+const PAUSE_MS = 250;
 
 export class Composer {
   readonly element: HTMLElement;
@@ -16,6 +21,7 @@ export class Composer {
   readonly #actions: ComposerActions;
   #busy = false;
   #stopping: Stopping = "no";
+  #pause = 0;
 
   constructor(actions: ComposerActions) {
     this.#actions = actions;
@@ -28,7 +34,11 @@ export class Composer {
       enterkeyhint: "send",
       autocomplete: "off",
     });
-    this.#field.addEventListener("input", () => this.#show());
+    this.#field.addEventListener("input", () => {
+      this.#show();
+      clearTimeout(this.#pause);
+      this.#pause = setTimeout(() => actions.draft(this.#field.value.trim()), PAUSE_MS);
+    });
     this.#field.addEventListener("keydown", (event) => this.#key(event));
     this.#button = h("button", { type: "submit", class: "send" });
     this.element = h("form", { class: "composer" }, this.#field, this.#button);
@@ -53,6 +63,7 @@ export class Composer {
   #send(): void {
     const text = this.#field.value.trim();
     if (!text || this.#busy) return;
+    clearTimeout(this.#pause);
     this.#field.value = "";
     this.#show();
     this.#actions.send(text);

@@ -83,6 +83,11 @@ export class EngineClient {
     });
   }
 
+  /** Says what may be sent soon, so that its rows come while it is written. */
+  prefetch(text: string): void {
+    if (this.state.value.phase === "ready") this.#post({ type: "prefetch", text });
+  }
+
   stop(): void {
     this.#post({ type: "stop" });
   }

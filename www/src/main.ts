@@ -51,6 +51,9 @@ const chat = new ChatView(() => app.conversation, byId("welcome"), {
 const composer = new Composer({
   send: (text) => ask(text),
   stop: () => app.stop(),
+  draft: (text) => {
+    if (!savesData()) engine.prefetch(text);
+  },
   editLast: () => chat.editLastQuestion(),
 });
 const loadView = new LoadView({

@@ -83,6 +83,8 @@ export type Engine = {
     onEvent: (event: GenEvent) => void,
   ): Promise<GenResult>;
   download(pages: Uint32Array): Promise<void>;
+  /** Brings the rows of a text that may soon be sent into memory. */
+  prefetch(text: string): void;
   stop(): void;
 };
 
@@ -125,6 +127,7 @@ export type EngineModule = {
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
   | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
+  | { type: "prefetch"; text: string }
   | { type: "stop" }
   | { type: "forget" }
   | { type: "download"; on: boolean };

@@ -88,6 +88,9 @@ async function handle(message: ToWorker): Promise<void> {
       postKept();
       return;
     }
+    case "prefetch":
+      engine?.prefetch(message.text);
+      return;
     case "stop":
       engine?.stop();
       return;
