@@ -10,13 +10,15 @@ use crate::bundle::manifest::Tensor;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, Up};
+use crate::trace::gauge::{Gauge, Gauges};
 
 /// What a probe sees after an operation; buffers hold the values of the last operation that wrote them.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// The residual stream, `[n, hidden]`.
     pub x: &'a [f32],
-    /// The normalised input of the last projection, `[n, hidden]`.
+    /// The normalised input of the last projection, `[n, hidden]`; after [`Op::AttnOutput`] and [`Op::Down`] what they
+    /// added to `x`.
     pub norm: &'a [f32],
     /// `[n, q + k + v]`.
     pub qkv: &'a [f32],
@@ -64,6 +66,7 @@ pub struct CpuBackend {
     values: Vec<Vec<f32>>,
     capacity: usize,
     scratch: Scratch,
+    gauges: Option<Gauges>,
 }
 
 impl CpuBackend {
@@ -77,6 +80,7 @@ impl CpuBackend {
             values: vec![Vec::new(); config.n_layers],
             capacity: capacity.min(config.context_length),
             scratch: Scratch::default(),
+            gauges: None,
         }
     }
 
@@ -105,7 +109,8 @@ impl CpuBackend {
                     format!("the cache holds {} positions", cache.len() / kv_dim),
                 ));
             }
-            cache.resize(end * kv_dim, 0.0);
+            // It never shrinks: a step may be run again at a position in the middle.
+            cache.resize(cache.len().max(end * kv_dim), 0.0);
         }
         self.scratch.resize(&self.plan.config, step.tokens.len());
         for index in 0..self.plan.ops.len() {
@@ -204,7 +209,21 @@ impl Backend for CpuBackend {
     }
 
     async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
-        self.forward_probed(step, &mut NoProbe)
+        let Some(mut gauges) = self.gauges.take() else {
+            return self.forward_probed(step, &mut NoProbe);
+        };
+        gauges.begin(step.tokens.len());
+        let output = self.forward_probed(step, &mut gauges);
+        self.gauges = Some(gauges);
+        output
+    }
+
+    fn measure(&mut self, on: bool) {
+        self.gauges = on.then(|| Gauges::new(&self.plan.config));
+    }
+
+    fn gauges(&self) -> &[Gauge] {
+        self.gauges.as_ref().map_or(&[], Gauges::read)
     }
 
     fn capacity(&self) -> usize {
