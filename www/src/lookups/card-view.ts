@@ -111,7 +111,7 @@ export function facts(rows: readonly [string, string][]): HTMLElement {
 }
 
 export function section(title: string, ...children: Child[]): HTMLElement {
-  return h("section", { class: "card-part" }, h("h4", {}, title), ...children);
+  return h("section", { class: "card-part" }, h("h3", {}, title), ...children);
 }
 
 /** A section that is opened on demand. */

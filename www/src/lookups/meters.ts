@@ -51,7 +51,7 @@ export class Meters {
         section(
           "Where records came from",
           table(
-            ["", "Records", "Share", "Bytes used"],
+            ["From", "Records", "Share", "Bytes used"],
             [line("Memory", rows.memory), line("This device", rows.stored), line("Network", rows.fetched)],
           ),
           h(
@@ -70,7 +70,7 @@ export class Meters {
         section(
           "Time of a step",
           table(
-            ["", "A token"],
+            ["Part", "Mean"],
             [
               ["Looking its row up", milliseconds(rowsMs / steps)],
               ["The layers", milliseconds(forwardMs / steps)],
@@ -84,16 +84,16 @@ export class Meters {
       const { cost } = info;
       const distinct = unique.at(-1) ?? 0;
       const active = cost.core + distinct * cost.row_values_per_token;
-      const less = (now: number, before: number): string => `${(100 * (1 - now / before)).toFixed(1)}% less`;
+      const less = (now: number, before: number): string => `${(100 * (1 - now / before)).toFixed(1)}%`;
       parts.push(
         section(
           "Beside the dense model",
           table(
-            ["", "This model", "Dense", ""],
+            ["Of a token", "This model", "Dense", "Saved"],
             [
-              ["Operations a token", mega(cost.flops), mega(cost.dense_flops), less(cost.flops, cost.dense_flops)],
-              ["Weights read a token", mega(cost.core), mega(cost.dense), less(cost.core, cost.dense)],
-              ["Row values a token", mega(cost.row_values_per_token), "0", ""],
+              ["Operations", mega(cost.flops), mega(cost.dense_flops), less(cost.flops, cost.dense_flops)],
+              ["Weights read", mega(cost.core), mega(cost.dense), less(cost.core, cost.dense)],
+              ["Row values", mega(cost.row_values_per_token), "0", ""],
               [
                 "Bytes of the core",
                 bytes(cost.core_bytes),

@@ -34,7 +34,7 @@ export class Strip {
     while (this.#spans.length > tokens.length) this.#spans.pop()?.remove();
     const fresh: HTMLElement[] = [];
     for (const [i, token] of tokens.entries()) {
-      const text = token.id < 0 ? "…" : token.text;
+      const text = token.id < 0 ? "…" : token.text.replaceAll("\n", "⏎\n");
       const kind = i < promptTokens ? "prompt" : "own";
       const span = this.#spans[i];
       if (span) {

@@ -100,12 +100,12 @@ export class LookupsView {
       { class: "hint" },
       "Ask something: each token of the text becomes a row of this grid, each layer a column. A trace file can be dropped here too.",
     );
-    this.#cardBox = h("details", { class: "box", open: true }, h("summary", {}, "Row card"), h("div"));
-    this.#nextBox = h("details", { class: "box", open: true }, h("summary", {}, "Next token"), h("div"));
+    this.#cardBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Row card")), h("div"));
+    this.#nextBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Next token")), h("div"));
     this.#metersBox = h(
       "details",
       { class: "box", ontoggle: () => this.#drawMeters() },
-      h("summary", {}, "Meters"),
+      h("summary", {}, h("h2", {}, "Meters")),
       this.#meters.element,
     );
     this.#body = h(
