@@ -21,6 +21,31 @@ export function cellFacts(token: Seen, place: Place, stem: boolean): HTMLElement
   return facts(rows);
 }
 
+/** The numbers of all layers for one token. */
+export function allLayers(token: Seen, stem: ReadonlySet<number>): HTMLElement | null {
+  const { contribution, gateOpen, traced } = token;
+  if (!contribution || !gateOpen) return null;
+  const percent = (value: number | undefined): string => (value === undefined ? "–" : `${(100 * value).toFixed(1)}%`);
+  const score = (value: number | undefined): string => (value === undefined ? "–" : value.toFixed(2));
+  const rows = contribution.map((added, layer) => [
+    `${layer}${stem.has(layer) ? " STEM" : ""}`,
+    percent(added),
+    percent(gateOpen[layer]),
+    score(traced?.next.ffn[layer]),
+    score(traced?.next.attention[layer]),
+  ]);
+  return folded(
+    "All layers of this token",
+    h(
+      "p",
+      { class: "hint" },
+      "What the FFN added relative to the state, how far its gate was open, and what the FFN and the attention add to the score " +
+        "of the next token (once the text is traced).",
+    ),
+    table(["Layer", "Added", "Gate", "FFN says", "Attention says"], rows),
+  );
+}
+
 export function cardBody(card: Card, pin: (place: Place) => void): HTMLElement[] {
   const parts: HTMLElement[] = [];
   const rows: [string, string][] = [];

@@ -8,7 +8,7 @@ export type QuantityId = "tier" | "contribution" | "gate" | "time" | "edited";
 
 /** How a cell is painted; null: nothing is known, or there is nothing to know. */
 export type Paint = { colour: string; mark: Mark | null };
-export type Mark = "slash" | "dot" | "bar" | "cross";
+export type Mark = "slash" | "dot" | "bar";
 
 export type Quantity = {
   id: QuantityId;
@@ -171,10 +171,6 @@ export function drawMark(pen: CanvasRenderingContext2D, mark: Mark, x: number, y
     case "bar":
       pen.moveTo(x + 1.5, midY);
       pen.lineTo(x + w - 1.5, midY);
-      break;
-    case "cross":
-      pen.moveTo(midX, y + 2);
-      pen.lineTo(midX, y + h - 2);
       break;
     case "dot":
       pen.arc(midX, midY, Math.max(1, w / 6), 0, 2 * Math.PI);

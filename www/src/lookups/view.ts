@@ -5,7 +5,7 @@ import type { EngineClient } from "../engine";
 import { plural, reasonOf } from "../format";
 import type { EngineInfo } from "../protocol";
 import { read, write } from "../storage";
-import { cardBody, cellFacts } from "./card-view";
+import { allLayers, cardBody, cellFacts } from "./card-view";
 import { Grid, type Place } from "./grid";
 import { legendOf } from "./legend";
 import { Log } from "./log";
@@ -359,26 +359,28 @@ export class LookupsView {
     const parts = [place, token, this.#card, token && place.position + 1 < this.log.tokens.length];
     if (parts.every((part, i) => part === this.#drawn[i])) return;
     this.#drawn = parts;
-    const cardBody_ = this.#cardBox.lastElementChild;
-    const nextBody = this.#nextBox.lastElementChild;
+    const cardPlace = this.#cardBox.lastElementChild;
+    const nextPlace = this.#nextBox.lastElementChild;
     if (!place || !token || token.id < 0) {
-      cardBody_?.replaceChildren(h("p", { class: "hint" }, "Click a cell to pin it."));
-      nextBody?.replaceChildren(h("p", { class: "hint" }, "Click a cell to see what was expected after its token."));
+      cardPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to pin it."));
+      nextPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to see what was expected after its token."));
       return;
     }
     const isStem = this.log.shape.stem.has(place.layer);
     const waiting = this.log.file
       ? "The file holds no more of this cell; the numbers of all layers are in the trace."
       : "Looking…";
-    cardBody_?.replaceChildren(
+    const numbers = allLayers(token, this.log.shape.stem);
+    cardPlace?.replaceChildren(
       cellFacts(token, place, isStem),
       ...(this.#card ? cardBody(this.#card, (other) => this.pin(other)) : [h("p", { class: "hint" }, waiting)]),
+      ...(numbers ? [numbers] : []),
     );
     if (token.traced) {
-      if (nextBody && !nextBody.contains(this.#next.element)) nextBody.replaceChildren(this.#next.element);
+      if (nextPlace && !nextPlace.contains(this.#next.element)) nextPlace.replaceChildren(this.#next.element);
       this.#next.show(token.traced, place.position + 1 < this.log.tokens.length);
     } else {
-      nextBody?.replaceChildren(
+      nextPlace?.replaceChildren(
         h(
           "p",
           { class: "hint" },
