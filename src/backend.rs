@@ -2,6 +2,7 @@
 
 use crate::bundle::Tensor;
 use crate::error::{Error, Result};
+use crate::trace::Gauge;
 
 /// At most so many candidates come back from a step: 256 ids and logits are 2 KB.
 pub const MAX_CANDIDATES: usize = 256;
@@ -90,6 +91,14 @@ pub trait Backend {
     /// # Errors
     /// [`Error::Invalid`] for a step that [`check`] refuses, [`Error::Gpu`] if the device fails.
     async fn forward(&mut self, step: Step<'_>) -> Result<Output>;
+
+    /// Switches [`gauges`](Self::gauges) on or off. A device that can't measure takes no notice.
+    fn measure(&mut self, _on: bool) {}
+
+    /// `[n, n_layers]`: what was measured in each layer during the last step; nothing if that is off.
+    fn gauges(&self) -> &[Gauge] {
+        &[]
+    }
 
     /// Positions that the KV cache can hold.
     fn capacity(&self) -> usize;

@@ -4,6 +4,7 @@ use crate::backend::{Backend, Output, Step};
 use crate::cpu::CpuBackend;
 use crate::error::Result;
 use crate::gpu::GpuBackend;
+use crate::trace::Gauge;
 
 /// One of the backends.
 #[derive(Debug)]
@@ -17,6 +18,14 @@ pub enum Device {
 impl Device {
     /// The CPU backend, if it is that.
     pub fn cpu(&self) -> Option<&CpuBackend> {
+        match self {
+            Self::Cpu(backend) => Some(backend),
+            Self::Gpu(_) => None,
+        }
+    }
+
+    /// The CPU backend, if it is that.
+    pub fn cpu_mut(&mut self) -> Option<&mut CpuBackend> {
         match self {
             Self::Cpu(backend) => Some(backend),
             Self::Gpu(_) => None,
@@ -43,6 +52,20 @@ impl Backend for Device {
         match self {
             Self::Cpu(backend) => backend.forward(step).await,
             Self::Gpu(backend) => backend.forward(step).await,
+        }
+    }
+
+    fn measure(&mut self, on: bool) {
+        match self {
+            Self::Cpu(backend) => backend.measure(on),
+            Self::Gpu(backend) => backend.measure(on),
+        }
+    }
+
+    fn gauges(&self) -> &[Gauge] {
+        match self {
+            Self::Cpu(backend) => backend.gauges(),
+            Self::Gpu(backend) => backend.gauges(),
         }
     }
 

@@ -21,6 +21,7 @@ pub mod sampler;
 pub mod session;
 pub mod tables;
 pub mod text;
+pub mod trace;
 #[cfg(target_arch = "wasm32")]
 pub mod web;
 

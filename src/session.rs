@@ -1,5 +1,6 @@
 //! Generating: prompt in, tokens out, with the KV cache of a common prefix kept from one prompt to the next.
 
+use std::ops::Range;
 use std::pin::pin;
 use std::task::Poll;
 
@@ -8,9 +9,12 @@ use web_time::Instant;
 
 use crate::backend::{Backend, Output, Penalty, Step, Want};
 use crate::config::Config;
+use crate::cpu::Probe;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, Sampling};
-use crate::tables::RowSource;
+use crate::tables::{Origin, RowSource};
+use crate::trace::Gauge;
 
 /// The repetition penalty looks back over so many tokens.
 const PENALTY_WINDOW: usize = 128;
@@ -20,6 +24,9 @@ const PENALTY_WINDOW: usize = 128;
 pub trait Observer {
     /// `done` of `total` prompt tokens have been read.
     fn prefill(&mut self, _done: usize, _total: usize) {}
+
+    /// A step of the prompt, or of the token chosen before, has been run.
+    fn stepped(&mut self, _report: &StepReport<'_>) {}
 
     /// A token was chosen; its probability before the choice is `exp(log_prob)`.
     fn token(&mut self, _id: u32, _log_prob: f32) {}
@@ -34,6 +41,23 @@ pub trait Observer {
 }
 
 impl Observer for () {}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy)]
+pub struct StepReport<'a> {
+    /// The position of its first token.
+    pub position: usize,
+    /// Its tokens.
+    pub tokens: &'a [u32],
+    /// Where the rows of each of them came from; nothing for a model without rows.
+    pub origins: &'a [Origin],
+    /// `[n, n_layers]`: see [`Backend::gauges`].
+    pub gauges: &'a [Gauge],
+    /// Milliseconds that the rows took.
+    pub rows_ms: f64,
+    /// Milliseconds that the backend took.
+    pub forward_ms: f64,
+}
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -76,18 +100,37 @@ pub struct Session<B, R> {
     cached: Vec<u32>,
     // [n, n_stem, ffn] of the step.
     step_rows: Vec<f32>,
+    // What the last step did: where its rows came from, its positions, and what rows and backend took.
+    origins: Vec<Origin>,
+    span: Range<usize>,
+    times_ms: [f64; 2],
     chunk: usize,
 }
 
 impl<B: Backend, R: RowSource> Session<B, R> {
     /// A session with an empty cache, which reads prompts `chunk` tokens at a time.
     pub fn new(backend: B, rows: R, config: Config, chunk: usize) -> Self {
-        Self { backend, rows, config, cached: Vec::new(), step_rows: Vec::new(), chunk }
+        Self {
+            backend,
+            rows,
+            config,
+            cached: Vec::new(),
+            step_rows: Vec::new(),
+            origins: Vec::new(),
+            span: 0..0,
+            times_ms: [0.0; 2],
+            chunk,
+        }
     }
 
     /// The device.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// The device, to change what it measures.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
     }
 
     /// The tables.
@@ -127,24 +170,51 @@ impl<B: Backend, R: RowSource> Session<B, R> {
     /// # Errors
     /// What the tables or the backend give; the cache then holds what it held before.
     pub async fn step(&mut self, tokens: &[u32], want: Want<'_>) -> Result<Output> {
-        let mut rows = std::mem::take(&mut self.step_rows);
-        rows.clear();
+        let [rows_ms, begin_ms] = self.gather(self.cached.len(), tokens).await?;
+        let began = Instant::now();
+        let step = Step { tokens, position: self.cached.len(), rows: &self.step_rows, want };
+        let output = self.backend.forward(step).await?;
+        self.times_ms = [rows_ms, begin_ms + ms_since(began)];
+        self.cached.extend_from_slice(tokens);
+        Ok(output)
+    }
+
+    /// What the last step did.
+    pub fn report(&self) -> StepReport<'_> {
+        StepReport {
+            position: self.span.start,
+            tokens: self.cached.get(self.span.clone()).unwrap_or_default(),
+            origins: &self.origins,
+            gauges: self.backend.gauges(),
+            rows_ms: self.times_ms[0],
+            forward_ms: self.times_ms[1],
+        }
+    }
+
+    /// Brings the rows of `tokens` that stand at `position`. Gives the milliseconds that the step had to wait for them,
+    /// and those in which it began meanwhile.
+    async fn gather(&mut self, position: usize, tokens: &[u32]) -> Result<[f64; 2]> {
+        let began = Instant::now();
+        let mut begin_ms = 0.0;
+        self.step_rows.clear();
+        self.origins.clear();
+        self.span = position..position + tokens.len();
         if self.config.row_width() > 0 {
-            let mut gather = pin!(self.rows.gather_at(&self.cached, tokens, &mut rows));
+            let before = &self.cached[..position];
+            let (rows, origins) = (&mut self.step_rows, &mut self.origins);
+            let mut gather = pin!(self.rows.gather_traced(before, tokens, rows, origins));
             match poll!(&mut gather) {
                 Poll::Ready(gathered) => gathered?,
                 // The request is under way now.
                 Poll::Pending => {
-                    self.backend.begin(tokens, self.cached.len()).await?;
+                    let began = Instant::now();
+                    self.backend.begin(tokens, position).await?;
+                    begin_ms = ms_since(began);
                     gather.await?;
                 }
             }
         }
-        let step = Step { tokens, position: self.cached.len(), rows: &rows, want };
-        let output = self.backend.forward(step).await?;
-        self.step_rows = rows;
-        self.cached.extend_from_slice(tokens);
-        Ok(output)
+        Ok([ms_since(began) - begin_ms, begin_ms])
     }
 
     /// Continues `prompt`. Rows or a backend that fail with [`Error::Stopped`] end it like the observer does.
@@ -201,6 +271,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
                 }
                 output => output?,
             };
+            observer.stepped(&self.report());
             observer.prefill(end, prompt.len());
             observer.breathe().await;
         }
@@ -241,6 +312,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
                 }
                 output => output?,
             };
+            observer.stepped(&self.report());
         }
         let first_token = first_token.unwrap_or(began);
         result.first_token_ms = (first_token - began).as_secs_f64() * 1e3;
@@ -250,6 +322,49 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         }
         Ok(result)
     }
+}
+
+impl<R: RowSource> Session<Device, R> {
+    /// Runs `tokens` at `position` with a look at every value; the cache holds at least the positions before. What it holds
+    /// of these and later positions stays if the tokens are the same.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on a GPU, [`Error::Invalid`] for a position that the cache doesn't reach, and what
+    /// [`step`](Self::step) gives.
+    pub async fn probe(
+        &mut self,
+        position: usize,
+        tokens: &[u32],
+        want: Want<'_>,
+        probe: &mut impl Probe,
+    ) -> Result<Output> {
+        if position > self.cached.len() {
+            return Err(Error::invalid(
+                format!("a step at position {position}"),
+                format!("the cache holds {} positions", self.cached.len()),
+            ));
+        }
+        if self.backend.cpu().is_none() {
+            return Err(Error::Unsupported {
+                what: "a look into the layers on a GPU".into(),
+                supported: "the CPU backend".into(),
+            });
+        }
+        let known = self.cached[position..].iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if known < tokens.len() {
+            self.cached.truncate(position + known);
+        }
+        self.gather(position, tokens).await?;
+        let step = Step { tokens, position, rows: &self.step_rows, want };
+        let backend = self.backend.cpu_mut().expect("it is the CPU, as was just seen");
+        let output = backend.forward_probed(step, probe)?;
+        self.cached.extend_from_slice(&tokens[known..]);
+        Ok(output)
+    }
+}
+
+fn ms_since(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1e3
 }
 
 /// The distinct tokens that the penalty applies to; never those that end an answer.

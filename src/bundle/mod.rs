@@ -4,6 +4,7 @@
 //! writer, and random models for tests. Everything read is untrusted and checked. Where the browser's bytes come
 //! from is not decided here.
 
+pub mod cost;
 pub mod manifest;
 pub mod quant;
 pub mod random;
@@ -12,6 +13,7 @@ pub mod reader;
 #[cfg(feature = "native")]
 pub mod writer;
 
+pub use cost::Cost;
 pub use manifest::{FileRef, Manifest, Table, TableKind, Tensor};
 pub use quant::Dtype;
 #[cfg(feature = "native")]

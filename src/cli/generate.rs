@@ -9,22 +9,15 @@ use xylem::sampler::Sampling;
 use xylem::session::Finish;
 use xylem::text::{Message, Role, chat};
 
-use super::model::{self, Kind, Which};
+use super::model::{self, Kind, Model, Which};
 
 /// Continue a prompt, taken as it is: names of special tokens in it stand for these tokens.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: Which,
-    /// The prompt; `-` reads standard input.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: String,
-    /// Put the prompt into the model's chat template, as the user's message.
-    #[arg(long)]
-    chat: bool,
-    /// With --chat: the system message.
-    #[arg(long, value_name = "TEXT", requires = "chat")]
-    system: Option<String>,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// A file of edits (see `xylem edit`) to lay over the rows.
     #[arg(long, value_name = "FILE", conflicts_with = "base")]
     edits: Option<PathBuf>,
@@ -41,6 +34,39 @@ pub struct Args {
     /// Print a JSON object: the text, its tokens, why it ended, and times.
     #[arg(long)]
     json: bool,
+}
+
+/// What is continued.
+#[derive(Debug, clap::Args)]
+pub struct PromptArgs {
+    /// The prompt; `-` reads standard input.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+    /// Put the prompt into the model's chat template, as the user's message.
+    #[arg(long)]
+    chat: bool,
+    /// With --chat: the system message.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+}
+
+impl PromptArgs {
+    /// Its tokens, with room in `context` for an answer of `answer` tokens if it is a chat.
+    pub fn tokens(&self, model: &Model, context: usize, answer: usize) -> Result<Vec<u32>> {
+        let mut prompt = self.prompt.clone();
+        if prompt == "-" {
+            prompt.clear();
+            std::io::stdin().read_to_string(&mut prompt).context("standard input")?;
+        }
+        if !self.chat {
+            return Ok(model.tokenizer.encode(&prompt)?);
+        }
+        let message = |role, content: &String| Message { role, content: content.clone() };
+        let system = self.system.iter().map(|text| message(Role::System, text));
+        let messages: Vec<_> = system.chain([message(Role::User, &prompt)]).collect();
+        let context = context.min(model.session.config().context_length);
+        Ok(chat::prompt(&model.tokenizer, model.chat_template()?, &messages, context, answer)?.tokens)
+    }
 }
 
 /// How tokens are chosen.
@@ -98,26 +124,12 @@ struct Report {
 pub fn run(args: &Args) -> Result<()> {
     let sampling = args.sampling.sampling();
     sampling.validate()?;
-    let mut prompt = args.prompt.clone();
-    if prompt == "-" {
-        prompt.clear();
-        std::io::stdin().read_to_string(&mut prompt).context("standard input")?;
-    }
     let mut model = args.model.open(args.backend, args.context)?;
     args.out.apply(&mut model)?;
     if let Some(path) = &args.edits {
         model.edit(path)?;
     }
-    let tokens = if args.chat {
-        let message = |role, content: &String| Message { role, content: content.clone() };
-        let system = args.system.iter().map(|text| message(Role::System, text));
-        let messages: Vec<_> = system.chain([message(Role::User, &prompt)]).collect();
-        let context = args.context.min(model.session.config().context_length);
-        chat::prompt(&model.tokenizer, model.chat_template()?, &messages, context, sampling.max_tokens)?
-            .tokens
-    } else {
-        model.tokenizer.encode(&prompt)?
-    };
+    let tokens = args.prompt.tokens(&model, args.context, sampling.max_tokens)?;
     let generation = pollster::block_on(model.session.generate(&tokens, &sampling, &mut ()))?;
     let text = model.tokenizer.decode(&generation.tokens)?;
     if !args.json {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use xylem::bundle::reader::folder_bytes;
-use xylem::bundle::{Bundle, Manifest};
+use xylem::bundle::{Bundle, Cost, Manifest};
 use xylem::config::Config;
 
 /// Show sizes, layers, tables, precisions, and parameters and FLOPs beside the dense base.
@@ -85,14 +85,7 @@ fn report<'a>(manifest: &'a Manifest, total: u64) -> Report<'a> {
         *weights_by_type.entry(format!("{:?}", tensor.dtype).to_lowercase()).or_default() +=
             tensor.elements();
     }
-    let core: usize = manifest.core.tensors.iter().map(|t| t.elements()).sum();
-    let up = c.hidden_size * c.intermediate_size;
-    let dense = core + up * c.stem_layers.len();
-    // The embedding is looked up, not multiplied, unless it is the head too.
-    let looked_up = if c.tied_head { 0 } else { c.vocab_size * c.hidden_size };
-    let vectors: usize =
-        manifest.core.tensors.iter().filter(|t| t.shape.len() == 1).map(|t| t.elements()).sum();
-    let flops = |weights: usize| 2 * (weights - looked_up - vectors);
+    let cost = Cost::new(manifest);
     let table = |t: &'a xylem::bundle::Table| Table {
         name: &t.name,
         records: t.records,
@@ -118,16 +111,16 @@ fn report<'a>(manifest: &'a Manifest, total: u64) -> Report<'a> {
         tables: manifest.tables.iter().map(table).collect(),
         weights_by_type,
         parameters: Parameters {
-            core,
-            tables: manifest.tables.iter().map(|t| t.records * t.rows_per_record * t.width).sum(),
-            row_values_per_token: c.row_width(),
-            dense,
+            core: cost.core,
+            tables: cost.tables,
+            row_values_per_token: cost.row_values_per_token,
+            dense: cost.dense,
         },
         flops_per_token: Flops {
-            bundle: flops(core),
-            dense: flops(dense),
-            dense_ffn: 6 * up,
-            stem_ffn: 4 * up,
+            bundle: cost.flops,
+            dense: cost.dense_flops,
+            dense_ffn: cost.dense_ffn_flops,
+            stem_ffn: cost.stem_ffn_flops,
         },
     }
 }

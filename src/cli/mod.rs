@@ -10,6 +10,7 @@ mod model;
 mod progress;
 mod random;
 mod serve;
+mod trace;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ enum Command {
     Eval(eval::Args),
     Serve(serve::Args),
     Inspect(inspect::Args),
+    Trace(trace::Args),
     Random(random::Args),
 }
 
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Random(args) => random::run(&args),
     };
     match result {

@@ -10,13 +10,15 @@ use crate::bundle::manifest::Tensor;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, Up};
+use crate::trace::gauge::{Gauge, Gauges};
 
 /// What a probe sees after an operation; buffers hold the values of the last operation that wrote them.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// The residual stream, `[n, hidden]`.
     pub x: &'a [f32],
-    /// The normalised input of the last projection, `[n, hidden]`.
+    /// The normalised input of the last projection, `[n, hidden]`; after [`Op::AttnOutput`] and [`Op::Down`] what they
+    /// added to `x`.
     pub norm: &'a [f32],
     /// `[n, q + k + v]`.
     pub qkv: &'a [f32],
@@ -66,6 +68,7 @@ pub struct CpuBackend {
     scratch: Scratch,
     // Position and tokens of a step whose first operations have been run.
     begun: Option<(usize, Vec<u32>)>,
+    gauges: Option<Gauges>,
 }
 
 impl CpuBackend {
@@ -80,6 +83,7 @@ impl CpuBackend {
             capacity: capacity.min(config.context_length),
             scratch: Scratch::default(),
             begun: None,
+            gauges: None,
         }
     }
 
@@ -93,14 +97,19 @@ impl CpuBackend {
         &self.weights[id]
     }
 
-    /// [`Backend::forward`] with a look at every intermediate value (of a step that was begun, those that are left).
+    /// [`Backend::forward`] with a look at every intermediate value.
     ///
     /// # Errors
     /// [`Error::Invalid`] or [`Error::ContextFull`] for a step that can't be run.
     pub fn forward_probed(&mut self, step: Step<'_>, probe: &mut impl Probe) -> Result<Output> {
+        self.begun = None;
+        self.run_step(step, probe)
+    }
+
+    fn run_step(&mut self, step: Step<'_>, probe: &mut impl Probe) -> Result<Output> {
         check(&step, &self.plan.config, self.capacity)?;
-        let begun = self.begun.take();
-        let begun = begun.is_some_and(|(at, tokens)| at == step.position && tokens == step.tokens);
+        let begun = self.is_begun(&step);
+        self.begun = None;
         if !begun {
             self.make_room(step.tokens, step.position)?;
         }
@@ -120,7 +129,11 @@ impl CpuBackend {
         })
     }
 
-    /// Room for a step in the cache, which is cut to what comes before it, and in the scratch.
+    fn is_begun(&self, step: &Step<'_>) -> bool {
+        self.begun.as_ref().is_some_and(|(at, tokens)| *at == step.position && tokens == step.tokens)
+    }
+
+    /// Room for a step in the cache and in the scratch.
     fn make_room(&mut self, tokens: &[u32], position: usize) -> Result<()> {
         let kv_dim = self.plan.config.kv_dim();
         for cache in self.keys.iter_mut().chain(&mut self.values) {
@@ -130,7 +143,8 @@ impl CpuBackend {
                     format!("the cache holds {} positions", cache.len() / kv_dim),
                 ));
             }
-            cache.resize((position + tokens.len()) * kv_dim, 0.0);
+            // It never shrinks: a step may be run again at a position in the middle.
+            cache.resize(cache.len().max((position + tokens.len()) * kv_dim), 0.0);
         }
         self.scratch.resize(&self.plan.config, tokens.len());
         Ok(())
@@ -221,15 +235,40 @@ impl Backend for CpuBackend {
         check_tokens(tokens, position, &self.plan.config, self.capacity)?;
         self.make_room(tokens, position)?;
         let step = Step { tokens, position, rows: &[], want: Want::Nothing };
-        for index in 0..self.plan.before_rows() {
-            self.run(self.plan.ops[index], &step);
+        let mut gauges = self.gauges.take();
+        if let Some(gauges) = &mut gauges {
+            gauges.begin(tokens.len());
         }
+        for index in 0..self.plan.before_rows() {
+            let op = self.plan.ops[index];
+            self.run(op, &step);
+            if let Some(gauges) = &mut gauges {
+                gauges.after(index, &op, self.scratch.view());
+            }
+        }
+        self.gauges = gauges;
         self.begun = Some((position, tokens.to_vec()));
         Ok(())
     }
 
     async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
-        self.forward_probed(step, &mut NoProbe)
+        let Some(mut gauges) = self.gauges.take() else {
+            return self.run_step(step, &mut NoProbe);
+        };
+        if !self.is_begun(&step) {
+            gauges.begin(step.tokens.len());
+        }
+        let output = self.run_step(step, &mut gauges);
+        self.gauges = Some(gauges);
+        output
+    }
+
+    fn measure(&mut self, on: bool) {
+        self.gauges = on.then(|| Gauges::new(&self.plan.config));
+    }
+
+    fn gauges(&self) -> &[Gauge] {
+        self.gauges.as_ref().map_or(&[], Gauges::read)
     }
 
     fn capacity(&self) -> usize {
@@ -318,7 +357,7 @@ pub(super) mod tests {
         let config = backend.config().clone();
         let rows: Vec<f32> = tokens.iter().flat_map(|t| random::rows(&config, *t, 5)).collect();
         let step = Step { tokens, position, rows: &rows, want: Want::Logits };
-        match backend.forward_probed(step, &mut NoProbe).unwrap() {
+        match pollster::block_on(backend.forward(step)).unwrap() {
             Output::Logits(logits) => logits,
             other => panic!("{other:?}"),
         }
@@ -369,7 +408,7 @@ pub(super) mod tests {
         let begin =
             |backend: &mut CpuBackend, tokens, at| pollster::block_on(backend.begin(tokens, at)).unwrap_err();
         assert!(begin(&mut begun, &[300], 0).to_string().contains("token 300"));
-        assert!(begin(&mut begun, &[1], 9).to_string().contains("holds 2 positions"));
+        assert!(begin(&mut begun, &[1], 9).to_string().contains("holds 4 positions"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::tables::RowSource;
+use crate::tables::{Origin, RowSource};
 
 /// The mean row is taken over so many tokens, evenly spaced in the vocabulary: the page need not fetch the whole table.
 const SAMPLE: usize = 256;
@@ -114,19 +114,28 @@ impl<R: RowSource> RowSource for Knocked<R> {
     }
 
     async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        let Some(knock) = &self.out else { return self.inner.gather_at(before, tokens, out).await };
+        self.gather_traced(before, tokens, out, &mut Vec::new()).await
+    }
+
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        origins: &mut Vec<Origin>,
+    ) -> Result<()> {
         let start = out.len();
+        let own = self.inner.gather_traced(before, tokens, out, origins);
+        let Some(knock) = &self.out else { return own.await };
         let mut others = Vec::new(); // [n, n_stem, ffn]
         if knock.instead == Instead::Shuffle {
             let ids: Vec<u32> = tokens.iter().map(|id| knock.other(*id)).collect();
-            let both =
-                try_join(self.inner.gather_at(before, tokens, out), self.inner.gather(&ids, &mut others));
-            if let Err(error) = both.await {
+            if let Err(error) = try_join(own, self.inner.gather(&ids, &mut others)).await {
                 out.truncate(start);
                 return Err(error);
             }
         } else {
-            self.inner.gather_at(before, tokens, out).await?;
+            own.await?;
         }
         let width = (out.len() - start) / tokens.len().max(1);
         for (i, rows) in out[start..].chunks_exact_mut(width.max(1)).enumerate() {

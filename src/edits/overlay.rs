@@ -6,7 +6,7 @@ use super::assign::Gets;
 use super::file::{Edit, Scope, Target};
 use crate::config::Config;
 use crate::error::Result;
-use crate::tables::RowSource;
+use crate::tables::{Origin, RowSource};
 
 /// The edits that are switched on, checked and laid out for a model of given sizes. The default has none.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -240,26 +240,42 @@ impl<R: RowSource> RowSource for Edited<R> {
     }
 
     async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_traced(before, tokens, out, &mut Vec::new()).await
+    }
+
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        origins: &mut Vec<Origin>,
+    ) -> Result<()> {
         let overlay = &self.overlay;
         let hits = overlay.hits(before, tokens);
         let gets = hits.iter().flat_map(|(_, edit, place)| edit.gets[*place].tokens());
         let mut ids: Vec<u32> = gets.copied().collect();
         ids.sort_unstable();
         ids.dedup();
-        let start = out.len();
+        let (start, first) = (out.len(), origins.len());
         let mut targets = Vec::new();
+        let own = self.inner.gather_traced(before, tokens, out, origins);
         if ids.is_empty() {
-            self.inner.gather_at(before, tokens, out).await?;
+            own.await?;
         } else {
-            let both =
-                try_join(self.inner.gather_at(before, tokens, out), self.inner.gather(&ids, &mut targets));
+            let both = try_join(own, self.inner.gather(&ids, &mut targets));
             if let Err(error) = both.await {
                 out.truncate(start);
+                origins.truncate(first);
                 return Err(error);
             }
         }
         for hit in hits {
             let (i, edit, _) = hit;
+            if let Some(Origin { edited, .. }) = origins.get_mut(first + i) {
+                edited.extend(&edit.layers);
+                edited.sort_unstable();
+                edited.dedup();
+            }
             let rows = &mut out[start + i * overlay.row_width..][..overlay.row_width];
             for (layer, stem) in edit.layers.iter().enumerate() {
                 let row = &mut rows[stem * overlay.ffn..][..overlay.ffn];

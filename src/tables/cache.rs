@@ -43,6 +43,11 @@ impl Cache {
         Some(held.clone())
     }
 
+    /// All pages held, in no order; no use.
+    pub fn held(&self) -> Vec<(u32, Held)> {
+        self.pages.iter().map(|(page, (_, held))| (*page, held.clone())).collect()
+    }
+
     /// Whether the page is held; no use.
     pub fn contains(&self, page: u32) -> bool {
         self.pages.contains_key(&page)

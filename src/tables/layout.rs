@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bundle::Table;
 use crate::bundle::manifest::PAGE_HASH_BYTES;
 use crate::error::{Error, Result};
@@ -17,7 +19,24 @@ const MAX_SPAN_BYTES: u64 = 1 << 20;
 pub struct Layout {
     table: Table,
     slot_of: Vec<u32>,
+    record_at: Vec<u32>,
     hashes: Vec<[u8; PAGE_HASH_BYTES]>,
+}
+
+/// Where a record lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Address {
+    /// The shard's file within the bundle.
+    pub file: String,
+    /// The page, numbered through all shards.
+    pub page: u32,
+    /// The slot, numbered through all shards; frequent tokens come first.
+    pub slot: u32,
+    /// The record's first byte within the shard.
+    pub offset: u64,
+    /// The record's length.
+    pub bytes: usize,
 }
 
 /// Consecutive pages of one shard.
@@ -43,10 +62,10 @@ impl Layout {
             .split_at_checked(table.records * 4)
             .ok_or_else(|| wrong(format!("{} bytes for {} records", index.len(), table.records)))?;
         let slot_of: Vec<u32> = slots.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-        let mut taken = vec![false; table.records];
-        for (record, slot) in slot_of.iter().enumerate() {
-            match taken.get_mut(*slot as usize) {
-                Some(seen @ false) => *seen = true,
+        let mut record_at = vec![u32::MAX; table.records];
+        for (record, slot) in (0..).zip(&slot_of) {
+            match record_at.get_mut(*slot as usize) {
+                Some(free @ &mut u32::MAX) => *free = record,
                 _ => {
                     return Err(wrong(format!("record {record} has slot {slot}, which is taken or outside")));
                 }
@@ -56,7 +75,7 @@ impl Layout {
         if hashes.len() != table.pages() {
             return Err(wrong(format!("{} page hashes for {} pages", hashes.len(), table.pages())));
         }
-        Ok(Self { table: table.clone(), slot_of, hashes })
+        Ok(Self { table: table.clone(), slot_of, record_at, hashes })
     }
 
     /// What the manifest says of the table.
@@ -75,6 +94,27 @@ impl Layout {
             .ok_or_else(|| Error::invalid(format!("token {record}"), "is outside the table"))?;
         let per_page = self.table.records_per_page;
         Ok(((slot as usize / per_page) as u32, slot as usize % per_page * self.table.record_bytes()))
+    }
+
+    /// The place of `record` among the bundle's files.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
+    pub fn address(&self, record: u32) -> Result<Address> {
+        let (page, start) = self.locate(record)?;
+        let span = self.span(page..page + 1);
+        Ok(Address {
+            file: self.table.shards[span.shard].file.clone(),
+            page,
+            slot: self.slot_of[record as usize],
+            offset: span.bytes.start + start as u64,
+            bytes: self.table.record_bytes(),
+        })
+    }
+
+    /// The records of `page`, in the order in which they lie there.
+    pub fn records(&self, page: u32) -> &[u32] {
+        self.record_at.chunks(self.table.records_per_page).nth(page as usize).unwrap_or_default()
     }
 
     /// Whether `bytes` are those of `page`.

@@ -10,9 +10,9 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use web_time::Instant;
 
-use super::RowSource;
 use super::cache::{Cache, Held};
 use super::layout::{Layout, Span};
+use super::{Origin, RowSource, Tier};
 use crate::bundle::quant::{dequantize_row, row_bytes};
 use crate::bundle::{FileRef, Table};
 use crate::error::{Error, Result};
@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 pub const DEFAULT_BUDGET: usize = 256 << 20;
 /// Requests of one lookup that are under way at a time; browsers keep six connections a host over HTTP/1.1.
 const REQUESTS: usize = 6;
+
+/// Pages that a visit of all asks for at a time.
+const VISITED_AT_ONCE: usize = 64;
 
 /// Brings bytes of a bundle's files from where they are kept.
 ///
@@ -157,11 +160,12 @@ impl Pending {
 
 type Arrival = (Held, Tier);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tier {
-    Hot,
-    Stored,
-    Fetched,
+/// A page that a lookup has, and the milliseconds it waited for it.
+#[derive(Debug)]
+struct Found {
+    held: Held,
+    tier: Tier,
+    ms: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,6 +225,38 @@ impl<T: Transport, S: Store> Tables<T, S> {
         self.state().cache.set_budget(budget);
     }
 
+    /// Calls `visit` with the number and the stored bytes of each record whose page is in memory, which counts as no use
+    /// of it.
+    pub fn visit_memory(&self, mut visit: impl FnMut(u32, &[u8])) {
+        let held = self.state().cache.held();
+        for (page, held) in held {
+            self.visit_page(page, &held, &mut visit);
+        }
+    }
+
+    /// As [`visit_memory`](Self::visit_memory), for all records, wherever they have to come from.
+    ///
+    /// # Errors
+    /// As [`RowSource::gather`].
+    pub async fn visit_all(&self, mut visit: impl FnMut(u32, &[u8])) -> Result<()> {
+        let pages: Vec<u32> = (0..self.layout.table().pages() as u32).collect();
+        for pages in pages.chunks(VISITED_AT_ONCE) {
+            for (page, found) in self.pages(pages).await? {
+                self.visit_page(page, &found.held, &mut visit);
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_page(&self, page: u32, held: &Held, visit: &mut impl FnMut(u32, &[u8])) {
+        let mut bytes = vec![0; held.len()];
+        held.read(0, &mut bytes);
+        let records = bytes.chunks_exact(self.layout.table().record_bytes());
+        for (record, bytes) in self.layout.records(page).iter().zip(records) {
+            visit(*record, bytes);
+        }
+    }
+
     /// Brings the records of `tokens` into memory, as far as the budget goes.
     ///
     /// # Errors
@@ -262,7 +298,8 @@ impl<T: Transport, S: Store> Tables<T, S> {
     }
 
     /// The given pages, which ascend and are distinct.
-    async fn pages(&self, wanted: &[u32]) -> Result<HashMap<u32, Arrival>> {
+    async fn pages(&self, wanted: &[u32]) -> Result<HashMap<u32, Found>> {
+        let began = Instant::now();
         let mut have = HashMap::with_capacity(wanted.len());
         // A second round is needed only if somebody gave up a page that this lookup waited for.
         loop {
@@ -275,8 +312,10 @@ impl<T: Transport, S: Store> Tables<T, S> {
                 drop(claim);
                 fetched
             };
-            let arrivals =
-                join_all(waits.into_iter().map(async |(page, wait)| Some((page, wait.await.ok()?))));
+            let arrivals = join_all(waits.into_iter().map(async |(page, wait)| {
+                let (held, tier) = wait.await.ok()?;
+                Some((page, Found { held, tier, ms: began.elapsed().as_secs_f64() * 1e3 }))
+            }));
             let ((), arrivals) = try_join(fetch, async { Ok(arrivals.await) }).await?;
             have.extend(arrivals.into_iter().flatten());
         }
@@ -287,7 +326,7 @@ impl<T: Transport, S: Store> Tables<T, S> {
     fn claim(
         &self,
         wanted: &[u32],
-        have: &mut HashMap<u32, Arrival>,
+        have: &mut HashMap<u32, Found>,
     ) -> (Claim<'_, T, S>, Vec<(u32, oneshot::Receiver<Arrival>)>) {
         let mut state = self.state();
         let mut claim = Claim { tables: self, id: state.next_claim, pages: Vec::new() };
@@ -298,7 +337,7 @@ impl<T: Transport, S: Store> Tables<T, S> {
                 continue;
             }
             if let Some(held) = state.cache.get(*page) {
-                have.insert(*page, (held, Tier::Hot));
+                have.insert(*page, Found { held, tier: Tier::Memory, ms: 0.0 });
                 continue;
             }
             waits.push((*page, state.pending(*page, &mut claim).wait()));
@@ -456,14 +495,22 @@ impl<T: Transport, S: Store> Drop for Claim<'_, T, S> {
 
 impl<T: Transport, S: Store> RowSource for Tables<T, S> {
     async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_traced(&[], tokens, out, &mut Vec::new()).await
+    }
+
+    async fn gather_traced(
+        &self,
+        _before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        origins: &mut Vec<Origin>,
+    ) -> Result<()> {
         let places = tokens.iter().map(|t| self.layout.locate(*t));
         let places: Vec<(u32, usize)> = places.collect::<Result<_>>()?;
         let wanted: Vec<u32> =
             places.iter().map(|(page, _)| *page).collect::<BTreeSet<_>>().into_iter().collect();
-        let began = Instant::now();
         let pages = self.pages(&wanted).await?;
-        let stalled = pages.values().any(|(_, tier)| *tier != Tier::Hot);
-        let stall_ms = if stalled { began.elapsed().as_secs_f64() * 1e3 } else { 0.0 };
+        let stall_ms = pages.values().fold(0.0, |longest: f64, page| longest.max(page.ms));
 
         let table = self.layout.table();
         let width = table.rows_per_record * table.width;
@@ -473,12 +520,13 @@ impl<T: Transport, S: Store> RowSource for Tables<T, S> {
         out.reserve(tokens.len() * width);
         for place @ (page, start) in places {
             let at = out.len();
+            let Found { held, tier, ms } = &pages[&page];
+            origins.push(Origin { tier: *tier, ms: *ms, edited: Vec::new() });
             if let Some(first) = found.get(&place) {
                 out.extend_from_within(*first..*first + width);
                 continue;
             }
             found.insert(place, at);
-            let (held, tier) = &pages[&page];
             tiers[*tier as usize] += 1;
             held.read(start, &mut record);
             out.resize(at + width, 0.0);

@@ -8,12 +8,14 @@ pub mod cache;
 pub mod files;
 pub mod layout;
 pub mod lookup;
+pub mod origin;
 #[cfg(all(test, feature = "native"))]
 mod tests;
 
 #[cfg(feature = "native")]
 pub use files::{FileTransport, open_dir};
 pub use lookup::{Stats, Store, Tables, Transport};
+pub use origin::{Origin, Tier};
 
 use crate::error::{Error, Result};
 
@@ -35,6 +37,21 @@ pub trait RowSource {
         self.gather(tokens, out).await
     }
 
+    /// As [`gather_at`](Self::gather_at), and appends to `origins` where the rows of each token came from. A source that
+    /// can't tell appends nothing.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        _origins: &mut Vec<Origin>,
+    ) -> Result<()> {
+        self.gather_at(before, tokens, out).await
+    }
+
     /// Says that these tokens will be asked for soon.
     fn prefetch(&self, _tokens: &[u32]) {}
 }
@@ -51,6 +68,19 @@ impl<R: RowSource> RowSource for Option<R> {
     async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
         match self {
             Some(rows) => rows.gather_at(before, tokens, out).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        origins: &mut Vec<Origin>,
+    ) -> Result<()> {
+        match self {
+            Some(rows) => rows.gather_traced(before, tokens, out, origins).await,
             None => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use futures::future::{join, join3};
 use pollster::block_on;
 
 use super::layout::Layout;
-use super::{MemoryRows, RowSource, Stats, Store, Tables, Transport, open_dir};
+use super::{MemoryRows, RowSource, Stats, Store, Tables, Tier, Transport, open_dir};
 use crate::bundle::manifest::{Core, Source};
 use crate::bundle::quant::{Dtype, dequantize_row, quantize_row, row_bytes};
 use crate::bundle::random;
@@ -183,6 +183,55 @@ fn rows_come_in_order_and_are_fetched_once() {
         ..Stats::default()
     };
     assert_eq!(Stats { stall_ms: 0.0, ..stats }, expected);
+}
+
+#[test]
+fn a_lookup_says_where_each_row_was() {
+    let (host, shelf) = (host(), Shelf::default());
+    gather(&tables(&host, &shelf, 1 << 20), &[at(30)]).unwrap();
+    let tables = tables(&host, &shelf, 1 << 20);
+    gather(&tables, &[at(0)]).unwrap();
+    let (mut out, mut origins) = (Vec::new(), Vec::new());
+    // One page in memory, one in the store, one nowhere yet, and a row twice.
+    let tokens = [at(1), at(31), at(299), at(1)];
+    block_on(tables.gather_traced(&[], &tokens, &mut out, &mut origins)).unwrap();
+    assert_eq!(out, rows(&tokens));
+    let tiers: Vec<Tier> = origins.iter().map(|o| o.tier).collect();
+    assert_eq!(tiers, [Tier::Memory, Tier::Stored, Tier::Fetched, Tier::Memory]);
+    assert!(origins[0].ms == 0.0 && origins[1].ms > 0.0 && origins[2].ms >= origins[1].ms);
+    assert!(block_on(tables.gather_traced(&[], &[300], &mut out, &mut origins)).is_err());
+    assert_eq!(origins.len(), 4);
+}
+
+#[test]
+fn a_visit_sees_each_record_once() {
+    let (host, shelf) = (host(), Shelf::default());
+    let tables = tables(&host, &shelf, 1 << 20);
+    gather(&tables, &[at(30)]).unwrap();
+    let mut seen = Vec::new();
+    tables.visit_memory(|record, bytes| seen.push((record, bytes.to_vec())));
+    seen.sort_unstable();
+    let mut page: Vec<u32> = (30..33).map(at).collect();
+    page.sort_unstable();
+    assert_eq!(seen.iter().map(|(r, _)| *r).collect::<Vec<_>>(), page);
+    assert!(seen.iter().all(|(record, bytes)| *bytes == stored(*record)));
+    let mut all = Vec::new();
+    block_on(tables.visit_all(|record, bytes| {
+        assert_eq!(bytes, stored(record));
+        all.push(record);
+    }))
+    .unwrap();
+    all.sort_unstable();
+    assert!(all.into_iter().eq(0..RECORDS as u32));
+
+    let layout = tables.layout();
+    for record in [at(0), at(61), at(299)] {
+        let address = layout.address(record).unwrap();
+        let shard = &host.1.files[&address.file];
+        assert_eq!(shard[address.offset as usize..][..address.bytes], stored(record));
+        assert!(layout.records(address.page).contains(&record));
+    }
+    assert!(layout.address(300).is_err());
 }
 
 #[test]

@@ -58,6 +58,14 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
+    /// The text of one token, be it special or not. Bytes that are no whole character are U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn piece(&self, id: u32) -> Result<String> {
+        self.inner.decode(&[id], false).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
     /// The text of tokens that come one by one.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, inner: self.inner.decode_stream(true), tokens: Vec::new(), sent: 0 }

@@ -11,6 +11,8 @@ use wasm_bindgen::{JsError, JsValue};
 use wasm_bindgen_futures::JsFuture;
 use web_sys::{MessageChannel, MessagePort};
 
+use super::look::Seen;
+
 /// What the page hears.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -19,6 +21,8 @@ pub enum Event<'a> {
     Prefill { done: usize, total: usize },
     /// A token, and the text that became complete with it.
     Token { id: u32, log_prob: f32, text: &'a str },
+    /// A step has been run: how the rows of its tokens were found, and what that and the layers took.
+    Step { position: usize, tokens: Vec<Seen>, rows_ms: f64, forward_ms: f64 },
     /// Nothing moves, for this reason.
     Wait { reason: &'a str },
 }
@@ -40,8 +44,13 @@ impl Control {
 
     /// Begins an answer whose events go to `listener`.
     pub fn begin(&self, listener: Function) {
-        self.stopped.set(false);
+        self.resume();
         self.listener.replace(Some(listener));
+    }
+
+    /// Forgets that an answer was to end.
+    pub fn resume(&self) {
+        self.stopped.set(false);
     }
 
     pub fn end(&self) {

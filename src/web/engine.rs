@@ -13,16 +13,20 @@ use super::archive::Archive;
 use super::control::{Control, Event, to_js};
 use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
+use super::look::{Look, part};
 use super::rows::Rows;
 use crate::backend::{Backend, MAX_STEP_TOKENS};
+use crate::bundle::Cost;
 use crate::config::Config;
 use crate::device::Device;
 use crate::edits::{Edited, Overlay, Scope, Swap};
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
-use crate::session::{Finish, Observer, Session};
+use crate::session::{Finish, Observer, Session, StepReport};
 use crate::tables::{RowSource, Stats, Tables};
 use crate::text::{Message, Template, TextStream, Tokenizer, chat};
+use crate::trace::TracedToken;
+use crate::trace::record::TracedModel;
 
 /// Prompt tokens that the CPU reads at a time: between two steps a stop is heard.
 const CPU_CHUNK: usize = 32;
@@ -38,6 +42,7 @@ pub struct Engine {
     template: Option<Template>,
     tables: Option<Rc<Tables<Host, Archive>>>,
     control: Rc<Control>,
+    look: Look,
     facts: Facts,
 }
 
@@ -59,6 +64,7 @@ struct Facts {
     table_bytes: u64,
     table_pages: usize,
     gpu_bytes: u64,
+    cost: Cost,
 }
 
 #[derive(Serialize)]
@@ -75,7 +81,9 @@ struct Info<'a> {
 #[serde(rename_all = "camelCase")]
 struct RowStats {
     looked_up: u64,
+    memory: u64,
     stored: u64,
+    fetched: u64,
     requests: u64,
     bytes_fetched: u64,
     stall_ms: f64,
@@ -84,10 +92,9 @@ struct RowStats {
 
 impl From<Stats> for RowStats {
     fn from(stats: Stats) -> Self {
-        let Stats {
-            rows: looked_up, stored, requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, ..
-        } = stats;
-        Self { looked_up, stored, requests, bytes_fetched, stall_ms, bytes_held }
+        let Stats { rows: looked_up, hot: memory, stored, fetched, .. } = stats;
+        let Stats { requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, .. } = stats;
+        Self { looked_up, memory, stored, fetched, requests, bytes_fetched, stall_ms, bytes_held }
     }
 }
 
@@ -156,7 +163,9 @@ impl Engine {
             Device::Cpu(_) => (CPU_CHUNK, 0),
             Device::Gpu(backend) => (MAX_STEP_TOKENS, backend.bytes()),
         };
+        let look = Look::new(TracedModel::new(&manifest));
         let facts = Facts {
+            cost: Cost::new(&manifest),
             core_bytes: manifest.core_bytes(),
             table_bytes: manifest.stem_table().map_or(0, |table| table.bytes()),
             table_pages: manifest.stem_table().map_or(0, |table| table.pages()),
@@ -178,7 +187,7 @@ impl Engine {
         let control = Rc::new(Control::new()?);
         let rows = Rows { tables: tables.clone(), control: control.clone() };
         let session = Mutex::new(Session::new(device, Edited::new(rows), config, chunk));
-        Ok(Self { session, swaps: RefCell::default(), tokenizer, template, tables, control, facts })
+        Ok(Self { session, swaps: RefCell::default(), tokenizer, template, tables, control, look, facts })
     }
 
     /// What is loaded, and what it takes.
@@ -231,6 +240,41 @@ impl Engine {
         }
     }
 
+    /// Whether the page is told of each step of an answer.
+    pub fn watch(&self, on: bool) {
+        self.look.watching.set(on);
+    }
+
+    /// Runs the text of the last answer again with a look at every layer; `on_part` gets some tokens at a time. An answer that
+    /// is asked for meanwhile ends it. Gives the trace (`docs/trace.md`) without its tokens.
+    ///
+    /// # Errors
+    /// A backend that is not the CPU, and rows that can't be had, in words for the reader.
+    pub async fn trace(&self, on_part: Function) -> Result<JsValue, JsError> {
+        let mut session = self.session.lock().await;
+        self.control.resume();
+        let each = |position: usize, tokens: &[TracedToken]| {
+            if let Ok(part) = part(position, tokens) {
+                // A listener that throws is no reason to end the trace.
+                let _ = on_part.call1(&JsValue::UNDEFINED, &part);
+            }
+        };
+        let tables = self.tables.as_deref();
+        let head = self.look.trace(&mut session, &self.tokenizer, tables, &self.control, each).await?;
+        Ok(to_js(&head)?)
+    }
+
+    /// Everything about the token at `position` of the last answer's text in layer `layer`.
+    ///
+    /// # Errors
+    /// A cell that there is not, and rows that can't be had, in words for the reader.
+    pub async fn card(&self, position: usize, layer: usize) -> Result<JsValue, JsError> {
+        let mut session = self.session.lock().await;
+        self.control.resume();
+        let tables = self.tables.as_deref();
+        Ok(to_js(&self.look.card(&mut session, &self.tokenizer, tables, (position, layer)).await?)?)
+    }
+
     /// Ends the answer under way after the token it is at.
     pub fn stop(&self) {
         self.control.stop();
@@ -244,10 +288,12 @@ impl Engine {
         settings: &Settings,
         swaps: Vec<Exchange>,
     ) -> Result<Answer> {
-        let mut session = self
-            .session
-            .try_lock()
-            .ok_or_else(|| Error::invalid("the question", "came while another was being answered"))?;
+        let mut session = match self.session.try_lock() {
+            Some(session) => session,
+            // A look at the last answer gives way.
+            None if self.look.interrupt() => self.session.lock().await,
+            None => return Err(Error::invalid("the question", "came while another was being answered")),
+        };
         let template = self
             .template
             .as_ref()
@@ -269,13 +315,19 @@ impl Engine {
         };
         let context = session.backend().capacity();
         let prompt = chat::prompt(&self.tokenizer, template, messages, context, sampling.max_tokens)?;
+        self.look.begin(&prompt.tokens);
+        session.backend_mut().measure(self.look.watching.get());
         let mut listener = Listener {
+            config: session.config().clone(),
+            look: &self.look,
+            tokenizer: &self.tokenizer,
             stream: self.tokenizer.stream(),
             text: String::new(),
             failure: None,
             control: &self.control,
         };
         let generation = session.generate(&prompt.tokens, &sampling, &mut listener).await?;
+        self.look.end(&generation.tokens);
         Ok(Answer {
             text: listener.finish()?,
             finish: generation.finish,
@@ -310,6 +362,9 @@ impl Engine {
 
 /// Turns what the session says into events for the page.
 struct Listener<'a> {
+    config: Config,
+    look: &'a Look,
+    tokenizer: &'a Tokenizer,
     stream: TextStream<'a>,
     text: String,
     failure: Option<Error>,
@@ -329,6 +384,10 @@ impl Listener<'_> {
 impl Observer for Listener<'_> {
     fn prefill(&mut self, done: usize, total: usize) {
         self.control.emit(&Event::Prefill { done, total });
+    }
+
+    fn stepped(&mut self, report: &StepReport<'_>) {
+        self.look.tell(report, &self.config, self.tokenizer, self.control);
     }
 
     fn token(&mut self, id: u32, log_prob: f32) {

@@ -2,14 +2,15 @@
 //!
 //! [`engine`] is the class `Engine`, [`load`] brings a bundle into a backend, [`http`] asks a static host for files
 //! and ranges, [`archive`] keeps files and pages on the device, [`rows`] makes table lookups that can be watched and
-//! stopped, [`control`] is the line to the page while an answer is written. Everything runs in a worker on one thread;
-//! nothing here computes.
+//! stopped, [`control`] is the line to the page while an answer is written, [`look`] what the page shows of lookups and
+//! layers. Everything runs in a worker on one thread; nothing here computes.
 
 mod archive;
 mod control;
 pub mod engine;
 mod http;
 mod load;
+mod look;
 mod rows;
 
 pub use engine::Engine;

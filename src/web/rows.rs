@@ -12,7 +12,7 @@ use super::archive::Archive;
 use super::control::{Control, Event};
 use super::http::Host;
 use crate::error::{Error, Result};
-use crate::tables::{RowSource, Tables};
+use crate::tables::{Origin, RowSource, Tables};
 
 /// A lookup is worth a word from so many milliseconds on.
 const LONG_MS: u32 = 300;
@@ -26,8 +26,18 @@ pub struct Rows {
 
 impl RowSource for Rows {
     async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_traced(&[], tokens, out, &mut Vec::new()).await
+    }
+
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        origins: &mut Vec<Origin>,
+    ) -> Result<()> {
         let Some(tables) = &self.tables else { return Ok(()) };
-        let gather = pin!(tables.gather(tokens, out));
+        let gather = pin!(tables.gather_traced(before, tokens, out, origins));
         let watch = pin!(async {
             TimeoutFuture::new(LONG_MS).await;
             self.control.emit(&Event::Wait { reason: "Waiting for rows of the table" });

@@ -19,7 +19,26 @@ const INFO = {
   tablePages: 49152,
   gpuBytes: 0,
   wasmBytes: 150e6,
-  rows: { lookedUp: 1200, stored: 0, requests: 31, bytesFetched: 9.1e6, stallMs: 412, bytesHeld: 9.1e6 },
+  cost: {
+    core: 117e6,
+    tables: 755e6,
+    row_values_per_token: 15360,
+    dense: 126e6,
+    core_bytes: 103e6,
+    dense_bytes: 112e6,
+    flops: 234e6,
+    dense_flops: 252e6,
+  },
+  rows: {
+    lookedUp: 1200,
+    memory: 700,
+    stored: 0,
+    fetched: 500,
+    requests: 31,
+    bytesFetched: 9.1e6,
+    stallMs: 412,
+    bytesHeld: 9.1e6,
+  },
 };
 
 const MARKDOWN = `Plants drink through **xylem**: tubes of dead cells, open from end to end.
@@ -116,6 +135,16 @@ export class Engine {
   }
 
   async download() {}
+
+  watch() {}
+
+  async trace() {
+    throw new Error("a look into the layers on a GPU is not supported (supported: the CPU backend)");
+  }
+
+  async card() {
+    throw new Error("the stand-in has no layers");
+  }
 
   stop() {
     this.#stopped = true;

@@ -32,8 +32,10 @@ test("nothing scrolls sideways on a phone", async (t) => {
   await page.keyboard.press("Escape");
   await page.getByRole("button", { name: "Panel: model and settings" }).click();
   assert.deepEqual(await overflow(page), []);
-  await page.getByRole("tab", { name: "Settings" }).click();
-  assert.deepEqual(await overflow(page), []);
+  for (const tab of ["Lookups", "Settings"]) {
+    await page.getByRole("tab", { name: tab }).click();
+    assert.deepEqual(await overflow(page), []);
+  }
 });
 
 test("a failure fits a phone", async (t) => {
@@ -68,6 +70,9 @@ test("the keyboard reaches everything", async (t) => {
   await page.getByRole("tab", { name: "Edits", selected: true }).and(page.locator(":focus")).waitFor();
   await page.getByLabel("Where the text says").waitFor();
   await page.keyboard.press("ArrowRight");
+  await page.getByRole("tab", { name: "Lookups", selected: true }).and(page.locator(":focus")).waitFor();
+  await page.getByLabel("Colours show").waitFor();
+  await page.keyboard.press("ArrowRight");
   await page.getByRole("tab", { name: "Settings", selected: true }).and(page.locator(":focus")).waitFor();
   await page.getByLabel("System prompt").waitFor();
 });
@@ -86,10 +91,10 @@ test("every control has a name", async (t) => {
   const page = await fakePage(t, "markdown");
   await ask(page, "how?");
   await lastAnswer(page);
-  for (const tab of ["Model", "Edits", "Settings"]) {
+  for (const tab of ["Model", "Edits", "Lookups", "Settings"]) {
     await page.getByRole("tab", { name: tab }).click();
     const nameless = await page.evaluate(() =>
-      [...document.querySelectorAll("button, input, textarea, a")]
+      [...document.querySelectorAll("button, input, select, textarea, a")]
         .filter((control) => control.checkVisibility())
         .filter(
           (control) => !control.textContent.trim() && !control.getAttribute("aria-label") && !control.labels?.length,
@@ -121,6 +126,8 @@ for (const colorScheme of ["light", "dark"]) {
     await ask(page, "how?");
     await lastAnswer(page);
     await check("chat");
+    await page.getByRole("tab", { name: "Lookups" }).click();
+    await check("lookups");
     await page.getByRole("tab", { name: "Settings" }).click();
     await check("settings");
     await page.getByRole("tab", { name: "Model" }).click();

@@ -56,6 +56,12 @@ export class Composer {
     this.#show();
   }
 
+  /** Puts a text into the field, for the reader to send. */
+  fill(text: string): void {
+    this.#field.value = text;
+    this.#show();
+  }
+
   focus(): void {
     this.#field.focus();
   }

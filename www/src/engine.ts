@@ -1,5 +1,6 @@
 // The page's side of the engine: starts the worker, follows its state, and can always throw it away and start another.
 
+import type { Card, Trace, TracePart } from "./lookups/trace";
 import type {
   Backend,
   ChatMessage,
@@ -10,7 +11,9 @@ import type {
   GenResult,
   Kept,
   LoadProgress,
+  Look,
   SamplingSettings,
+  Step,
   Swap,
   ToWorker,
 } from "./protocol";
@@ -38,10 +41,23 @@ type Running = {
   reject: (error: GenerationError) => void;
 };
 
+type LookCall = {
+  onPart: (part: TracePart) => void;
+  resolve: (value: Trace | Card) => void;
+  reject: (error: Error) => void;
+};
+
 export class EngineClient {
   readonly state = new Signal<EngineState>({ phase: "idle" });
   /** What of the model is on this device, as last heard. */
   readonly kept = new Signal<(Kept & { download: Download }) | null>(null);
+  /** The last complete answer. */
+  readonly result = new Signal<GenResult | null>(null);
+  /** Hears of steps while they are watched. */
+  onStep: (step: Step) => void = () => {};
+  #watching = false;
+  #looks = new Map<number, LookCall>();
+  #lastLook = 0;
   #worker: Worker | null = null;
   #running: Running | null = null;
 
@@ -88,6 +104,32 @@ export class EngineClient {
     if (this.state.value.phase === "ready") this.#post({ type: "prefetch", text });
   }
 
+  /** Whether steps are told; switched off it costs nothing. */
+  watch(on: boolean): void {
+    this.#watching = on;
+    this.#post({ type: "watch", on });
+  }
+
+  /** Runs the text of the last answer again; `onPart` gets some tokens at a time. Gives the trace without its tokens. */
+  trace(onPart: (part: TracePart) => void): Promise<Trace> {
+    return this.#look({ name: "trace" }, onPart) as Promise<Trace>;
+  }
+
+  /** Everything about one cell of the last answer's text. */
+  card(position: number, layer: number): Promise<Card> {
+    return this.#look({ name: "card", position, layer }, () => {}) as Promise<Card>;
+  }
+
+  #look(look: Look, onPart: (part: TracePart) => void): Promise<Trace | Card> {
+    if (!this.#worker) return Promise.reject(new Error("The model is not loaded."));
+    this.#lastLook += 1;
+    const call = this.#lastLook;
+    return new Promise((resolve, reject) => {
+      this.#looks.set(call, { onPart, resolve, reject });
+      this.#post({ type: "look", call, look });
+    });
+  }
+
   stop(): void {
     this.#post({ type: "stop" });
   }
@@ -112,9 +154,22 @@ export class EngineClient {
         this.state.set({ phase: "loading", progress: message.progress });
         return;
       case "loaded":
+        if (this.#watching) this.watch(true);
         this.state.set({ phase: "ready", info: message.info });
         return;
+      case "part":
+        this.#looks.get(message.call)?.onPart(message.part);
+        return;
+      case "looked":
+        this.#looks.get(message.call)?.resolve(message.value);
+        this.#looks.delete(message.call);
+        return;
+      case "unseen":
+        this.#looks.get(message.call)?.reject(new Error(message.message));
+        this.#looks.delete(message.call);
+        return;
       case "event":
+        if (message.event.type === "step") this.onStep(message.event);
         this.#running?.onEvent(message.event);
         return;
       case "kept":
@@ -124,6 +179,7 @@ export class EngineClient {
         const running = this.#running;
         this.#running = null;
         this.state.set({ phase: "ready", info: message.info });
+        this.result.set(message.result);
         running?.resolve(message.result);
         return;
       }
@@ -147,6 +203,8 @@ export class EngineClient {
     this.#worker?.terminate();
     this.#worker = null;
     this.kept.set(null);
+    for (const { reject } of this.#looks.values()) reject(new Error(reason));
+    this.#looks.clear();
     const running = this.#running;
     this.#running = null;
     running?.reject(new GenerationError(reason, true));

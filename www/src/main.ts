@@ -10,6 +10,7 @@ import { storedEdits } from "./edits";
 import { editsPanel } from "./edits-panel";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
+import { lookups } from "./lookups/install";
 import { modelAddress } from "./model-address";
 import { modelPanel } from "./model-panel";
 import { Panel } from "./panel";
@@ -84,6 +85,15 @@ byId("examples").append(
   ...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => ask(text) }, text)),
 );
 
+const lookupsView = lookups({
+  app,
+  engine,
+  settings,
+  composer,
+  show: () => panel.show("lookups"),
+  ask,
+  say: (sentence) => toast.show(sentence),
+});
 const panel = new Panel(
   [
     {
@@ -96,6 +106,7 @@ const panel = new Panel(
       }),
     },
     { id: "edits", label: "Edits", content: editsPanel(edits, engine.state, () => app.regenerate()) },
+    { id: "lookups", label: "Lookups", content: lookupsView.element },
     { id: "settings", label: "Settings", content: settingsPanel(settings) },
   ],
   panelButton,

@@ -1,5 +1,7 @@
 // What the engine in the worker offers (the wasm module's interface), and the messages between page and worker.
 
+import type { Card, Tier, Trace, TracePart } from "./lookups/trace";
+
 export type Role = "system" | "user" | "assistant";
 export type ChatMessage = { role: Role; content: string };
 export type Backend = "auto" | "gpu" | "cpu";
@@ -26,16 +28,31 @@ export type EngineInfo = {
   tableBytes: number;
   tablePages: number;
   gpuBytes: number;
+  cost: Cost;
   wasmBytes: number;
   /** What came of the table so far; null for a model without one. */
   rows: RowStats | null;
 };
 
+/** Of one token, beside the dense model that this one comes from; names as in `xylem inspect`. */
+export type Cost = {
+  core: number;
+  tables: number;
+  row_values_per_token: number;
+  dense: number;
+  core_bytes: number;
+  dense_bytes: number;
+  flops: number;
+  dense_flops: number;
+};
+
 export type RowStats = {
   /** A row is all that a token has in the table. */
   lookedUp: number;
-  /** Of these, found on this device and not in memory. */
+  /** Found in memory, on this device and with the host; a row that one lookup wants twice counts once. */
+  memory: number;
   stored: number;
+  fetched: number;
   requests: number;
   bytesFetched: number;
   stallMs: number;
@@ -54,10 +71,28 @@ export type SamplingSettings = {
 /** The rows of `with` answer for `subject`, by this much: 0 not at all, 1 whole. */
 export type Swap = { subject: string; with: string; strength: number };
 
+/** What a step did; told only while somebody watches. */
+export type Step = { type: "step"; position: number; tokens: Seen[]; rowsMs: number; forwardMs: number };
+
+/** A token of a step, and how its row was found. */
+export type Seen = {
+  id: number;
+  text: string;
+  /** Null for a model without a table. */
+  tier: Tier | null;
+  ms: number;
+  /** The layers in which an edit changed its row. */
+  edited: number[];
+  /** One a layer; null where the backend can't measure. */
+  contribution: number[] | null;
+  gateOpen: number[] | null;
+};
+
 export type GenEvent =
   | { type: "prefill"; done: number; total: number }
   // `text` is what became complete with this token; it may be empty inside a multi-byte character.
   | { type: "token"; id: number; logProb: number; text: string }
+  | Step
   | { type: "wait"; reason: string };
 
 export type GenResult = {
@@ -85,6 +120,9 @@ export type Engine = {
   download(pages: Uint32Array): Promise<void>;
   /** Brings the rows of a text that may soon be sent into memory. */
   prefetch(text: string): void;
+  watch(on: boolean): void;
+  trace(onPart: (part: TracePart) => void): Promise<Trace>;
+  card(position: number, layer: number): Promise<Card>;
   stop(): void;
 };
 
@@ -124,10 +162,15 @@ export type EngineModule = {
   };
 };
 
+/** A look at the text of the last answer: all of it, or one cell. */
+export type Look = { name: "trace" } | { name: "card"; position: number; layer: number };
+
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
   | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
   | { type: "prefetch"; text: string }
+  | { type: "watch"; on: boolean }
+  | { type: "look"; call: number; look: Look }
   | { type: "stop" }
   | { type: "forget" }
   | { type: "download"; on: boolean };
@@ -136,6 +179,9 @@ export type FromWorker =
   | { type: "progress"; progress: LoadProgress }
   | { type: "loaded"; info: EngineInfo }
   | { type: "event"; event: GenEvent }
+  | { type: "part"; call: number; part: TracePart }
+  | { type: "looked"; call: number; value: Trace | Card }
+  | { type: "unseen"; call: number; message: string }
   | { type: "kept"; kept: Kept; download: Download }
   | { type: "result"; result: GenResult; info: EngineInfo }
   // `fatal`: the engine cannot be used any more, the worker must be started anew.

@@ -2,7 +2,7 @@
 
 import { DeviceArchive } from "./archive";
 import { reasonOf } from "./format";
-import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
+import type { Download, Engine, EngineModule, FromWorker, LoadProgress, Look, ToWorker } from "./protocol";
 
 let engine: Engine | null = null;
 const archive = new DeviceArchive();
@@ -68,6 +68,21 @@ async function downloadTable(engine: Engine): Promise<void> {
   postKept();
 }
 
+/** A look that fails is no end of the engine, unless it broke off. */
+async function look(call: number, what: Look): Promise<void> {
+  try {
+    if (!engine) throw new Error("The model is not loaded yet.");
+    const value =
+      what.name === "trace"
+        ? await engine.trace((part) => post({ type: "part", call, part }))
+        : await engine.card(what.position, what.layer);
+    post({ type: "looked", call, value });
+  } catch (error) {
+    if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) throw error;
+    post({ type: "unseen", call, message: reasonOf(error) });
+  }
+}
+
 async function handle(message: ToWorker): Promise<void> {
   switch (message.type) {
     case "load": {
@@ -90,6 +105,12 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "prefetch":
       engine?.prefetch(message.text);
+      return;
+    case "watch":
+      engine?.watch(message.on);
+      return;
+    case "look":
+      await look(message.call, message.look);
       return;
     case "stop":
       engine?.stop();

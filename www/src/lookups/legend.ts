@@ -1,0 +1,54 @@
+// The legend of the grid's colours.
+
+import { h } from "../dom";
+import { drawMark, type Paint, type Quantity, rampColour } from "./quantities";
+
+const SWATCH = { width: 14, height: 14 } as const;
+const RAMP = { width: 120, height: 12 } as const;
+
+export function legendOf({ legend, dense }: Quantity): HTMLElement[] {
+  const stem = h("span", { class: "key stem" }, "STEM layer");
+  const plain = h("span", { class: "key dense" }, dense ? "dense layer" : "dense layer, has no row");
+  if (legend.kind === "kinds") {
+    return [
+      ...legend.entries.map(({ label, paint }) => h("span", { class: "legend-entry" }, swatch(paint), label)),
+      stem,
+      plain,
+    ];
+  }
+  return [h("span", { class: "legend-entry" }, legend.from, ramp(), legend.to), stem, plain];
+}
+
+function canvas(width: number, height: number): [HTMLCanvasElement, CanvasRenderingContext2D | null] {
+  const element = h("canvas", { width: width * 2, height: height * 2, "aria-hidden": "true" });
+  element.style.width = `${width}px`;
+  element.style.height = `${height}px`;
+  const pen = element.getContext("2d");
+  pen?.scale(2, 2);
+  return [element, pen];
+}
+
+function swatch({ colour, mark }: Paint): HTMLElement {
+  const { width, height } = SWATCH;
+  const [element, pen] = canvas(width, height);
+  if (!pen) return element;
+  pen.fillStyle = colour;
+  pen.fillRect(0, 0, width, height);
+  if (mark) {
+    pen.strokeStyle = "#fff";
+    pen.lineWidth = 1.6;
+    drawMark(pen, mark, 0, 0, width, height);
+  }
+  return element;
+}
+
+function ramp(): HTMLElement {
+  const { width, height } = RAMP;
+  const [element, pen] = canvas(width, height);
+  for (let x = 0; x < width; x += 1) {
+    if (!pen) break;
+    pen.fillStyle = rampColour(x / (width - 1));
+    pen.fillRect(x, 0, 1, height);
+  }
+  return element;
+}

@@ -1,0 +1,55 @@
+// The state in the address, so that a link brings another reader to the same cell: question, settings, colours, pinned cell.
+
+import { DEFAULTS, restore, type Settings, sampling } from "../settings";
+import { isRecord } from "../storage";
+import type { Place } from "./grid";
+
+/** What a link says. It may come from anybody: nothing of it is sent or loaded without the reader. */
+export type Shared = {
+  question: string;
+  settings: Pick<Settings, (typeof SHARED)[number]>;
+  show: string | null;
+  cell: Place | null;
+};
+
+const SHARED = ["temperature", "topP", "topK", "repetitionPenalty", "maxTokens", "seed", "system"] as const;
+const MAX_QUESTION = 8000;
+const MAX_PLACE = 1e6;
+
+export function toHash({ question, settings, show, cell }: Shared): string {
+  const parts = new URLSearchParams({ ask: question });
+  const chosen = Object.fromEntries(
+    SHARED.filter((key) => settings[key] !== DEFAULTS[key]).map((key) => [key, settings[key]]),
+  );
+  if (Object.keys(chosen).length > 0) parts.set("settings", JSON.stringify(chosen));
+  if (show) parts.set("show", show);
+  if (cell) parts.set("cell", `${cell.position}.${cell.layer}`);
+  return `#${parts}`;
+}
+
+/** Null for an address that says nothing usable. */
+export function fromHash(hash: string): Shared | null {
+  const parts = new URLSearchParams(hash.replace(/^#/, ""));
+  const question = parts.get("ask")?.trim().slice(0, MAX_QUESTION);
+  if (!question) return null;
+  const settings = restore(parse(parts.get("settings")));
+  const [position, layer] = (parts.get("cell") ?? "").split(".").map(Number);
+  const isPlace = (value: number | undefined): value is number =>
+    Number.isInteger(value) && (value ?? -1) >= 0 && (value ?? 0) < MAX_PLACE;
+  return {
+    question,
+    settings: { ...sampling(settings), system: settings.system },
+    show: parts.get("show"),
+    cell: isPlace(position) && isPlace(layer) ? { position, layer } : null,
+  };
+}
+
+function parse(json: string | null): unknown {
+  if (json === null) return null;
+  try {
+    const value: unknown = JSON.parse(json);
+    return isRecord(value) ? value : null;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,86 @@
+// A tour of five short steps. Each points at a part of the page, and can be left at any time.
+
+import { h, iconButton } from "../dom";
+
+export type TourStep = {
+  title: string;
+  text: string;
+  /** What it points at. */
+  target: string;
+  /** To be done before: a quantity to show, a part to open. */
+  before?: () => void;
+};
+
+export class Tour {
+  readonly element: HTMLElement;
+  readonly #steps: readonly TourStep[];
+  readonly #title = h("h3", { id: "tour-title" });
+  readonly #text = h("p");
+  readonly #count = h("span", { class: "hint" });
+  readonly #back: HTMLButtonElement;
+  readonly #next: HTMLButtonElement;
+  #at = 0;
+  #opener: Element | null = null;
+  #pointed: Element | null = null;
+
+  constructor(steps: readonly TourStep[]) {
+    this.#steps = steps;
+    this.#back = h("button", { type: "button", class: "button quiet", onclick: () => this.#go(this.#at - 1) }, "Back");
+    this.#next = h("button", { type: "button", class: "button", onclick: () => this.#go(this.#at + 1) }, "Next");
+    this.element = h(
+      "section",
+      { class: "tour", role: "dialog", "aria-labelledby": "tour-title", hidden: true },
+      h(
+        "div",
+        { class: "row" },
+        this.#count,
+        iconButton("close", "Leave the tour", () => this.end()),
+      ),
+      this.#title,
+      this.#text,
+      h("div", { class: "row" }, this.#back, this.#next),
+    );
+    this.element.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.end();
+    });
+  }
+
+  start(): void {
+    this.#opener = document.activeElement;
+    this.element.hidden = false;
+    this.#go(0);
+  }
+
+  end(): void {
+    this.element.hidden = true;
+    this.#point(null);
+    if (this.#opener instanceof HTMLElement) this.#opener.focus();
+  }
+
+  #go(at: number): void {
+    const step = this.#steps[at];
+    if (!step) {
+      this.end();
+      return;
+    }
+    this.#at = at;
+    step.before?.();
+    this.#count.textContent = `${at + 1} of ${this.#steps.length}`;
+    this.#title.textContent = step.title;
+    this.#text.textContent = step.text;
+    this.#back.disabled = at === 0;
+    this.#next.textContent = at + 1 === this.#steps.length ? "Done" : "Next";
+    this.#point(document.querySelector(step.target));
+    this.#next.focus();
+  }
+
+  #point(target: Element | null): void {
+    this.#pointed?.classList.remove("pointed");
+    this.#pointed = target;
+    target?.classList.add("pointed");
+    target?.scrollIntoView({ block: "nearest" });
+  }
+}

@@ -1,0 +1,396 @@
+// The view of lookups: controls, grid and text, and below them what is known of the pinned cell.
+
+import { h } from "../dom";
+import type { EngineClient } from "../engine";
+import { plural, reasonOf } from "../format";
+import type { EngineInfo } from "../protocol";
+import { read, write } from "../storage";
+import { allLayers, cardBody, cellFacts } from "./card-view";
+import { Grid, type Place } from "./grid";
+import { legendOf } from "./legend";
+import { Log } from "./log";
+import { Meters } from "./meters";
+import { NextView } from "./next-view";
+import { QUANTITIES, type Quantity, type QuantityId, shown } from "./quantities";
+import { Strip } from "./strip";
+import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
+
+export type ViewActions = {
+  /** Copies a link to this state. */
+  share(): Promise<boolean>;
+  tour(): void;
+};
+
+export class LookupsView {
+  readonly element: HTMLElement;
+  readonly log = new Log();
+  readonly #engine: EngineClient;
+  readonly #grid: Grid;
+  readonly #strip: Strip;
+  readonly #next = new NextView();
+  readonly #meters = new Meters();
+  readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
+  readonly #note = h("p", { class: "note", role: "status", hidden: true });
+  readonly #legend = h("div", { class: "legend" });
+  readonly #hint = h("p", { class: "hint" });
+  readonly #select: HTMLSelectElement;
+  readonly #watch: HTMLInputElement;
+  readonly #trace: HTMLButtonElement;
+  readonly #export: HTMLButtonElement;
+  readonly #back: HTMLButtonElement;
+  readonly #empty: HTMLElement;
+  readonly #body: HTMLElement;
+  readonly #cardBox: HTMLElement;
+  readonly #nextBox: HTMLElement;
+  readonly #metersBox: HTMLDetailsElement;
+  #info: EngineInfo | null = null;
+  #quantity: Quantity = QUANTITIES[0] as Quantity;
+  #pinned: Place | null = null;
+  #wanted: Place | null = null;
+  #hovered: Place | null = null;
+  #card: Card | null = null;
+  #asked = 0;
+  /** What the card was last drawn from. */
+  #drawn: unknown[] = [undefined];
+  #busy = false;
+  #frame = 0;
+
+  constructor(engine: EngineClient, actions: ViewActions) {
+    this.#engine = engine;
+    this.#grid = new Grid(this.log, this.#quantity, {
+      hover: (place) => this.#hover(place),
+      pin: (place) => this.pin(place),
+    });
+    this.#strip = new Strip(this.log, {
+      hover: (position) => {
+        this.#grid.highlight(position);
+        this.#hover(position === null ? null : { position, layer: this.#firstLayer() });
+      },
+      choose: (position) => this.pin({ position, layer: this.#pinned?.layer ?? this.#firstLayer() }),
+    });
+    this.#select = h(
+      "select",
+      { class: "field", id: "quantity", onchange: () => this.show(this.#select.value) },
+      ...QUANTITIES.map(({ id, label }) => h("option", { value: id }, label)),
+    );
+    this.#watch = h("input", { type: "checkbox", checked: read("watch") !== false, onchange: () => this.#setWatch() });
+    const button = (label: string, onclick: () => void): HTMLButtonElement =>
+      h("button", { type: "button", class: "button quiet", onclick }, label);
+    this.#trace = button("Trace the text", () => void this.#runTrace());
+    this.#export = button("Export", () => void this.#save());
+    this.#back = button("Back to the chat", () => this.#close());
+    const file = h("input", {
+      type: "file",
+      accept: ".json,application/json",
+      hidden: true,
+      "aria-label": "Trace file",
+    });
+    file.addEventListener("change", () => {
+      const [chosen] = file.files ?? [];
+      if (chosen) void this.open(chosen);
+      file.value = "";
+    });
+    const share = button("Copy link", () => {
+      void actions
+        .share()
+        .then((done) => this.#say(done ? "The link is copied." : "The browser did not allow copying."));
+    });
+    this.#empty = h(
+      "p",
+      { class: "hint" },
+      "Ask something: each token of the text becomes a row of this grid, each layer a column. A trace file can be dropped here too.",
+    );
+    this.#cardBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Row card")), h("div"));
+    this.#nextBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Next token")), h("div"));
+    this.#metersBox = h(
+      "details",
+      { class: "box", ontoggle: () => this.#drawMeters() },
+      h("summary", {}, h("h2", {}, "Meters")),
+      this.#meters.element,
+    );
+    this.#body = h(
+      "div",
+      { class: "lookups-body" },
+      this.#grid.element,
+      this.#readout,
+      this.#strip.element,
+      h("div", { class: "row wrap actions" }, this.#trace, this.#export),
+      this.#cardBox,
+      this.#nextBox,
+    );
+    this.element = h(
+      "div",
+      { class: "lookups" },
+      h(
+        "div",
+        { class: "row wrap" },
+        h("label", { class: "switch" }, this.#watch, "Watch answers"),
+        button("Tour", actions.tour),
+        share,
+        button("Open…", () => file.click()),
+        file,
+        this.#back,
+      ),
+      h("div", { class: "setting" }, h("label", { for: "quantity" }, "Colours show"), this.#select, this.#hint),
+      this.#legend,
+      this.#note,
+      this.#empty,
+      this.#body,
+      this.#metersBox,
+    );
+    this.#drop();
+    this.show(String(read("quantity")));
+    this.#setWatch();
+    engine.onStep = (step) => {
+      if (!this.log.file) this.log.step(step);
+    };
+    engine.result.watch((result) => {
+      if (result && !this.log.file) this.log.answered(result);
+      if (this.#wanted && result) this.pin(this.#wanted);
+    });
+    engine.state.watch((state) => {
+      const info = state.phase === "ready" ? state.info : null;
+      const isNew = info && (info.model !== this.#info?.model || this.log.shape.layers === 0);
+      if (state.phase === "loading" || state.phase === "idle") this.#forget();
+      this.#info = info;
+      if (info && isNew && !this.log.file) this.log.model(info);
+      this.#draw();
+    });
+    this.log.version.watch(() => this.#draw());
+    // It comes into sight with a size.
+    new ResizeObserver(() => this.#draw()).observe(this.element);
+    new MutationObserver(() => this.#grid.refresh()).observe(document.documentElement, {
+      attributeFilter: ["data-theme"],
+    });
+  }
+
+  get quantity(): QuantityId {
+    return this.#quantity.id;
+  }
+
+  get pinned(): Place | null {
+    return this.#pinned;
+  }
+
+  /** Colours the grid by the quantity with this name, if there is one. */
+  show(id: string): void {
+    this.#quantity = QUANTITIES.find((quantity) => quantity.id === id) ?? this.#quantity;
+    write("quantity", this.#quantity.id);
+    this.#select.value = this.#quantity.id;
+    this.#hint.textContent = this.#quantity.hint;
+    this.#legend.replaceChildren(...legendOf(this.#quantity));
+    this.#grid.quantity = this.#quantity;
+    this.#hover(this.#hovered);
+  }
+
+  /** Pins a cell, or the one that a link names as soon as it is there. */
+  pin(place: Place): void {
+    if (!this.log.tokens[place.position] || place.layer >= this.log.shape.layers) {
+      this.#wanted = place;
+      return;
+    }
+    this.#wanted = null;
+    this.#pinned = place;
+    this.#card = null;
+    this.#grid.pinned = place;
+    this.#strip.reveal(place.position);
+    this.#hover(place);
+    this.#draw();
+    if (!this.log.file) void this.#askCard(place);
+  }
+
+  /** Reads a trace from a file, which may hold anything. */
+  async open(file: File): Promise<void> {
+    try {
+      if (file.size > MAX_FILE_BYTES) throw new Error("The file is too large for a trace.");
+      const trace = parseTrace(await file.text());
+      this.#forget();
+      this.log.open(file.name, trace);
+      this.#say(
+        `${file.name}: ${plural(trace.tokens.length, "token")} of ${trace.model.name}, computed on ${trace.backend}.`,
+      );
+    } catch (cause) {
+      this.#say(reasonOf(cause));
+    }
+  }
+
+  #close(): void {
+    this.#forget();
+    this.log.clear(
+      this.#info
+        ? { layers: this.#info.nLayers, stem: new Set(this.#info.stemLayers) }
+        : { layers: 0, stem: new Set() },
+    );
+    this.#say("");
+  }
+
+  #forget(): void {
+    this.#pinned = null;
+    this.#hovered = null;
+    this.#card = null;
+    this.#asked += 1;
+    this.#grid.pinned = null;
+  }
+
+  #setWatch(): void {
+    write("watch", this.#watch.checked);
+    this.#engine.watch(this.#watch.checked);
+    this.#draw();
+  }
+
+  #firstLayer(): number {
+    return [...this.log.shape.stem][0] ?? 0;
+  }
+
+  #say(sentence: string): void {
+    this.#note.textContent = sentence;
+    this.#note.hidden = !sentence;
+  }
+
+  #hover(place: Place | null): void {
+    this.#hovered = place;
+    this.#strip.mark(place?.position ?? null, this.#pinned?.position ?? null);
+    const token = place && this.log.tokens[place.position];
+    this.#readout.textContent = token
+      ? this.#words(place)
+      : "Point at a cell, or move with the arrow keys; Enter pins.";
+  }
+
+  #words(place: Place): string {
+    const token = this.log.tokens[place.position];
+    if (!token) return "";
+    const { shape } = this.log;
+    const stem = shape.stem.has(place.layer);
+    const what =
+      stem || this.#quantity.dense ? this.#quantity.words(token, place.layer, shape) : "no row: the layer computes it";
+    const name = token.id < 0 ? "a token from before" : shown(token.text);
+    return `${name} · layer ${place.layer}, ${stem ? "STEM" : "dense"} · ${what}`;
+  }
+
+  async #askCard(place: Place): Promise<void> {
+    this.#asked += 1;
+    const asked = this.#asked;
+    try {
+      const card = await this.#engine.card(place.position, place.layer);
+      if (asked !== this.#asked) return;
+      this.#card = card;
+    } catch (cause) {
+      if (asked !== this.#asked) return;
+      this.#say(reasonOf(cause));
+    }
+    this.#draw();
+  }
+
+  async #runTrace(): Promise<boolean> {
+    if (this.#busy) return false;
+    this.#busy = true;
+    this.#say("Tracing…");
+    this.#draw();
+    let done = false;
+    try {
+      const head = await this.#engine.trace((part) => {
+        if (this.log.file) return;
+        this.log.part(part);
+        this.#say(`Tracing: ${part.position + part.tokens.length} of ${plural(this.log.tokens.length, "token")}`);
+      });
+      this.log.head = head;
+      if (!this.log.file) this.log.promptTokens = head.prompt_tokens;
+      done = this.log.isTraced;
+      this.#say(done ? "" : "The trace gave way to an answer.");
+    } catch (cause) {
+      this.#say(reasonOf(cause));
+    }
+    this.#busy = false;
+    this.#draw();
+    return done;
+  }
+
+  async #save(): Promise<void> {
+    if (!this.log.head || !this.log.isTraced) await this.#runTrace();
+    const { head } = this.log;
+    const whole = head && this.log.whole(head);
+    if (!whole) return;
+    const url = URL.createObjectURL(new Blob([traceJson(whole)], { type: "application/json" }));
+    h("a", { href: url, download: "trace.json" }).click();
+    URL.revokeObjectURL(url);
+  }
+
+  #drop(): void {
+    const { element } = this;
+    element.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      element.classList.add("dropping");
+    });
+    for (const name of ["dragleave", "drop"])
+      element.addEventListener(name, () => element.classList.remove("dropping"));
+    element.addEventListener("drop", (event) => {
+      event.preventDefault();
+      const [file] = event.dataTransfer?.files ?? [];
+      if (file) void this.open(file);
+    });
+  }
+
+  /** At the next frame, and only if somebody sees it. */
+  #draw(): void {
+    if (this.#frame) return;
+    this.#frame = requestAnimationFrame(() => {
+      this.#frame = 0;
+      const { log } = this;
+      const some = log.tokens.length > 0;
+      this.#empty.hidden = some;
+      this.#body.hidden = !some;
+      this.#back.hidden = !log.file;
+      const cannot = this.#busy || log.file !== null || !this.#info || !some;
+      this.#trace.disabled = cannot || log.isTraced;
+      this.#export.disabled = this.#busy || !some || (!log.file && !this.#info);
+      if (!this.element.checkVisibility()) return;
+      this.#strip.draw();
+      this.#grid.refresh();
+      this.#drawPinned();
+      this.#drawMeters();
+    });
+  }
+
+  #drawPinned(): void {
+    const place = this.#pinned;
+    const token = place && this.log.tokens[place.position];
+    this.#strip.mark(this.#hovered?.position ?? null, place?.position ?? null);
+    // While an answer is written the card stays as it is.
+    const parts = [place, token, this.#card, token && place.position + 1 < this.log.tokens.length];
+    if (parts.every((part, i) => part === this.#drawn[i])) return;
+    this.#drawn = parts;
+    const cardPlace = this.#cardBox.lastElementChild;
+    const nextPlace = this.#nextBox.lastElementChild;
+    if (!place || !token || token.id < 0) {
+      cardPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to pin it."));
+      nextPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to see what was expected after its token."));
+      return;
+    }
+    const isStem = this.log.shape.stem.has(place.layer);
+    const waiting = this.log.file
+      ? "The file holds no more of this cell; the numbers of all layers are in the trace."
+      : "Looking…";
+    const numbers = allLayers(token, this.log.shape.stem);
+    cardPlace?.replaceChildren(
+      cellFacts(token, place, isStem),
+      ...(this.#card ? cardBody(this.#card, (other) => this.pin(other)) : [h("p", { class: "hint" }, waiting)]),
+      ...(numbers ? [numbers] : []),
+    );
+    if (token.traced) {
+      if (nextPlace && !nextPlace.contains(this.#next.element)) nextPlace.replaceChildren(this.#next.element);
+      this.#next.show(token.traced, place.position + 1 < this.log.tokens.length);
+    } else {
+      nextPlace?.replaceChildren(
+        h(
+          "p",
+          { class: "hint" },
+          "Trace the text to see what was expected after each token, and which layers spoke for it.",
+        ),
+      );
+    }
+  }
+
+  #drawMeters(): void {
+    if (this.#metersBox.open) this.#meters.show(this.log, this.#info);
+  }
+}
