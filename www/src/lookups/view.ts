@@ -15,6 +15,8 @@ import { QUANTITIES, type Quantity, type QuantityId, shown } from "./quantities"
 import { Strip } from "./strip";
 import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 
+const KEEP_UP_MS = 200;
+
 export type ViewActions = {
   /** Copies a link to this state. */
   share(): Promise<boolean>;
@@ -54,6 +56,7 @@ export class LookupsView {
   #drawn: unknown[] = [undefined];
   #busy = false;
   #frame = 0;
+  #timer = 0;
 
   constructor(engine: EngineClient, actions: ViewActions) {
     this.#engine = engine;
@@ -156,7 +159,7 @@ export class LookupsView {
       if (info && isNew && !this.log.file) this.log.model(info);
       this.#draw();
     });
-    this.log.version.watch(() => this.#draw());
+    this.log.version.watch(() => this.#changed());
     // It comes into sight with a size.
     new ResizeObserver(() => this.#draw()).observe(this.element);
     new MutationObserver(() => this.#grid.refresh()).observe(document.documentElement, {
@@ -301,7 +304,7 @@ export class LookupsView {
       this.#say(reasonOf(cause));
     }
     this.#busy = false;
-    this.#draw();
+    this.#changed();
     return done;
   }
 
@@ -328,6 +331,15 @@ export class LookupsView {
       const [file] = event.dataTransfer?.files ?? [];
       if (file) void this.open(file);
     });
+  }
+
+  /** While an answer is written the view keeps up in steps, so that drawing takes little of the answer's time. */
+  #changed(): void {
+    this.#timer ||= setTimeout(() => {
+      this.#timer = 0;
+      this.#grid.changed();
+      this.#draw();
+    }, KEEP_UP_MS);
   }
 
   /** At the next frame, and only if somebody sees it. */
