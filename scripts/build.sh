@@ -84,3 +84,18 @@ default_model() {
   "$XYLEM" convert --base "$BASE" --recipe recipe --name "SmolLM2-135M-Instruct, STEM" --out dist/model
   printf '%s\n' "$inputs" >"$stamp"
 }
+
+# The trace that the page shows before its model is there, as a module: the page may load scripts of its own only.
+example() {
+  local stamp inputs
+  stamp=dist/.example-stamp
+  inputs="$(cat dist/model/.stamp) $(cat src/trace/*.rs src/cli/trace.rs | sha256)"
+  if stamped "$stamp" "$inputs" && [ -f dist/example.js ]; then return; fi
+  {
+    printf 'export default '
+    "$XYLEM" trace --bundle dist/model --chat --prompt "What is the capital of Spain, and which language is spoken there?" \
+      --max-tokens 40 --temperature 0 --json
+  } >dist/example.part
+  mv dist/example.part dist/example.js
+  printf '%s\n' "$inputs" >"$stamp"
+}

@@ -26,10 +26,11 @@ async function native(...more) {
   return JSON.parse(await xylem("trace", "--bundle", model, "--prompt", QUESTION, "--chat", ...sampling, ...more));
 }
 
-async function lookupsPage(t, { settings = {}, hash = "", media } = {}) {
+async function lookupsPage(t, { settings = {}, hash = "", media, spoil } = {}) {
   const site = await scratch(t);
   await copySite(site);
   await cp(model, join(site, "model"), { recursive: true });
+  await spoil?.(site);
   const page = await browser(t, media);
   await watchResults(page, { ...SETTINGS, ...settings });
   // What the worker tells, by type.
@@ -164,7 +165,7 @@ test("an export is the command's trace, and opens again", async (t) => {
   await other.getByText(`After “${ours.tokens[11].text}” came “${ours.tokens[12].text}”`).waitFor();
   assert.deepEqual(JSON.parse(await exported(other)), ours);
   await other.getByRole("button", { name: "Back to the chat" }).click();
-  assert.equal(await other.locator(".strip span").count(), 0);
+  await other.locator(".strip span").first().waitFor({ state: "detached" });
 });
 
 test("a file that is no trace is refused with a reason", async (t) => {
@@ -273,6 +274,42 @@ test("nobody is told anything while nobody watches", async (t) => {
   await page.getByRole("button", { name: "Trace the text" }).click();
   await page.waitForFunction(() => !document.querySelector(".strip").textContent.includes("…"));
   assert.doesNotMatch(await read(page, 2, 1), /a token from before/);
+});
+
+test("an example is there before the model, and gives way to an answer", async (t) => {
+  const example = await native("--json");
+  const page = await lookupsPage(t, {
+    spoil: (site) => writeFile(join(site, "example.js"), `export default ${JSON.stringify(example)}`),
+  });
+  await page.getByRole("tab", { name: "Model" }).click();
+  await page.getByRole("button", { name: "Unload" }).click();
+  await open(page);
+  await page.getByRole("button", { name: "Show an example" }).click();
+  await page.getByText("An example, made beforehand").waitFor();
+  assert.equal(await page.locator(".strip span").count(), example.tokens.length);
+  await read(page, 8, 2);
+  await page.keyboard.press("Enter");
+  await page.getByText("Where it was decided").waitFor();
+  await answered(page, "Short?");
+  await page.waitForFunction(() => document.querySelector(".strip").textContent.includes("Short?"));
+  assert.equal(await page.getByText("An example, made beforehand").count(), 0);
+  assert.deepEqual(page.problems, []);
+});
+
+test("on a GPU rows are seen, layers are not, and the page says so", async (t) => {
+  const page = await lookupsPage(t, { settings: { backend: "gpu", maxTokens: 4 } });
+  await open(page);
+  await answered(page, QUESTION);
+  assert.match(await read(page, 20, 1), /layer 1, STEM · from (memory|network)/);
+  await page.getByText("takes the CPU backend").waitFor();
+  assert.equal(await page.getByRole("button", { name: "Trace the text" }).isDisabled(), true);
+  await page.keyboard.press("Enter");
+  await page.getByText("is seen on the CPU backend only").waitFor();
+  // What the tables alone tell is there all the same.
+  const box = page.locator(".box").filter({ hasText: "Row card" });
+  assert.match(await box.innerText(), /Norm of the row/);
+  await page.getByLabel("Colours show").selectOption("contribution");
+  assert.match(await readout(page), /not measured/);
 });
 
 test("an answer goes before a trace", async (t) => {

@@ -63,7 +63,6 @@ export class Grid {
     });
     new ResizeObserver(() => this.refresh()).observe(this.#window);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.refresh());
-    log.version.watch(() => this.#changed());
   }
 
   set quantity(quantity: Quantity) {
@@ -101,7 +100,8 @@ export class Grid {
     });
   }
 
-  #changed(): void {
+  /** To be called when the log has changed. */
+  changed(): void {
     const count = this.#log.tokens.length;
     if (this.#cursor && this.#cursor.position >= count) this.#cursor = null;
     if (this.#pinned && this.#pinned.position >= count) this.#pinned = null;

@@ -1,7 +1,7 @@
 // The text as a run of tokens, each linked with its row of the grid.
 
 import { h } from "../dom";
-import type { Log } from "./log";
+import type { Log, Seen } from "./log";
 
 export type StripEvents = {
   hover(position: number | null): void;
@@ -12,7 +12,11 @@ export class Strip {
   readonly element = h("div", { class: "strip", role: "group", "aria-label": "Text, by tokens", tabindex: 0 });
   readonly #log: Log;
   #spans: HTMLElement[] = [];
-  #marked: HTMLElement | null = null;
+  /** What each span was made of. */
+  #drawn: Seen[] = [];
+  #promptTokens = 0;
+  #hovered: HTMLElement | null = null;
+  #pinned: HTMLElement | null = null;
 
   constructor(log: Log, events: StripEvents) {
     this.#log = log;
@@ -28,35 +32,39 @@ export class Strip {
     });
   }
 
-  /** Brings the spans up to date; those that stand already stay. */
+  /** Brings the spans up to date; of thousands only those that changed are touched. */
   draw(): void {
     const { tokens, promptTokens } = this.#log;
     while (this.#spans.length > tokens.length) this.#spans.pop()?.remove();
+    this.#drawn.length = Math.min(this.#drawn.length, tokens.length);
     const fresh: HTMLElement[] = [];
     for (const [i, token] of tokens.entries()) {
+      if (this.#drawn[i] === token) continue;
+      this.#drawn[i] = token;
       const text = token.id < 0 ? "…" : token.text.replaceAll("\n", "⏎\n");
-      const kind = i < promptTokens ? "prompt" : "own";
       const span = this.#spans[i];
       if (span) {
         if (span.textContent !== text) span.textContent = text;
-        if (span.dataset.kind !== kind) span.dataset.kind = kind;
         continue;
       }
+      const kind = i < promptTokens ? "prompt" : "own";
       fresh.push(h("span", { "data-at": i, "data-kind": kind }, text));
     }
-    if (fresh.length > 0) {
-      this.#spans.push(...fresh);
-      this.element.append(...fresh);
-    }
+    this.#spans.push(...fresh);
+    this.element.append(...fresh);
+    if (promptTokens === this.#promptTokens) return;
+    this.#promptTokens = promptTokens;
+    for (const [i, span] of this.#spans.entries()) span.dataset.kind = i < promptTokens ? "prompt" : "own";
   }
 
   /** Marks the token under the pointer, here or in the grid, and one that is pinned. */
   mark(hovered: number | null, pinned: number | null): void {
-    this.#marked?.classList.remove("hovered");
-    this.#marked = hovered === null ? null : (this.#spans[hovered] ?? null);
-    this.#marked?.classList.add("hovered");
-    for (const span of this.element.querySelectorAll(".pinned")) span.classList.remove("pinned");
-    if (pinned !== null) this.#spans[pinned]?.classList.add("pinned");
+    this.#hovered?.classList.remove("hovered");
+    this.#hovered = hovered === null ? null : (this.#spans[hovered] ?? null);
+    this.#hovered?.classList.add("hovered");
+    this.#pinned?.classList.remove("pinned");
+    this.#pinned = pinned === null ? null : (this.#spans[pinned] ?? null);
+    this.#pinned?.classList.add("pinned");
   }
 
   reveal(position: number): void {

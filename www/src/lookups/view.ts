@@ -15,6 +15,10 @@ import { QUANTITIES, type Quantity, type QuantityId, shown } from "./quantities"
 import { Strip } from "./strip";
 import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 
+const KEEP_UP_MS = 200;
+/** The name of the trace that comes with the page. */
+const EXAMPLE = "An example, made beforehand";
+
 export type ViewActions = {
   /** Copies a link to this state. */
   share(): Promise<boolean>;
@@ -31,6 +35,12 @@ export class LookupsView {
   readonly #meters = new Meters();
   readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
   readonly #note = h("p", { class: "note", role: "status", hidden: true });
+  readonly #needsCpu = h(
+    "p",
+    { class: "hint", hidden: true },
+    "To look into the layers takes the CPU backend: choose it under Model, Compute on. Where rows come from, how long they " +
+      "take and which are edited is seen here too.",
+  );
   readonly #legend = h("div", { class: "legend" });
   readonly #hint = h("p", { class: "hint" });
   readonly #select: HTMLSelectElement;
@@ -54,6 +64,7 @@ export class LookupsView {
   #drawn: unknown[] = [undefined];
   #busy = false;
   #frame = 0;
+  #timer = 0;
 
   constructor(engine: EngineClient, actions: ViewActions) {
     this.#engine = engine;
@@ -96,9 +107,15 @@ export class LookupsView {
         .then((done) => this.#say(done ? "The link is copied." : "The browser did not allow copying."));
     });
     this.#empty = h(
-      "p",
-      { class: "hint" },
-      "Ask something: each token of the text becomes a row of this grid, each layer a column. A trace file can be dropped here too.",
+      "div",
+      { class: "lookups-empty" },
+      h(
+        "p",
+        { class: "hint" },
+        "Ask something: each token of the text becomes a row of this grid, each layer a column. A trace file can be dropped " +
+          "here too.",
+      ),
+      button("Show an example", () => void this.openExample()),
     );
     this.#cardBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Row card")), h("div"));
     this.#nextBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Next token")), h("div"));
@@ -115,6 +132,7 @@ export class LookupsView {
       this.#readout,
       this.#strip.element,
       h("div", { class: "row wrap actions" }, this.#trace, this.#export),
+      this.#needsCpu,
       this.#cardBox,
       this.#nextBox,
     );
@@ -142,6 +160,7 @@ export class LookupsView {
     this.show(String(read("quantity")));
     this.#setWatch();
     engine.onStep = (step) => {
+      if (this.log.file?.name === EXAMPLE) this.#close();
       if (!this.log.file) this.log.step(step);
     };
     engine.result.watch((result) => {
@@ -156,7 +175,7 @@ export class LookupsView {
       if (info && isNew && !this.log.file) this.log.model(info);
       this.#draw();
     });
-    this.log.version.watch(() => this.#draw());
+    this.log.version.watch(() => this.#changed());
     // It comes into sight with a size.
     new ResizeObserver(() => this.#draw()).observe(this.element);
     new MutationObserver(() => this.#grid.refresh()).observe(document.documentElement, {
@@ -203,15 +222,31 @@ export class LookupsView {
   async open(file: File): Promise<void> {
     try {
       if (file.size > MAX_FILE_BYTES) throw new Error("The file is too large for a trace.");
-      const trace = parseTrace(await file.text());
-      this.#forget();
-      this.log.open(file.name, trace);
-      this.#say(
-        `${file.name}: ${plural(trace.tokens.length, "token")} of ${trace.model.name}, computed on ${trace.backend}.`,
-      );
+      this.#open(file.name, await file.text());
     } catch (cause) {
       this.#say(reasonOf(cause));
     }
+  }
+
+  /** Shows the trace that comes with the page, made beforehand; the next answer takes its place. */
+  async openExample(): Promise<void> {
+    try {
+      const { default: trace } = (await import(new URL("./example.js", import.meta.url).href)) as { default: unknown };
+      if (this.log.tokens.length > 0) return;
+      this.#open(EXAMPLE, JSON.stringify(trace));
+    } catch (cause) {
+      console.warn("The example could not be shown:", cause);
+      this.#say("The example could not be loaded.");
+    }
+  }
+
+  #open(name: string, json: string): void {
+    const trace = parseTrace(json);
+    this.#forget();
+    this.log.open(name, trace);
+    this.#keepUp();
+    const { tokens, model, backend } = trace;
+    this.#say(`${name}: ${plural(tokens.length, "token")} of ${model.name}, computed on ${backend}.`);
   }
 
   #close(): void {
@@ -221,6 +256,7 @@ export class LookupsView {
         ? { layers: this.#info.nLayers, stem: new Set(this.#info.stemLayers) }
         : { layers: 0, stem: new Set() },
     );
+    this.#keepUp();
     this.#say("");
   }
 
@@ -301,7 +337,7 @@ export class LookupsView {
       this.#say(reasonOf(cause));
     }
     this.#busy = false;
-    this.#draw();
+    this.#keepUp();
     return done;
   }
 
@@ -330,6 +366,18 @@ export class LookupsView {
     });
   }
 
+  /** While an answer is written the view keeps up in steps, so that drawing takes little of the answer's time. */
+  #changed(): void {
+    this.#timer ||= setTimeout(() => this.#keepUp(), KEEP_UP_MS);
+  }
+
+  #keepUp(): void {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    this.#grid.changed();
+    this.#draw();
+  }
+
   /** At the next frame, and only if somebody sees it. */
   #draw(): void {
     if (this.#frame) return;
@@ -341,8 +389,10 @@ export class LookupsView {
       this.#body.hidden = !some;
       this.#back.hidden = !log.file;
       const cannot = this.#busy || log.file !== null || !this.#info || !some;
-      this.#trace.disabled = cannot || log.isTraced;
-      this.#export.disabled = this.#busy || !some || (!log.file && !this.#info);
+      const gpu = this.#info?.backend === "gpu" && log.file === null;
+      this.#trace.disabled = cannot || gpu || log.isTraced;
+      this.#export.disabled = this.#busy || !some || (log.file === null && (gpu || !this.#info));
+      this.#needsCpu.hidden = !gpu;
       if (!this.element.checkVisibility()) return;
       this.#strip.draw();
       this.#grid.refresh();
