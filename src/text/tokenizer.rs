@@ -58,6 +58,14 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))
     }
 
+    /// The text of one token, special or not.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails.
+    pub fn decode_one(&self, token: u32) -> Result<String> {
+        self.inner.decode(&[token], false).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
     /// The text of tokens that come one by one.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, inner: self.inner.decode_stream(true), tokens: Vec::new(), sent: 0 }
