@@ -139,7 +139,7 @@ fn records(changes: &dyn Changes, tokens: &[u32]) -> Result<Vec<u8>> {
     let config = changes.config();
     let share = tokens.len().div_ceil(rayon::current_num_threads()).max(1);
     let parts = tokens.par_chunks(share).map(|tokens| {
-        let mut rows = vec![0f32; tokens.len() * config.row_width()];
+        let mut rows = vec![0f32; tokens.len() * config.stem_width()];
         changes.rows(tokens, &mut rows)?;
         let mut stored = Vec::new();
         for row in rows.chunks_exact(config.intermediate_size) {

@@ -292,7 +292,7 @@ impl Changes for Recipe<'_> {
         for (i, layer) in c.stem_layers.iter().enumerate() {
             gemm_xwt(&x, &self.tensors[&format!("blk.{layer}.stem_map")].values, n, ffn, hidden, &mut mapped);
             let residual = self.tensors.get(&format!("blk.{layer}.stem_rows"));
-            let records = out.chunks_exact_mut(c.row_width()).zip(mapped.chunks_exact(ffn));
+            let records = out.chunks_exact_mut(c.stem_width()).zip(mapped.chunks_exact(ffn));
             for (token, (record, mapped)) in tokens.iter().zip(records) {
                 let row = &mut record[i * ffn..(i + 1) * ffn];
                 row.copy_from_slice(mapped);

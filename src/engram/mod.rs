@@ -22,6 +22,8 @@ pub mod draw;
 pub mod hash;
 pub mod rows;
 #[cfg(all(test, feature = "native"))]
+mod tests;
+#[cfg(all(test, feature = "native"))]
 mod vectors;
 
 pub use config::{Engram, EngramLayer};
