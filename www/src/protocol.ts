@@ -20,6 +20,7 @@ export type EngineInfo = {
   contextLength: number;
   nLayers: number;
   stemLayers: number[];
+  engramLayers: number[];
   hiddenSize: number;
   vocabSize: number;
   coreBytes: number;
@@ -29,6 +30,8 @@ export type EngineInfo = {
   wasmBytes: number;
   /** What came of the table so far; null for a model without one. */
   rows: RowStats | null;
+  /** The same of the Engram table, whose rows belong to n-grams. */
+  engram: RowStats | null;
 };
 
 export type RowStats = {
