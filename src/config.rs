@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::engram::Engram;
 use crate::error::{Error, Result};
 
 /// Weights of one quantisation block; every matrix's input dimension is a multiple of it.
@@ -41,6 +42,9 @@ pub struct Config {
     pub eos_tokens: Vec<u32>,
     /// The layers whose up-projection is a table of rows, ascending.
     pub stem_layers: Vec<usize>,
+    /// The Engram layers, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engram: Option<Engram>,
 }
 
 impl Config {
@@ -65,8 +69,13 @@ impl Config {
     }
 
     /// Floats of STEM rows that one token brings: `n_stem * intermediate_size`.
-    pub fn row_width(&self) -> usize {
+    pub fn stem_width(&self) -> usize {
         self.stem_layers.len() * self.intermediate_size
+    }
+
+    /// Floats of all rows that one token brings: STEM rows, then those of the Engram layers.
+    pub fn row_width(&self) -> usize {
+        self.stem_width() + self.engram.as_ref().map_or(0, Engram::row_width)
     }
 
     /// Checks every size, since a config comes with files from the network.
@@ -129,6 +138,13 @@ impl Config {
                 format!("must ascend and lie below {}", self.n_layers),
             ));
         }
+        if let Some(engram) = &self.engram {
+            engram.validate(self.n_layers, self.vocab_size)?;
+            if self.rms_norm_eps == 0.0 {
+                // Where a table is zero, what is normalised is too.
+                return Err(Error::invalid("rms_norm_eps = 0", "Engram layers need a positive one"));
+            }
+        }
         Ok(())
     }
 }
@@ -136,6 +152,7 @@ impl Config {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::engram::config::tests::tiny_engram;
 
     /// An awkwardly shaped model: no power of two anywhere, grouped heads, dense and STEM layers.
     pub(crate) fn tiny() -> Config {
@@ -154,6 +171,7 @@ pub(crate) mod tests {
             bos_token: None,
             eos_tokens: vec![2],
             stem_layers: vec![1],
+            engram: None,
         }
     }
 
@@ -167,5 +185,20 @@ pub(crate) mod tests {
         assert!(message(Config { stem_layers: vec![2, 1], ..tiny() }).contains("ascend"));
         assert!(message(Config { eos_tokens: vec![300], ..tiny() }).contains("300"));
         assert!(message(Config { vocab_size: usize::MAX, ..tiny() }).contains("vocab_size"));
+        let engram = Config { engram: Some(tiny_engram()), ..tiny() };
+        engram.validate().unwrap();
+        assert!(message(Config { rms_norm_eps: 0.0, ..engram.clone() }).contains("rms_norm_eps = 0"));
+        assert!(message(Config { vocab_size: 280, ..engram }).contains("compressed_vocab = 290"));
+    }
+
+    #[test]
+    fn a_model_without_engram_does_not_mention_it() {
+        let json = serde_json::to_string(&tiny()).unwrap();
+        assert!(!json.contains("engram"));
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), tiny());
+        let engram = Config { engram: Some(tiny_engram()), ..tiny() };
+        let json = serde_json::to_string(&engram).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), engram);
+        assert_eq!((engram.stem_width(), engram.row_width()), (160, 160 + 192));
     }
 }

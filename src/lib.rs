@@ -10,6 +10,7 @@ pub mod convert;
 pub mod cpu;
 pub mod device;
 pub mod edits;
+pub mod engram;
 pub mod error;
 #[cfg(feature = "native")]
 pub mod eval;

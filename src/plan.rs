@@ -27,6 +27,35 @@ pub enum Op {
         /// `token_embd`.
         weight: TensorId,
     },
+    /// `k = W_K · e` and `v = W_V · e`, `[n, hidden]` each, where e are the head rows that the step brought for the
+    /// `index`-th Engram layer.
+    EngramProject {
+        /// Its place among the Engram layers.
+        index: usize,
+        /// `engram_key`.
+        key: TensorId,
+        /// `engram_value`.
+        value: TensorId,
+    },
+    /// `v *= σ(sign(s) √max(|s|, 1e-6))` with `s = RMSNorm(x)·RMSNorm(k) / √hidden`; `RMSNorm(v)` goes into the cache
+    /// at the step's positions.
+    EngramGate {
+        /// Its place among the Engram layers, and so whose cache.
+        index: usize,
+        /// The gain of x.
+        query_norm: TensorId,
+        /// The gain of k.
+        key_norm: TensorId,
+        /// The gain of v.
+        conv_norm: TensorId,
+    },
+    /// `x += v + SiLU(conv)`, the causal convolution of the cache with a kernel for each channel.
+    EngramConv {
+        /// Its place among the Engram layers, and so whose cache.
+        index: usize,
+        /// `engram_conv`.
+        conv: TensorId,
+    },
     /// `qkv = W · RMSNorm(x)`, `[n, q + k + v]`.
     NormQkv {
         /// The norm's gain.
@@ -90,7 +119,9 @@ impl Plan {
     /// How many operations come before the first one that reads rows: what can run while these are on their way.
     /// All but the head in a model without tables.
     pub fn before_rows(&self) -> usize {
-        let reads_rows = |op: &Op| matches!(op, Op::NormGate { up: Up::Row(_), .. } | Op::Head { .. });
+        let reads_rows = |op: &Op| {
+            matches!(op, Op::EngramProject { .. } | Op::NormGate { up: Up::Row(_), .. } | Op::Head { .. })
+        };
         self.ops.iter().position(reads_rows).unwrap_or(self.ops.len())
     }
 
@@ -103,6 +134,15 @@ impl Plan {
         let mut ops = vec![Op::Embed { weight: id("token_embd") }];
         for layer in 0..config.n_layers {
             let in_layer = |name: &str| id(&format!("blk.{layer}.{name}"));
+            if let Some(index) = config.engram.as_ref().and_then(|engram| engram.index(layer)) {
+                let [query_norm, key_norm, conv_norm] =
+                    ["engram_query_norm", "engram_key_norm", "engram_conv_norm"].map(in_layer);
+                ops.extend([
+                    Op::EngramProject { index, key: in_layer("engram_key"), value: in_layer("engram_value") },
+                    Op::EngramGate { index, query_norm, key_norm, conv_norm },
+                    Op::EngramConv { index, conv: in_layer("engram_conv") },
+                ]);
+            }
             let up = match config.stem_index(layer) {
                 Some(n) => Up::Row(n),
                 None => Up::Dense(in_layer("ffn_up")),

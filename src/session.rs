@@ -252,7 +252,8 @@ impl<B: Backend, R: RowSource> Session<B, R> {
         if sampling.max_tokens == 0 {
             return Ok(result);
         }
-        self.rows.prefetch(&prompt[self.cached.len()..]);
+        let (cached, new) = prompt.split_at(self.cached.len());
+        self.rows.prefetch_at(cached, new);
         let mut penalized = penalized(&history, &self.config);
         let mut output = Output::Nothing;
         while self.cached.len() < prompt.len() {
@@ -286,7 +287,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
                 result.finish = Finish::Stop;
                 break;
             }
-            self.rows.prefetch(&[id]);
+            self.rows.prefetch_at(&history, &[id]);
             result.tokens.push(id);
             history.push(id);
             let logit = candidates.top.iter().find(|(c, _)| *c == id).map_or(f32::NEG_INFINITY, |(_, l)| *l);

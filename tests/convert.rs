@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use safetensors::tensor::{Dtype as Type, TensorView, serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use xylem::backend::{Backend, Output, Step, Want};
 use xylem::bundle::{Bundle, Dtype};
 use xylem::convert::{Base, Dense, Precision, Recipe, build};
 use xylem::cpu::CpuBackend;
+use xylem::engram::compress::Compressed;
+use xylem::engram::draw::Sizes;
 use xylem::gguf::GgmlType;
 use xylem::session::Session;
 use xylem::tables::RowSource;
@@ -232,7 +237,7 @@ fn bundle_logits(dir: &Path) -> Vec<f32> {
     let m = bundle.manifest();
     let mut backend = CpuBackend::new(&m.core.tensors, &m.config, 64);
     bundle.load_core(&mut backend, |_, _| ()).unwrap();
-    logits(&mut Session::new(backend, bundle.tables().unwrap(), m.config.clone(), 128))
+    logits(&mut Session::new(backend, bundle.rows().unwrap(), m.config.clone(), 128))
 }
 
 /// The largest difference, as a share of the spread of `expected`.
@@ -325,47 +330,137 @@ fn sentencepiece_vocabularies_are_read() {
     assert_eq!(tokenizer.decode(&ids).unwrap(), "ho é");
 }
 
+/// A tensor of a recipe: name, type, shape, bytes.
+type Raw = (&'static str, Type, Vec<usize>, Vec<u8>);
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Writes a recipe for the checkpoint at `base` that makes layer 1 STEM.
+fn write_recipe(dir: &Path, base: &Path, raw: &[Raw], engram: Value) -> PathBuf {
+    let views = raw.iter().map(|(n, t, s, b)| (*n, TensorView::new(*t, s.clone(), b).unwrap()));
+    let file = serialize(views, None).unwrap();
+    let whole = fs::read(base).unwrap();
+    let head = serde_json::json!({
+        "format": "xylem-recipe", "version": 1, "name": "test",
+        "base": {"name": "Tiny", "bytes": whole.len(), "sha256": sha256(&whole)},
+        "stem_layers": [1],
+        "engram": engram,
+        "files": [{"file": "part-0.safetensors", "bytes": file.len(), "sha256": sha256(&file)}],
+    });
+    let recipe = dir.join("recipe");
+    fs::create_dir_all(&recipe).unwrap();
+    fs::write(recipe.join("part-0.safetensors"), file).unwrap();
+    fs::write(recipe.join("recipe.json"), head.to_string()).unwrap();
+    recipe
+}
+
+#[test]
+fn a_recipe_can_bring_engram_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    checkpoint(&path, TYPES[0], true, 3);
+    let base = Base::open(&path).unwrap();
+    let tokenizer = Tokenizer::new(base.tokenizer_json(), None).unwrap();
+    let compressed = Compressed::new(&tokenizer, VOCAB).unwrap();
+    assert!(compressed.count < VOCAB - 20, "letters of both cases share an id");
+    let sizes = Sizes { layers: vec![1], tables: vec![50, 90], heads: 1, head_width: 16, kernel: 4, seed: 5 };
+    let engram = sizes.draw(compressed.count, compressed.ids[256]).unwrap();
+    let head = |sha: &str| serde_json::json!({"config": engram, "ids_sha256": sha});
+    let ids_sha256 = sha256(&compressed.to_bytes());
+
+    let mut rng = StdRng::seed_from_u64(9);
+    let mut floats = |n: usize| (0..n).map(|_| rng.random_range(-0.5..0.5f32)).collect::<Vec<f32>>();
+    let (pairs, triples, value) = (floats(53 * 16), floats(97 * 16), floats(HIDDEN * 32));
+    let mut matrix = |name, shape: &[usize]| -> Raw {
+        (name, Type::F32, shape.to_vec(), bytes_of(&floats(shape.iter().product())))
+    };
+    let raw: Vec<Raw> = vec![
+        matrix("blk.1.stem_map", &[FFN, HIDDEN]),
+        matrix("blk.1.engram_key.weight", &[HIDDEN, 32]),
+        ("blk.1.engram_value.weight", Type::F32, vec![HIDDEN, 32], bytes_of(&value)),
+        matrix("blk.1.engram_query_norm.weight", &[HIDDEN]),
+        matrix("blk.1.engram_key_norm.weight", &[HIDDEN]),
+        matrix("blk.1.engram_conv_norm.weight", &[HIDDEN]),
+        matrix("blk.1.engram_conv.weight", &[4 * HIDDEN]),
+        ("blk.1.engram_rows.0", Type::F32, vec![53, 16], bytes_of(&pairs)),
+        ("blk.1.engram_rows.1", Type::F32, vec![97, 16], bytes_of(&triples)),
+    ];
+    let build = |raw: &[Raw], engram: Value, name: &str| {
+        let folder = write_recipe(dir.path(), &path, raw, engram);
+        let out = dir.path().join(name);
+        let recipe = Recipe::open(&folder, &base).unwrap();
+        let manifest = build::write(&base, &recipe, Precision::Keep, "tiny", &out, &()).unwrap();
+        (manifest, out)
+    };
+    let (manifest, out) = build(&raw, head(&ids_sha256), "engram");
+    assert_eq!(manifest.config.engram.as_ref(), Some(&engram));
+    let stored = |name: &str| manifest.tensor(name).unwrap().dtype;
+    assert_eq!(stored("blk.1.engram_value"), Dtype::Q8);
+    assert_eq!(stored("blk.1.engram_conv"), Dtype::F32);
+
+    // Of the last token: the pair 0, 77 and the triple 201, 0, 77.
+    let bundle = Bundle::open(&out).unwrap();
+    let mut rows = Vec::new();
+    pollster::block_on(bundle.rows().unwrap().gather_at(&TEXT[..11], &TEXT[11..], &mut rows)).unwrap();
+    let id = |token: u32| u64::from(compressed.ids[token as usize]);
+    let m = &engram.layers[0].multipliers;
+    let pair = (id(77) * m[0]) ^ (id(0) * m[1]);
+    let triple = pair ^ (id(201) * m[2]);
+    let expected = [&pairs[(pair % 53) as usize * 16..][..16], &triples[(triple % 97) as usize * 16..][..16]];
+    assert!(difference(&rows[FFN..], &expected.concat()) < 1e-2);
+
+    // Without values nothing changes, whatever else there is.
+    let (_, plain) = build(&raw[..1], Value::Null, "plain");
+    let plain = bundle_logits(&plain);
+    assert!(difference(&bundle_logits(&out), &plain) > 1e-2);
+    let mut zero = raw.clone();
+    zero[2].3 = vec![0; HIDDEN * 32 * 4];
+    assert_eq!(bundle_logits(&build(&zero, head(&ids_sha256), "zero").1), plain);
+
+    let refused = |raw: &[Raw], engram: Value, what: &str| {
+        let folder = write_recipe(dir.path(), &path, raw, engram);
+        let says = Recipe::open(&folder, &base).unwrap_err().to_string();
+        assert!(says.contains(what), "{says}");
+    };
+    refused(&raw, head(&sha256(b"")), "compressed ids of SHA-256");
+    refused(&raw, Value::Null, "`blk.1.engram_conv.weight` is unknown");
+    refused(&raw[..8], head(&ids_sha256), "`blk.1.engram_rows.1` is missing");
+    refused(&[&raw[..6], &raw[7..]].concat(), head(&ids_sha256), "`blk.1.engram_conv.weight` is missing");
+    let mut odd = raw.clone();
+    odd[7].2 = vec![16, 53];
+    refused(&odd, head(&ids_sha256), "expected [53, 16]");
+    let mut odd = raw.clone();
+    odd.push(("blk.1.engram_key.lora_a", Type::F32, vec![1, 32], vec![0; 128]));
+    refused(&odd, head(&ids_sha256), "`blk.1.engram_key.lora_a` is unknown");
+}
+
 #[test]
 fn a_recipe_changes_what_it_says() {
-    use safetensors::tensor::{Dtype as Type, TensorView, serialize};
-    use sha2::{Digest, Sha256};
-
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny.gguf");
     checkpoint(&path, TYPES[0], true, 3);
     let base = Base::open(&path).unwrap();
     let mut rng = StdRng::seed_from_u64(9);
     let mut floats = |n: usize| (0..n).map(|_| rng.random_range(-0.1..0.1f32)).collect::<Vec<f32>>();
-    let bytes = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let (a, b, map) = (floats(4 * HIDDEN), floats(KV * 4), floats(FFN * HIDDEN));
     let quants: Vec<i8> = (0..2 * FFN).map(|i| (i % 255) as i8).collect();
     let scales: Vec<f32> = (0..2 * 16).map(|i| 0.001 * (i + 1) as f32).collect();
     let tokens = [17u32, 5];
-    let raw: Vec<(&str, Type, Vec<usize>, Vec<u8>)> = vec![
-        ("blk.0.attn_k.lora_a", Type::F32, vec![4, HIDDEN], bytes(&a)),
-        ("blk.0.attn_k.lora_b", Type::F32, vec![KV, 4], bytes(&b)),
-        ("blk.1.stem_map", Type::F32, vec![FFN, HIDDEN], bytes(&map)),
+    let raw: Vec<Raw> = vec![
+        ("blk.0.attn_k.lora_a", Type::F32, vec![4, HIDDEN], bytes_of(&a)),
+        ("blk.0.attn_k.lora_b", Type::F32, vec![KV, 4], bytes_of(&b)),
+        ("blk.1.stem_map", Type::F32, vec![FFN, HIDDEN], bytes_of(&map)),
         ("blk.1.stem_rows", Type::I8, vec![2, FFN], quants.iter().map(|q| *q as u8).collect()),
-        ("blk.1.stem_rows.scale", Type::F32, vec![2, 16], bytes(&scales)),
+        ("blk.1.stem_rows.scale", Type::F32, vec![2, 16], bytes_of(&scales)),
         ("stem_tokens", Type::I32, vec![2], tokens.iter().flat_map(|t| t.to_le_bytes()).collect()),
     ];
-    let write = |raw: &[(&str, Type, Vec<usize>, Vec<u8>)]| -> PathBuf {
-        let views = raw.iter().map(|(n, t, s, b)| (*n, TensorView::new(*t, s.clone(), b).unwrap()));
-        let file = serialize(views, None).unwrap();
-        let sha = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let whole = fs::read(&path).unwrap();
-        let head = serde_json::json!({
-            "format": "xylem-recipe", "version": 1, "name": "test",
-            "base": {"name": "Tiny", "bytes": whole.len(), "sha256": sha(&whole)},
-            "stem_layers": [1],
-            "files": [{"file": "part-0.safetensors", "bytes": file.len(), "sha256": sha(&file)}],
-        });
-        let recipe = dir.path().join("recipe");
-        fs::create_dir_all(&recipe).unwrap();
-        fs::write(recipe.join("part-0.safetensors"), file).unwrap();
-        fs::write(recipe.join("recipe.json"), head.to_string()).unwrap();
-        recipe
-    };
+    let write = |raw: &[Raw]| write_recipe(dir.path(), &path, raw, Value::Null);
     let folder = write(&raw);
     let recipe = Recipe::open(&folder, &base).unwrap();
 

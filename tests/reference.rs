@@ -5,9 +5,14 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use xylem::backend::{Backend, Output, Step, Want};
 use xylem::convert::Base;
 use xylem::cpu::CpuBackend;
+use xylem::engram::Hasher;
+use xylem::engram::compress::Compressed;
+use xylem::engram::draw::Sizes;
 use xylem::gpu::{GpuBackend, GpuOptions};
 use xylem::text::Tokenizer;
 
@@ -46,6 +51,36 @@ fn token_ids_are_the_reference_s() {
         assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.token_ids, "{:?}", case.prompt);
         let text = tokenizer.decode(&case.greedy24).unwrap();
         assert_eq!(text.trim_end(), case.greedy24_text.trim_end());
+    }
+}
+
+/// `engram/vectors.json` holds what `engram/vectors.py` makes of the same vocabulary.
+#[test]
+fn compressed_ids_and_hashes_are_the_definition_s() {
+    let vectors: Value = serde_json::from_str(include_str!("engram/vectors.json")).unwrap();
+    let (vocabulary, case) = (&vectors["vocabulary"], &vectors["vocabulary"]["case"]);
+    let base = base();
+    let tokenizer = Tokenizer::new(base.tokenizer_json(), None).unwrap();
+    let compressed = Compressed::new(&tokenizer, base.config().vocab_size).unwrap();
+    assert_eq!(compressed.count, vocabulary["count"]);
+    let hash: String = Sha256::digest(compressed.to_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hash, vocabulary["sha256"]);
+    let sizes =
+        Sizes { layers: vec![2, 15], tables: vec![98_561; 2], heads: 8, head_width: 32, kernel: 4, seed: 0 };
+    let engram = sizes.draw(compressed.count, compressed.ids[2]).unwrap();
+    assert_eq!(serde_json::to_value(&engram.layers).unwrap(), case["drawn"]);
+    let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
+    let hashes: Vec<Vec<Vec<u32>>> = serde_json::from_value(case["hashes"].clone()).unwrap();
+    let hasher = Hasher::new(&engram, compressed.ids).unwrap();
+    let firsts = engram.primes().scan(0, |next, prime| {
+        *next += prime;
+        Some(*next - prime)
+    });
+    let firsts: Vec<u32> = firsts.collect();
+    let records = hasher.records(&[], &tokens).unwrap();
+    for (t, records) in records.chunks(firsts.len()).enumerate() {
+        let found: Vec<u32> = records.iter().zip(&firsts).map(|(r, first)| r - first).collect();
+        assert_eq!(found, [hashes[0][t].as_slice(), hashes[1][t].as_slice()].concat(), "{t}");
     }
 }
 

@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 
-use super::Manifest;
+use super::{Manifest, Tensor};
 
 /// Parameters, weights read and operations for one token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cost {
     /// Weights that every token uses.
     pub core: usize,
+    /// Those of them in Engram layers, which the dense base lacks.
+    pub engram: usize,
     /// Values in the tables.
     pub tables: usize,
     /// Values of the tables that one token brings.
@@ -33,24 +35,30 @@ impl Cost {
     /// The cost of a bundle.
     pub fn new(manifest: &Manifest) -> Self {
         let (c, tensors) = (&manifest.config, &manifest.core.tensors);
-        let core: usize = tensors.iter().map(|t| t.elements()).sum();
+        let weights = |of: &dyn Fn(&Tensor) -> bool| -> usize {
+            tensors.iter().filter(|t| of(t)).map(Tensor::elements).sum()
+        };
+        let in_engram = |t: &Tensor| t.name.contains(".engram_");
+        let is_gain = |t: &Tensor| t.name.ends_with("_norm");
+        let (core, engram) = (weights(&|_| true), weights(&in_engram));
         let up = c.hidden_size * c.intermediate_size;
-        let dense = core + up * c.stem_layers.len();
+        let dense = core - engram + up * c.stem_layers.len();
         // The embedding is looked up, not multiplied, unless it is the head too.
         let looked_up = if c.tied_head { 0 } else { c.vocab_size * c.hidden_size };
-        let vectors: usize = tensors.iter().filter(|t| t.shape.len() == 1).map(|t| t.elements()).sum();
-        let flops = |weights: usize| 2 * (weights - looked_up - vectors);
+        let flops = |weights: usize, gains: usize| 2 * (weights - looked_up - gains);
         let gates = c.stem_layers.iter().filter_map(|l| manifest.tensor(&format!("blk.{l}.ffn_gate")));
         let core_bytes = manifest.core_bytes();
+        let engram_bytes: u64 = tensors.iter().filter(|t| in_engram(t)).map(|t| t.bytes() as u64).sum();
         Self {
             core,
+            engram,
             tables: manifest.tables.iter().map(|t| t.records * t.rows_per_record * t.width).sum(),
             row_values_per_token: c.row_width(),
             dense,
             core_bytes,
-            dense_bytes: core_bytes + gates.map(|t| t.bytes() as u64).sum::<u64>(),
-            flops: flops(core),
-            dense_flops: flops(dense),
+            dense_bytes: core_bytes - engram_bytes + gates.map(|t| t.bytes() as u64).sum::<u64>(),
+            flops: flops(core, weights(&is_gain)),
+            dense_flops: flops(dense, weights(&|t| is_gain(t) && !in_engram(t))),
             dense_ffn_flops: 6 * up,
             stem_ffn_flops: 4 * up,
         }

@@ -10,20 +10,26 @@
 //!   `token_embd` \[vocab, hidden], `blk.N.attn_norm` \[hidden], `blk.N.attn_qkv` \[q + k + v, hidden],
 //!   `blk.N.attn_output` \[hidden, q], `blk.N.ffn_norm` \[hidden], `blk.N.ffn_gate` \[ffn, hidden],
 //!   `blk.N.ffn_up` \[ffn, hidden] (dense layers only), `blk.N.ffn_down` \[hidden, ffn], `output_norm`
-//!   \[hidden], `output` \[vocab, hidden] (unless the head is tied).
+//!   \[hidden], `output` \[vocab, hidden] (unless the head is tied). Engram layers have, before `attn_norm`,
+//!   `blk.N.engram_key` and `blk.N.engram_value` \[hidden, heads * width of a head], the gains
+//!   `blk.N.engram_query_norm`, `blk.N.engram_key_norm`, `blk.N.engram_conv_norm` \[hidden], and
+//!   `blk.N.engram_conv` \[taps * hidden], tap by tap, of which the last one belongs to the position itself.
 //! - **Tables**: equal records, laid end to end in slots. A record holds `rows_per_record` rows of `width`
 //!   values, each row stored as [`quant::row_bytes`](super::quant::row_bytes) says; a STEM table has one record
-//!   a token, with the rows of all STEM layers in ascending order. Shard `i` holds the slots from
+//!   a token, with the rows of all STEM layers in ascending order; an Engram table has one record for each entry of
+//!   each head, by layer, order and head as the config has their primes. Shard `i` holds the slots from
 //!   `i * records_per_shard` on, so that no record crosses shards. Hot tokens have low slots.
 //! - **Table index**: `slot_of` (`records` × u32, a permutation: record → slot), then one 16-byte hash for each
 //!   page of `records_per_page` consecutive slots (the last page may be short; `records_per_shard` is a
 //!   multiple, so that no page crosses shards).
+//! - **Compressed ids** (with Engram layers): of each token its compressed id, u32.
 //! - **Tokenizer** (`tokenizer.json` of the tokenizers library) and **chat template** (Jinja).
 
 use serde::{Deserialize, Serialize};
 
 use super::quant::{Dtype, row_bytes};
 use crate::config::Config;
+use crate::engram::Hasher;
 use crate::error::{Error, Result};
 
 /// The version of the layout that this crate writes and reads.
@@ -132,6 +138,8 @@ pub struct Core {
 pub enum TableKind {
     /// One record a token: its rows in all STEM layers.
     Stem,
+    /// One record for each entry of each head of all Engram layers.
+    Engram,
 }
 
 /// A table of rows that stays outside the GPU.
@@ -235,6 +243,9 @@ pub struct Manifest {
     pub tokenizer: FileRef,
     /// The Jinja chat template, if the model has one.
     pub chat_template: Option<FileRef>,
+    /// The compressed id of each token, if there are Engram layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engram_ids: Option<FileRef>,
 }
 
 impl Manifest {
@@ -259,6 +270,7 @@ impl Manifest {
             tables,
             tokenizer,
             chat_template,
+            engram_ids: None,
         }
     }
 
@@ -316,6 +328,22 @@ impl Manifest {
         self.tables.iter().find(|t| t.kind == TableKind::Stem)
     }
 
+    /// The Engram table, if the model has Engram layers.
+    pub fn engram_table(&self) -> Option<&Table> {
+        self.tables.iter().find(|t| t.kind == TableKind::Engram)
+    }
+
+    /// What hashes n-grams, from the bytes of [`engram_ids`](Self::engram_ids); `None` without Engram layers.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] if these are other ids than the model was made with: all its n-grams would be others.
+    pub fn hasher(&self, ids: &[u8]) -> Result<Option<Hasher>> {
+        let (Some(engram), Some(file)) = (&self.config.engram, &self.engram_ids) else { return Ok(None) };
+        file.verify(ids)?;
+        let ids: Vec<u32> = ids.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        Hasher::new(engram, ids).map(Some).map_err(|e| Error::bundle(&file.file, e.to_string()))
+    }
+
     fn validate(&self) -> Result<()> {
         self.config.validate()?;
         let fail = |reason: String| Err(Error::bundle("manifest.json", reason));
@@ -353,17 +381,34 @@ impl Manifest {
             table.check()?;
         }
         match (self.config.stem_layers.len(), self.stem_table()) {
-            (0, None) => Ok(()),
+            (0, None) => {}
             (n, Some(t))
                 if t.rows_per_record == n
                     && t.width == self.config.intermediate_size
-                    && t.records == self.config.vocab_size
-                    && self.tables.len() == 1 =>
-            {
-                Ok(())
-            }
-            (n, table) => fail(format!("{n} STEM layers do not match the table {table:?}")),
+                    && t.records == self.config.vocab_size => {}
+            (n, table) => return fail(format!("{n} STEM layers do not match the table {table:?}")),
         }
+        match (&self.config.engram, self.engram_table(), &self.engram_ids) {
+            (None, None, None) => {}
+            (Some(engram), Some(t), Some(ids))
+                if t.rows_per_record == 1
+                    && t.width == engram.head_width
+                    && t.records == engram.records()
+                    && ids.bytes == 4 * self.config.vocab_size as u64 =>
+            {
+                ids.check()?;
+            }
+            (_, table, ids) => {
+                return fail(format!(
+                    "the Engram layers do not match the table {table:?} and the compressed ids {ids:?}"
+                ));
+            }
+        }
+        let known = self.stem_table().into_iter().chain(self.engram_table()).count();
+        if self.tables.len() != known {
+            return fail(format!("{} tables, of which {known} are used", self.tables.len()));
+        }
+        Ok(())
     }
 }
 
@@ -373,6 +418,14 @@ pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     let mut all = vec![("token_embd".to_owned(), vec![c.vocab_size, c.hidden_size])];
     for layer in 0..c.n_layers {
         let mut add = |name: &str, shape: Vec<usize>| all.push((format!("blk.{layer}.{name}"), shape));
+        if let Some(engram) = c.engram.as_ref().filter(|engram| engram.index(layer).is_some()) {
+            add("engram_key", vec![c.hidden_size, engram.width()]);
+            add("engram_value", vec![c.hidden_size, engram.width()]);
+            add("engram_query_norm", vec![c.hidden_size]);
+            add("engram_key_norm", vec![c.hidden_size]);
+            add("engram_conv_norm", vec![c.hidden_size]);
+            add("engram_conv", vec![engram.kernel * c.hidden_size]);
+        }
         add("attn_norm", vec![c.hidden_size]);
         add("attn_qkv", vec![c.qkv_dim(), c.hidden_size]);
         add("attn_output", vec![c.hidden_size, c.q_dim()]);

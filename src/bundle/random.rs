@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use super::manifest::{Tensor, expected_tensors};
 use super::quant::{Dtype, quantize};
 use crate::config::Config;
+use crate::engram::Engram;
 
 /// Weights of a random tensor, scaled so that activations keep their size. Norm gains are near 1.
 pub fn weights(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
@@ -16,6 +17,8 @@ pub fn weights(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     if let [_, inputs] = shape {
         let scale = (3.0 / *inputs as f32).sqrt();
         (0..elements).map(|_| rng.random_range(-scale..scale)).collect()
+    } else if name.ends_with("_conv") {
+        (0..elements).map(|_| rng.random_range(-0.5..0.5)).collect()
     } else {
         (0..elements).map(|_| rng.random_range(0.5..1.5)).collect()
     }
@@ -34,7 +37,16 @@ pub fn core(config: &Config, seed: u64, dtype: impl Fn(&str) -> Dtype) -> Vec<(T
     expected_tensors(config).into_iter().map(make).collect()
 }
 
-/// The random STEM rows of `token`, `[n_stem, ffn]`.
+/// The random row of `record` of the Engram table, `[head_width]`.
+pub fn engram_row(engram: &Engram, record: u32, seed: u64) -> Vec<f32> {
+    weights(&format!("engram row {record}"), &[engram.head_width, 3], seed)
+        .chunks_exact(3)
+        .map(|c| c[0])
+        .collect()
+}
+
+/// The random rows of `token`, `[n_stem, ffn]`, and as many values as the Engram layers take (which would in truth
+/// depend on the tokens before it).
 pub fn rows(config: &Config, token: u32, seed: u64) -> Vec<f32> {
     weights(&format!("stem row {token}"), &[config.row_width(), 3], seed)
         .chunks_exact(3)

@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{FileRef, MAX_MANIFEST_BYTES, Manifest};
 use crate::backend::{Backend, write_core};
+use crate::engram::WithEngram;
 use crate::error::{Error, Result};
 use crate::tables::{self, FileTransport, Tables};
 use crate::text::{Template, Tokenizer};
+
+/// The rows of a bundle.
+pub type Rows = WithEngram<Option<Tables<FileTransport>>, Tables<FileTransport>>;
 
 /// A bundle whose manifest has been read and checked.
 #[derive(Debug)]
@@ -77,7 +81,18 @@ impl Bundle {
     /// # Errors
     /// [`Error::Io`] or [`Error::Bundle`] if its index is missing or damaged.
     pub fn tables(&self) -> Result<Option<Tables<FileTransport>>> {
-        tables::open_dir(&self.dir, &self.manifest)
+        tables::open_dir(&self.dir, self.manifest.stem_table())
+    }
+
+    /// All rows: those of the STEM table, and of the Engram table where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Bundle`] if an index or the compressed ids are missing or damaged.
+    pub fn rows(&self) -> Result<Rows> {
+        let ids = self.manifest.engram_ids.as_ref().map(|file| self.file(file)).transpose()?;
+        let hasher = self.manifest.hasher(&ids.unwrap_or_default())?;
+        let engram = hasher.zip(tables::open_dir(&self.dir, self.manifest.engram_table())?);
+        Ok(WithEngram::new(self.tables()?, self.manifest.config.stem_width(), engram))
     }
 
     /// A whole file, checked.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::{Core, FileRef, MAX_FILE_BYTES, Manifest, PAGE_HASH_BYTES, Table, TableKind, Tensor};
 use super::quant::{Dtype, row_bytes};
 use crate::config::Config;
+use crate::engram::Engram;
 use crate::error::{Error, Result};
 
 /// A page holds as many records as fit into this many bytes, and at least one.
@@ -44,6 +45,11 @@ impl<'a> TableSpec<'a> {
             width: config.intermediate_size,
             order,
         }
+    }
+
+    /// The Engram table: a record for each entry of each head.
+    pub fn engram(engram: &Engram, order: &'a [u32]) -> Self {
+        Self { name: "engram", kind: TableKind::Engram, rows_per_record: 1, width: engram.head_width, order }
     }
 }
 

@@ -81,6 +81,7 @@ struct Report {
     name: String,
     rows: String,
     stem_layers: Vec<usize>,
+    engram_layers: Vec<usize>,
     core_bytes: u64,
     table_bytes: u64,
     hash: String,
@@ -130,6 +131,7 @@ fn print(args: &Args, manifest: &Manifest) -> Result<()> {
         name: manifest.name.clone(),
         rows: manifest.source.rows.clone(),
         stem_layers: manifest.config.stem_layers.clone(),
+        engram_layers: manifest.config.engram.iter().flat_map(|e| &e.layers).map(|l| l.layer).collect(),
         core_bytes: manifest.core_bytes(),
         table_bytes: manifest.tables.iter().map(xylem::bundle::Table::bytes).sum(),
         hash: manifest.hash(),
@@ -137,8 +139,12 @@ fn print(args: &Args, manifest: &Manifest) -> Result<()> {
     if args.json {
         return super::print_json(&report);
     }
+    let engram = match &report.engram_layers[..] {
+        [] => String::new(),
+        layers => format!(", Engram layers {layers:?}"),
+    };
     Ok(super::print_line(format!(
-        "Wrote {}: {}, STEM layers {:?}, core {}, tables {}",
+        "Wrote {}: {}, STEM layers {:?}{engram}, core {}, tables {}",
         report.out.display(),
         report.name,
         report.stem_layers,

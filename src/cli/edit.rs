@@ -226,7 +226,7 @@ fn swap(args: &SwapArgs) -> Result<()> {
 fn teach(args: &TeachArgs) -> Result<()> {
     let bundle = Bundle::open(&args.bundle)?;
     let (manifest, tokenizer) = (bundle.manifest(), bundle.tokenizer()?);
-    let rows = bundle.tables()?;
+    let rows = bundle.rows()?;
     let mut model = CpuBackend::new(&manifest.core.tensors, &manifest.config, 0);
     let bar = progress::bytes("Loading", manifest.core_bytes());
     bundle.load_core(&mut model, |done, _| bar.set_position(done))?;

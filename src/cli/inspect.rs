@@ -7,7 +7,7 @@ use anyhow::Result;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use xylem::bundle::reader::folder_bytes;
-use xylem::bundle::{Bundle, Cost, Manifest};
+use xylem::bundle::{Bundle, Cost, Manifest, TableKind};
 use xylem::config::Config;
 
 /// Show sizes, layers, tables, precisions, and parameters and FLOPs beside the dense base.
@@ -31,6 +31,8 @@ struct Report<'a> {
     config: &'a Config,
     bytes: Bytes,
     tables: Vec<Table<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engram: Option<Engram>,
     /// Weights of the core by the type that stores them.
     weights_by_type: BTreeMap<String, usize>,
     parameters: Parameters,
@@ -54,6 +56,22 @@ struct Table<'a> {
     records_per_page: usize,
     shards: usize,
     bytes: u64,
+    /// Records that one token looks up, and their bytes.
+    records_per_token: usize,
+    bytes_per_token: usize,
+}
+
+#[derive(Serialize)]
+struct Engram {
+    layers: Vec<usize>,
+    /// Tokens of the longest n-gram.
+    order: usize,
+    /// Heads of a layer.
+    heads: usize,
+    head_width: usize,
+    compressed_vocab: usize,
+    /// Weights of the core that belong to the layers.
+    weights: usize,
 }
 
 #[derive(Serialize)]
@@ -86,16 +104,32 @@ fn report<'a>(manifest: &'a Manifest, total: u64) -> Report<'a> {
             tensor.elements();
     }
     let cost = Cost::new(manifest);
-    let table = |t: &'a xylem::bundle::Table| Table {
-        name: &t.name,
-        records: t.records,
-        rows_per_record: t.rows_per_record,
-        width: t.width,
-        record_bytes: t.record_bytes(),
-        records_per_page: t.records_per_page,
-        shards: t.shards.len(),
-        bytes: t.bytes(),
+    let table = |t: &'a xylem::bundle::Table| {
+        let records_per_token = match (&t.kind, &c.engram) {
+            (TableKind::Engram, Some(engram)) => engram.layers.len() * engram.heads(),
+            _ => 1,
+        };
+        Table {
+            name: &t.name,
+            records: t.records,
+            rows_per_record: t.rows_per_record,
+            width: t.width,
+            record_bytes: t.record_bytes(),
+            records_per_page: t.records_per_page,
+            shards: t.shards.len(),
+            bytes: t.bytes(),
+            records_per_token,
+            bytes_per_token: records_per_token * t.record_bytes(),
+        }
     };
+    let engram = c.engram.as_ref().map(|e| Engram {
+        layers: e.layers.iter().map(|l| l.layer).collect(),
+        order: e.order(),
+        heads: e.heads(),
+        head_width: e.head_width,
+        compressed_vocab: e.compressed_vocab,
+        weights: cost.engram,
+    });
     Report {
         name: &manifest.name,
         base: &manifest.source.base,
@@ -109,6 +143,7 @@ fn report<'a>(manifest: &'a Manifest, total: u64) -> Report<'a> {
             tables: manifest.tables.iter().map(xylem::bundle::Table::bytes).sum(),
         },
         tables: manifest.tables.iter().map(table).collect(),
+        engram,
         weights_by_type,
         parameters: Parameters {
             core: cost.core,
@@ -155,16 +190,28 @@ pub fn run(args: &Args) -> Result<()> {
         ),
         format!("  weights    {}", types.join(", ")),
     ];
+    if let Some(e) = &r.engram {
+        lines.push(format!(
+            "  Engram     layers {:?}: n-grams of 2 to {} tokens, {} heads x {}, {} compressed ids, {} weights",
+            e.layers,
+            e.order,
+            e.heads,
+            e.head_width,
+            HumanCount(e.compressed_vocab as u64),
+            HumanCount(e.weights as u64)
+        ));
+    }
     for t in &r.tables {
         lines.push(format!(
-            "  table      {}: {} records of {} rows x {} ({} each), {} a page, {} files",
+            "  table      {}: {} records of {} rows x {} ({} each), {} a page, {} files; {} for a token",
             t.name,
             t.records,
             t.rows_per_record,
             t.width,
             HumanBytes(t.record_bytes as u64),
             t.records_per_page,
-            t.shards
+            t.shards,
+            HumanBytes(t.bytes_per_token as u64)
         ));
     }
     let p = &r.parameters;

@@ -6,13 +6,14 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use xylem::backend::Backend;
 use xylem::bundle::Bundle;
+use xylem::bundle::reader::Rows;
 use xylem::convert::Base;
 use xylem::cpu::CpuBackend;
 use xylem::device::Device;
 use xylem::edits::{Edited, Instead, KnockOut, Knocked};
+use xylem::engram::WithEngram;
 use xylem::gpu::{GpuBackend, GpuOptions};
 use xylem::session::Session;
-use xylem::tables::{FileTransport, Tables};
 use xylem::text::{Template, Tokenizer};
 
 use super::{edit, progress};
@@ -33,7 +34,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Model {
     /// The running model.
-    pub session: Session<Device, Edited<Knocked<Option<Tables<FileTransport>>>>>,
+    pub session: Session<Device, Edited<Knocked<Rows>>>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template.
@@ -59,7 +60,7 @@ impl Model {
         let bar = progress::bytes("Loading", manifest.core_bytes());
         bundle.load_core(&mut device, |done, _| bar.set_position(done))?;
         bar.finish_and_clear();
-        let rows = Edited::new(Knocked::new(bundle.tables()?));
+        let rows = Edited::new(Knocked::new(bundle.rows()?));
         let session = Session::new(device, rows, manifest.config.clone(), CHUNK);
         Ok(Self { session, tokenizer, template, hash: Some(manifest.hash()) })
     }
@@ -73,7 +74,8 @@ impl Model {
         let mut backend = CpuBackend::new(&base.tensors(), base.config(), context);
         base.load(&mut backend)?;
         let device = Device::Cpu(Box::new(backend));
-        let session = Session::new(device, Edited::new(Knocked::new(None)), base.config().clone(), CHUNK);
+        let rows = Edited::new(Knocked::new(WithEngram::new(None, 0, None)));
+        let session = Session::new(device, rows, base.config().clone(), CHUNK);
         Ok(Self { session, tokenizer, template, hash: None })
     }
 

@@ -9,6 +9,9 @@ use xylem::bundle::quant::quantize_row;
 use xylem::bundle::writer::{TableSpec, Writer};
 use xylem::bundle::{Dtype, Manifest, random};
 use xylem::config::Config;
+use xylem::engram::compress::Compressed;
+use xylem::engram::draw::Sizes;
+use xylem::text::Tokenizer;
 use xylem::text::json::bytes_only;
 
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
@@ -48,6 +51,18 @@ pub struct Args {
     /// STEM layers, as a list.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     stem: Vec<usize>,
+    /// Engram layers, as a list; none unless given.
+    #[arg(long, value_delimiter = ',')]
+    engram_layers: Vec<usize>,
+    /// The least sizes of an Engram head's table: for pairs, triples, and so on.
+    #[arg(long, value_delimiter = ',', default_values_t = [500, 700])]
+    engram_tables: Vec<u32>,
+    /// Engram heads for each length of n-gram.
+    #[arg(long, default_value_t = 2)]
+    engram_heads: usize,
+    /// Width of an Engram head's row.
+    #[arg(long, default_value_t = 24)]
+    engram_width: usize,
     /// How matrices are stored.
     #[arg(long, value_enum, default_value = "q4")]
     precision: Precision,
@@ -80,6 +95,24 @@ impl From<Precision> for Dtype {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
     let special = |i: usize| 256 + i as u32;
+    let mut names: Vec<String> = SPECIAL.map(String::from).into();
+    names.extend((256 + SPECIAL.len()..args.vocab).map(|id| format!("<|unused {id}|>")));
+    let tokenizer = bytes_only(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let compressed = Compressed::new(&Tokenizer::new(&tokenizer, None)?, args.vocab)?;
+    let engram = if args.engram_layers.is_empty() {
+        None
+    } else {
+        let sizes = Sizes {
+            layers: args.engram_layers.clone(),
+            tables: args.engram_tables.clone(),
+            heads: args.engram_heads,
+            head_width: args.engram_width,
+            kernel: 4,
+            seed: args.seed,
+        };
+        let pad = compressed.ids.get(special(0) as usize).copied().unwrap_or_default();
+        Some(sizes.draw(compressed.count, pad)?)
+    };
     let config = Config {
         vocab_size: args.vocab,
         hidden_size: args.hidden,
@@ -95,36 +128,42 @@ pub fn run(args: &Args) -> Result<()> {
         bos_token: None,
         eos_tokens: vec![special(0), special(2)],
         stem_layers: args.stem.clone(),
+        engram,
     };
     config.validate()?;
     let writer = Writer::create(&args.out)?;
     let dtype = Dtype::from(args.precision);
     let core = random::core(&config, args.seed, |_| dtype).into_iter();
     let core = writer.core(core.map(|(t, planes)| Ok((t.name, t.dtype, t.shape, planes))))?;
-    let tables = if config.stem_layers.is_empty() {
-        Vec::new()
-    } else {
+    let mut tables = Vec::new();
+    if !config.stem_layers.is_empty() {
         let order: Vec<u32> = (0..config.vocab_size as u32).collect();
-        let spec = TableSpec::stem(&config, &order);
-        vec![writer.table(&spec, |token, out| {
-            for row in random::rows(&config, token, args.seed).chunks_exact(config.intermediate_size) {
+        tables.push(writer.table(&TableSpec::stem(&config, &order), |token, out| {
+            let rows = random::rows(&config, token, args.seed);
+            for row in rows[..config.stem_width()].chunks_exact(config.intermediate_size) {
                 quantize_row(row, out);
             }
             Ok(())
-        })?]
-    };
-    let mut names: Vec<String> = SPECIAL.map(String::from).into();
-    names.extend((256 + SPECIAL.len()..args.vocab).map(|id| format!("<|unused {id}|>")));
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let manifest = Manifest::new(
+        })?);
+    }
+    if let Some(engram) = &config.engram {
+        let order: Vec<u32> = (0..engram.records() as u32).collect();
+        tables.push(writer.table(&TableSpec::engram(engram, &order), |record, out| {
+            quantize_row(&random::engram_row(engram, record, args.seed), out);
+            Ok(())
+        })?);
+    }
+    let ids = config.engram.as_ref().map(|_| writer.file("engram-ids.bin", &compressed.to_bytes()));
+    let mut manifest = Manifest::new(
         format!("Random, seed {}", args.seed),
         Source { base: "none".into(), licence: "CC0-1.0".into(), rows: "random".into() },
         config,
         core,
         tables,
-        writer.file("tokenizer.json", &bytes_only(&names))?,
+        writer.file("tokenizer.json", &tokenizer)?,
         Some(writer.file("chat_template.jinja", CHATML.as_bytes())?),
     );
+    manifest.engram_ids = ids.transpose()?;
     writer.finish(&manifest)?;
     Ok(super::print_line(format!("Wrote {}", args.out.display()))?)
 }

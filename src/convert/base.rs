@@ -189,5 +189,6 @@ fn config(gguf: &Gguf, tokens: &Tokens) -> Result<Config> {
         bos_token: tokens.bos,
         eos_tokens: tokens.eos.clone(),
         stem_layers: Vec::new(),
+        engram: None,
     })
 }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::Base;
 use super::store::{Precision, store, stored};
+use super::{Base, engram};
 use crate::bundle::Manifest;
 use crate::bundle::manifest::{Source, expected_tensors};
 use crate::bundle::quant::{quantize_row, row_bytes};
 use crate::bundle::writer::{TableSpec, Writer};
 use crate::config::Config;
+use crate::engram::compress::Compressed;
 use crate::error::Result;
 
 /// Rows of so many tokens are computed at once.
@@ -35,6 +36,16 @@ pub trait Changes: Sync {
     /// # Errors
     /// What reading the base gives.
     fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<()>;
+
+    /// The compressed id of each token, if there are Engram layers.
+    fn compressed(&self) -> Option<&Compressed> {
+        None
+    }
+
+    /// The row of a record of the Engram table, `[head_width]`.
+    fn engram_row(&self, _record: u32) -> &[f32] {
+        &[]
+    }
 
     /// Tokens that are used often: their records come first in the table, in this order.
     fn hot(&self) -> &[u32];
@@ -101,15 +112,14 @@ pub fn write(
         };
         Ok((name, dtype, shape, planes))
     }))?;
-    let tables = if config.stem_layers.is_empty() {
-        Vec::new()
-    } else {
+    let mut tables = Vec::new();
+    if !config.stem_layers.is_empty() {
         let order = order(changes.hot(), config.vocab_size);
         let spec = TableSpec::stem(config, &order);
         let record_bytes = spec.rows_per_record * row_bytes(spec.width);
         let mut batch = Vec::new();
         let mut next = 0;
-        vec![writer.table(&spec, |_, out| {
+        tables.push(writer.table(&spec, |_, out| {
             // Records are asked for in the order of their slots.
             if next % BATCH == 0 {
                 progress.update("Table", next as u64, order.len() as u64);
@@ -118,10 +128,14 @@ pub fn write(
             out.extend_from_slice(&batch[next % BATCH * record_bytes..][..record_bytes]);
             next += 1;
             Ok(())
-        })?]
-    };
+        })?);
+    }
+    if let Some(engram) = &config.engram {
+        tables.push(engram::table(&writer, changes, engram, progress)?);
+    }
+    let ids = changes.compressed().map(|ids| writer.file("engram-ids.bin", &ids.to_bytes()));
     let template = base.chat_template();
-    let manifest = Manifest::new(
+    let mut manifest = Manifest::new(
         name.to_owned(),
         Source { base: base.name(), licence: base.licence(), rows: changes.describe() },
         config.clone(),
@@ -130,6 +144,7 @@ pub fn write(
         writer.file("tokenizer.json", base.tokenizer_json())?,
         template.map(|t| writer.file("chat_template.jinja", t.as_bytes())).transpose()?,
     );
+    manifest.engram_ids = ids.transpose()?;
     writer.finish(&manifest)?;
     Ok(manifest)
 }
@@ -139,7 +154,7 @@ fn records(changes: &dyn Changes, tokens: &[u32]) -> Result<Vec<u8>> {
     let config = changes.config();
     let share = tokens.len().div_ceil(rayon::current_num_threads()).max(1);
     let parts = tokens.par_chunks(share).map(|tokens| {
-        let mut rows = vec![0f32; tokens.len() * config.row_width()];
+        let mut rows = vec![0f32; tokens.len() * config.stem_width()];
         changes.rows(tokens, &mut rows)?;
         let mut stored = Vec::new();
         for row in rows.chunks_exact(config.intermediate_size) {

@@ -6,6 +6,7 @@
 pub mod base;
 pub mod build;
 pub mod closed_form;
+mod engram;
 mod fit;
 mod forward;
 mod means;

@@ -12,6 +12,10 @@
 //!   residual row and the first records of the table, and `blk.N.stem_rows` \[n, ffn] are these: the row of token `t` is
 //!   `A · token_embd[t] + R[t]`, with `R` zero for all other tokens.
 //!
+//! - A recipe with [Engram layers](crate::engram) has, for each, `blk.N.engram_key.weight` and the other tensors of its own
+//!   in a bundle's core ([`crate::bundle::manifest`]), and `blk.N.engram_rows.H` \[prime, head_width], the rows of head
+//!   `H`, counted from 0 through all orders.
+//!
 //! Values are f32, f16 or i8; an i8 tensor `X` comes with `X.scale` \[rows, groups] (f32 or f16), one scale for
 //! each `in / groups` consecutive values of a row.
 
@@ -26,10 +30,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::Base;
 use super::build::Changes;
+use super::{Base, engram};
+use crate::bundle::manifest::expected_tensors;
 use crate::config::Config;
 use crate::cpu::linear::gemm_xwt;
+use crate::engram::compress::Compressed;
 use crate::error::{Error, Result};
 
 /// No file of a recipe is larger.
@@ -50,6 +56,9 @@ pub struct Head {
     pub base: BaseFile,
     /// The layers whose up-projection is a table.
     pub stem_layers: Vec<usize>,
+    /// The Engram layers, if there are any.
+    #[serde(default)]
+    pub engram: Option<engram::Head>,
     /// The safetensors files.
     pub files: Vec<File>,
 }
@@ -78,11 +87,11 @@ pub struct File {
 
 /// A matrix in memory.
 #[derive(Debug)]
-struct Matrix {
-    rows: usize,
-    width: usize,
+pub(super) struct Matrix {
+    pub rows: usize,
+    pub width: usize,
     // [rows, width]
-    values: Vec<f32>,
+    pub values: Vec<f32>,
 }
 
 /// A recipe whose every tensor has been checked against its base.
@@ -97,6 +106,7 @@ pub struct Recipe<'a> {
     hot: Vec<u32>,
     // [vocab, hidden]
     embedding: Vec<f32>,
+    engram: Option<engram::Rows>,
 }
 
 impl<'a> Recipe<'a> {
@@ -119,8 +129,12 @@ impl<'a> Recipe<'a> {
                 format!("belongs to {}, not to {}", head.base.name, base.gguf().path().display()),
             ));
         }
-        let config = Config { stem_layers: head.stem_layers.clone(), ..base.config().clone() };
+        let layers = head.engram.as_ref().map(|engram| engram.config.clone());
+        let config =
+            Config { stem_layers: head.stem_layers.clone(), engram: layers, ..base.config().clone() };
         config.validate()?;
+        let compressed = head.engram.as_ref().map(|engram| engram.compressed(base));
+        let compressed = compressed.transpose().map_err(|reason| wrong(&path, reason))?;
         let mut all = Raw::default();
         for file in &head.files {
             if file.file.contains(['/', '\\']) || file.bytes > MAX_FILE_BYTES {
@@ -140,6 +154,7 @@ impl<'a> Recipe<'a> {
             residual: tokens.iter().enumerate().map(|(i, t)| (*t, i)).collect(),
             embedding: base.tensor("token_embd")?,
             hot: tokens,
+            engram: None,
             config,
             head,
         };
@@ -157,6 +172,11 @@ impl<'a> Recipe<'a> {
             return Err(wrong(dir, format!("the tensor `{name}` is unknown")));
         }
         recipe.check_pairs().map_err(|reason| wrong(dir, reason))?;
+        if let Some((engram, compressed)) = recipe.config.engram.as_ref().zip(compressed) {
+            let heads = engram::tensors(engram).map(|(name, _)| recipe.tensors.remove(&name));
+            let heads = heads.collect::<Option<_>>().expect("check_pairs found all");
+            recipe.engram = Some(engram::Rows::new(compressed, heads));
+        }
         Ok(recipe)
     }
 
@@ -169,10 +189,14 @@ impl<'a> Recipe<'a> {
     fn expected(&self) -> Vec<(String, [usize; 2])> {
         let c = &self.config;
         let mut all = Vec::new();
-        for (name, _) in crate::bundle::manifest::expected_tensors(c) {
-            for (part, shape) in self.base.parts(&name) {
+        for (name, _) in expected_tensors(c) {
+            for (part, shape) in self.parts(&name) {
                 let stem = part.trim_end_matches(".weight");
                 if let [rows, width] = shape[..] {
+                    if is_engram(&name) {
+                        all.push((part, [rows, width]));
+                        continue;
+                    }
                     all.push((format!("{stem}.lora_a"), [0, width]));
                     all.push((format!("{stem}.lora_b"), [rows, 0]));
                     all.push((part, [rows, width]));
@@ -181,11 +205,21 @@ impl<'a> Recipe<'a> {
                 }
             }
         }
+        all.extend(c.engram.iter().flat_map(engram::tensors));
         for layer in &c.stem_layers {
             all.push((format!("blk.{layer}.stem_map"), [c.intermediate_size, c.hidden_size]));
             all.push((format!("blk.{layer}.stem_rows"), [self.hot.len(), c.intermediate_size]));
         }
         all
+    }
+
+    /// As [`Base::parts`]; an Engram layer's tensors are in no checkpoint, and each is one part.
+    fn parts(&self, name: &str) -> Vec<(String, Vec<usize>)> {
+        if !is_engram(name) {
+            return self.base.parts(name);
+        }
+        let all = expected_tensors(&self.config).into_iter();
+        all.filter(|(n, _)| n == name).map(|(n, shape)| (format!("{n}.weight"), shape)).collect()
     }
 
     fn check_tokens(&self) -> Result<(), String> {
@@ -210,6 +244,13 @@ impl<'a> Recipe<'a> {
                 .is_some_and(|stem| !self.tensors.contains_key(&format!("{stem}.lora_a")))
         }) {
             return Err(format!("`{b}` has no lora_a"));
+        }
+        let core = expected_tensors(&self.config).into_iter().map(|(name, _)| format!("{name}.weight"));
+        let rows = self.config.engram.iter().flat_map(engram::tensors).map(|(name, _)| name);
+        for name in core.filter(|name| is_engram(name)).chain(rows) {
+            if !self.tensors.contains_key(&name) {
+                return Err(format!("the tensor `{name}` is missing"));
+            }
         }
         for layer in &self.config.stem_layers {
             for part in ["stem_map", "stem_rows"] {
@@ -263,7 +304,7 @@ impl Changes for Recipe<'_> {
     fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let mut changed = false;
         let mut parts = Vec::new();
-        for (part, shape) in self.base.parts(name) {
+        for (part, shape) in self.parts(name) {
             let values = self.part(&part, &shape)?;
             changed |= values.is_some();
             parts.push((part, shape, values));
@@ -292,7 +333,7 @@ impl Changes for Recipe<'_> {
         for (i, layer) in c.stem_layers.iter().enumerate() {
             gemm_xwt(&x, &self.tensors[&format!("blk.{layer}.stem_map")].values, n, ffn, hidden, &mut mapped);
             let residual = self.tensors.get(&format!("blk.{layer}.stem_rows"));
-            let records = out.chunks_exact_mut(c.row_width()).zip(mapped.chunks_exact(ffn));
+            let records = out.chunks_exact_mut(c.stem_width()).zip(mapped.chunks_exact(ffn));
             for (token, (record, mapped)) in tokens.iter().zip(records) {
                 let row = &mut record[i * ffn..(i + 1) * ffn];
                 row.copy_from_slice(mapped);
@@ -303,6 +344,14 @@ impl Changes for Recipe<'_> {
             }
         }
         Ok(())
+    }
+
+    fn compressed(&self) -> Option<&Compressed> {
+        self.engram.as_ref().map(|rows| &rows.compressed)
+    }
+
+    fn engram_row(&self, record: u32) -> &[f32] {
+        self.engram.as_ref().map_or(&[], |rows| rows.row(record))
     }
 
     fn hot(&self) -> &[u32] {
@@ -386,7 +435,12 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::io(path, e))
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// Whether the bundle's tensor `name` belongs to an Engram layer.
+fn is_engram(name: &str) -> bool {
+    name.contains(".engram_")
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 

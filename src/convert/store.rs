@@ -62,7 +62,7 @@ pub fn store(name: &str, values: &[f32], config: &Config, precision: Precision) 
 
 /// Whether the bundle's tensor `name` is a vector, which is stored in single precision.
 pub fn is_vector(name: &str) -> bool {
-    name.ends_with("_norm")
+    name.ends_with("_norm") || name.ends_with("_conv")
 }
 
 /// The bundle's type for a checkpoint's.

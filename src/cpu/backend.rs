@@ -3,8 +3,8 @@
 #[cfg(feature = "native")]
 use rayon::prelude::*;
 
-use super::kernels;
 use super::linear::Weight;
+use super::{engram, kernels};
 use crate::backend::{Backend, Output, Step, Want, check, check_tokens};
 use crate::bundle::manifest::Tensor;
 use crate::config::Config;
@@ -54,6 +54,10 @@ struct Scratch {
     up: Vec<f32>,
     h: Vec<f32>,
     logits: Vec<f32>,
+    // Of an Engram layer: head rows [n, width], keys and values [n, hidden].
+    heads: Vec<f32>,
+    engram_key: Vec<f32>,
+    engram_value: Vec<f32>,
 }
 
 /// Runs the plan on the CPU.
@@ -64,6 +68,8 @@ pub struct CpuBackend {
     // Of each layer `[positions, kv_dim]`, grown as positions come.
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
+    // Of each Engram layer what its convolution looks back at, `[positions, hidden]`, grown likewise.
+    engram: Vec<Vec<f32>>,
     capacity: usize,
     scratch: Scratch,
     // Position and tokens of a step whose first operations have been run.
@@ -80,6 +86,7 @@ impl CpuBackend {
             weights: tensors.iter().map(Weight::zeroed).collect(),
             keys: vec![Vec::new(); config.n_layers],
             values: vec![Vec::new(); config.n_layers],
+            engram: vec![Vec::new(); config.engram.as_ref().map_or(0, |engram| engram.layers.len())],
             capacity: capacity.min(config.context_length),
             scratch: Scratch::default(),
             begun: None,
@@ -135,29 +142,60 @@ impl CpuBackend {
 
     /// Room for a step in the cache and in the scratch.
     fn make_room(&mut self, tokens: &[u32], position: usize) -> Result<()> {
-        let kv_dim = self.plan.config.kv_dim();
-        for cache in self.keys.iter_mut().chain(&mut self.values) {
-            if cache.len() < position * kv_dim {
+        let (kv_dim, hidden) = (self.plan.config.kv_dim(), self.plan.config.hidden_size);
+        let kv = self.keys.iter_mut().chain(&mut self.values).map(|cache| (cache, kv_dim));
+        for (cache, width) in kv.chain(self.engram.iter_mut().map(|cache| (cache, hidden))) {
+            if cache.len() < position * width {
                 return Err(Error::invalid(
                     format!("a step at position {position}"),
-                    format!("the cache holds {} positions", cache.len() / kv_dim),
+                    format!("the cache holds {} positions", cache.len() / width),
                 ));
             }
             // It never shrinks: a step may be run again at a position in the middle.
-            cache.resize(cache.len().max((position + tokens.len()) * kv_dim), 0.0);
+            cache.resize(cache.len().max((position + tokens.len()) * width), 0.0);
         }
         self.scratch.resize(&self.plan.config, tokens.len());
         Ok(())
     }
 
     fn run(&mut self, op: Op, step: &Step<'_>) {
-        let Self { plan, weights, keys, values, scratch: s, .. } = self;
+        let Self { plan, weights, keys, values, engram: caches, scratch: s, .. } = self;
         let c = &plan.config;
         let n = step.tokens.len();
         match op {
             Op::Embed { weight } => {
                 for (id, x) in step.tokens.iter().zip(s.x.chunks_exact_mut(c.hidden_size)) {
                     weights[weight].expand(*id as usize, x);
+                }
+            }
+            Op::EngramProject { index, key, value } => {
+                let width = c.engram.as_ref().map_or(0, |engram| engram.width());
+                let at = c.stem_width() + index * width;
+                for (heads, rows) in
+                    s.heads.chunks_exact_mut(width).zip(step.rows.chunks_exact(c.row_width()))
+                {
+                    heads.copy_from_slice(&rows[at..at + width]);
+                }
+                weights[key].matmul(&s.heads, &mut s.engram_key);
+                weights[value].matmul(&s.heads, &mut s.engram_value);
+            }
+            Op::EngramGate { index, query_norm, key_norm, conv_norm } => {
+                let gains = [query_norm, key_norm].map(|id| weights[id].vector());
+                let hidden = c.hidden_size;
+                let tokens = s.x.chunks_exact(hidden).zip(s.engram_key.chunks_exact(hidden));
+                for ((x, key), value) in tokens.zip(s.engram_value.chunks_exact_mut(hidden)) {
+                    engram::engram_gate(x, key, gains, c.rms_norm_eps, value);
+                }
+                let cache = &mut caches[index][step.position * hidden..][..n * hidden];
+                kernels::rms_norm(&s.engram_value, weights[conv_norm].vector(), c.rms_norm_eps, cache);
+            }
+            Op::EngramConv { index, conv } => {
+                let dilation = c.engram.as_ref().map_or(0, |engram| engram.order());
+                let tokens =
+                    s.x.chunks_exact_mut(c.hidden_size).zip(s.engram_value.chunks_exact(c.hidden_size));
+                for (i, (x, value)) in tokens.enumerate() {
+                    let taps = weights[conv].vector();
+                    engram::engram_conv(&caches[index], step.position + i, taps, dilation, value, x);
                 }
             }
             Op::NormQkv { norm, weight } => {
@@ -284,7 +322,8 @@ impl Backend for CpuBackend {
     }
 
     fn bytes(&self) -> u64 {
-        let cache = self.keys.iter().chain(&self.values).map(|c| c.len() as u64 * 4).sum::<u64>();
+        let caches = self.keys.iter().chain(&self.values).chain(&self.engram);
+        let cache = caches.map(|c| c.len() as u64 * 4).sum::<u64>();
         self.weights.iter().map(Weight::bytes).sum::<u64>() + cache
     }
 }
@@ -298,6 +337,11 @@ impl Scratch {
         self.gate.resize(n * c.intermediate_size, 0.0);
         self.up.resize(n * c.intermediate_size, 0.0);
         self.h.resize(n * c.intermediate_size, 0.0);
+        if let Some(engram) = &c.engram {
+            self.heads.resize(n * engram.width(), 0.0);
+            self.engram_key.resize(n * c.hidden_size, 0.0);
+            self.engram_value.resize(n * c.hidden_size, 0.0);
+        }
     }
 
     fn view(&self) -> View<'_> {
@@ -339,9 +383,11 @@ fn attention(c: &Config, step: &Step<'_>, qkv: &[f32], keys: &[f32], values: &[f
 pub(super) mod tests {
     use super::*;
     use crate::backend::{Penalty, write_core};
+    use crate::bundle::manifest::expected_tensors;
     use crate::bundle::quant::Dtype;
     use crate::bundle::random;
     use crate::config::tests::tiny;
+    use crate::engram::config::tests::tiny_engram;
 
     pub(in crate::cpu) fn model(config: &Config) -> CpuBackend {
         let core = random::core(config, 5, |name| if name.contains("ffn") { Dtype::Q4 } else { Dtype::Q8 });
@@ -363,10 +409,18 @@ pub(super) mod tests {
         }
     }
 
+    fn engram() -> Config {
+        Config { engram: Some(tiny_engram()), ..tiny() }
+    }
+
     #[test]
     fn one_by_one_equals_all_at_once() {
-        let config = tiny();
-        let mut backend = model(&config);
+        same_one_by_one(&tiny());
+        same_one_by_one(&engram());
+    }
+
+    fn same_one_by_one(config: &Config) {
+        let mut backend = model(config);
         let tokens: Vec<u32> = (0..13).map(|i| (i * i * 31 + 7) % 300).collect();
         let whole = logits(&mut backend, &tokens, 0);
         assert!(whole.iter().all(|l| l.is_finite()));
@@ -382,33 +436,68 @@ pub(super) mod tests {
 
     #[test]
     fn a_rewritten_suffix_forgets_the_old_one() {
-        let config = tiny();
-        let mut backend = model(&config);
-        logits(&mut backend, &[1, 2, 3, 4, 5], 0);
-        let reused = logits(&mut backend, &[9, 8], 2);
-        let fresh = logits(&mut model(&config), &[1, 2, 9, 8], 0);
-        for (a, b) in reused.iter().zip(&fresh[2 * 300..]) {
-            assert!((a - b).abs() < 1e-3, "{a} {b}");
+        for config in [tiny(), engram()] {
+            let mut backend = model(&config);
+            logits(&mut backend, &[1, 2, 3, 4, 5], 0);
+            let reused = logits(&mut backend, &[9, 8, 7, 6, 5], 2);
+            let fresh = logits(&mut model(&config), &[1, 2, 9, 8, 7, 6, 5], 0);
+            for (a, b) in reused.iter().zip(&fresh[2 * 300..]) {
+                assert!((a - b).abs() < 1e-3, "{a} {b}");
+            }
         }
     }
 
     #[test]
     fn a_step_that_was_begun_gives_the_same_bits() {
-        let config = tiny();
-        let (mut whole, mut begun) = (model(&config), model(&config));
-        for (position, tokens) in [(0, &[1, 2, 3][..]), (3, &[4]), (2, &[5, 6])] {
-            // Only the last of these is followed.
-            for other in [&[9, 9][..], &[9], tokens] {
-                pollster::block_on(begun.begin(other, position)).unwrap();
+        for config in [tiny(), engram()] {
+            let (mut whole, mut begun) = (model(&config), model(&config));
+            for (position, tokens) in [(0, &[1, 2, 3][..]), (3, &[4]), (2, &[5, 6])] {
+                // Only the last of these is followed.
+                for other in [&[9, 9][..], &[9], tokens] {
+                    pollster::block_on(begun.begin(other, position)).unwrap();
+                }
+                assert_eq!(logits(&mut begun, tokens, position), logits(&mut whole, tokens, position));
             }
-            assert_eq!(logits(&mut begun, tokens, position), logits(&mut whole, tokens, position));
+            pollster::block_on(begun.begin(&[9], 1)).unwrap();
+            assert_eq!(logits(&mut begun, &[7], 1), logits(&mut whole, &[7], 1));
+            let begin = |backend: &mut CpuBackend, tokens, at| {
+                pollster::block_on(backend.begin(tokens, at)).unwrap_err().to_string()
+            };
+            assert!(begin(&mut begun, &[300], 0).contains("token 300"));
+            assert!(begin(&mut begun, &[1], 9).contains("holds 4 positions"));
         }
-        pollster::block_on(begun.begin(&[9], 1)).unwrap();
-        assert_eq!(logits(&mut begun, &[7], 1), logits(&mut whole, &[7], 1));
-        let begin =
-            |backend: &mut CpuBackend, tokens, at| pollster::block_on(backend.begin(tokens, at)).unwrap_err();
-        assert!(begin(&mut begun, &[300], 0).to_string().contains("token 300"));
-        assert!(begin(&mut begun, &[1], 9).to_string().contains("holds 4 positions"));
+    }
+
+    #[test]
+    fn engram_layers_whose_values_are_zero_change_no_bit() {
+        let tokens: Vec<u32> = (0..13).map(|i| (i * i * 31 + 7) % 300).collect();
+        let plain = logits(&mut model(&tiny()), &tokens, 0);
+        let config = engram();
+        assert_ne!(logits(&mut model(&config), &tokens, 0), plain);
+
+        // No W_V.
+        let mut backend = model(&config);
+        for layer in [0, 1] {
+            let name = format!("blk.{layer}.engram_value");
+            let id = expected_tensors(&config).iter().position(|(n, _)| *n == name).unwrap();
+            let (quants, scales) = backend.weight(id).planes();
+            let zeros = vec![0; quants.len() + scales.len()];
+            backend.write(id, 0, &zeros).unwrap();
+        }
+        assert_eq!(logits(&mut backend, &tokens, 0), plain);
+
+        // No rows.
+        let mut backend = model(&config);
+        let rows: Vec<f32> = tokens
+            .iter()
+            .flat_map(|t| {
+                let mut rows = random::rows(&config, *t, 5);
+                rows[config.stem_width()..].fill(0.0);
+                rows
+            })
+            .collect();
+        let step = Step { tokens: &tokens, position: 0, rows: &rows, want: Want::Logits };
+        assert_eq!(backend.forward_probed(step, &mut NoProbe).unwrap(), Output::Logits(plain));
     }
 
     #[test]

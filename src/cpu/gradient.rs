@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::backend::{CpuBackend, add};
-use super::kernels;
+use super::{engram, kernels};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, Up};
@@ -92,7 +92,21 @@ impl<'m> Tape<'m> {
             let needed = n * c.row_width();
             return Err(Error::invalid(format!("{} row values", rows.len()), format!("{needed} are needed")));
         }
+        if let Some(late) = c.engram.as_ref().and_then(|engram| {
+            engram
+                .layers
+                .iter()
+                .map(|l| l.layer)
+                .find(|l| c.stem_layers.first().is_some_and(|first| l > first))
+        }) {
+            return Err(Error::Unsupported {
+                what: format!("a gradient through the Engram layer {late}"),
+                supported: format!("Engram layers up to the first STEM layer, {:?}", c.stem_layers.first()),
+            });
+        }
         let mut x = vec![0.0; n * c.hidden_size];
+        // Of an Engram layer [n, hidden]: keys and values.
+        let (mut key, mut value) = (x.clone(), x.clone());
         let mut norm = x.clone();
         let mut attn = vec![0.0; n * c.q_dim()];
         let mut h = vec![0.0; n * c.intermediate_size];
@@ -103,6 +117,40 @@ impl<'m> Tape<'m> {
                 Op::Embed { weight } => {
                     for (id, x) in texts.tokens.iter().zip(x.chunks_exact_mut(c.hidden_size)) {
                         model.weight(weight).expand(*id as usize, x);
+                    }
+                }
+                Op::EngramProject { index, key: key_weight, value: value_weight } => {
+                    let width = c.engram.as_ref().map_or(0, |engram| engram.width());
+                    let at = c.stem_width() + index * width;
+                    let all = rows.chunks_exact(c.row_width());
+                    let heads: Vec<f32> = all.flat_map(|rows| &rows[at..at + width]).copied().collect();
+                    model.weight(key_weight).matmul(&heads, &mut key);
+                    model.weight(value_weight).matmul(&heads, &mut value);
+                }
+                Op::EngramGate { query_norm, key_norm, conv_norm, .. } => {
+                    let gains = [query_norm, key_norm].map(|id| model.weight(id).vector());
+                    let tokens = x.chunks_exact(c.hidden_size).zip(key.chunks_exact(c.hidden_size));
+                    for ((x, key), value) in tokens.zip(value.chunks_exact_mut(c.hidden_size)) {
+                        engram::engram_gate(x, key, gains, c.rms_norm_eps, value);
+                    }
+                    kernels::rms_norm(&value, model.weight(conv_norm).vector(), c.rms_norm_eps, &mut norm);
+                }
+                Op::EngramConv { conv, .. } => {
+                    let dilation = c.engram.as_ref().map_or(0, |engram| engram.order());
+                    let taps = model.weight(conv).vector();
+                    for range in &texts.ranges {
+                        let cache = &norm[range.start * c.hidden_size..range.end * c.hidden_size];
+                        for (position, place) in range.clone().enumerate() {
+                            let at = place * c.hidden_size..(place + 1) * c.hidden_size;
+                            engram::engram_conv(
+                                cache,
+                                position,
+                                taps,
+                                dilation,
+                                &value[at.clone()],
+                                &mut x[at],
+                            );
+                        }
                     }
                 }
                 Op::NormQkv { norm: gain, weight } => {
@@ -232,7 +280,11 @@ impl<'m> Tape<'m> {
                     model.weight(weight).matmul_back(&d_qkv, &mut d_norm);
                     norm_back(gain, &self.layers[layer].before_attention, &d_norm, &mut dx);
                 }
-                Op::Embed { .. } => {}
+                // No STEM row lies before them.
+                Op::Embed { .. }
+                | Op::EngramProject { .. }
+                | Op::EngramGate { .. }
+                | Op::EngramConv { .. } => {}
             }
         }
         d_rows
@@ -370,10 +422,16 @@ mod tests {
     use crate::bundle::random;
     use crate::config::tests::tiny;
     use crate::cpu::backend::tests::model;
+    use crate::engram::config::tests::tiny_engram;
 
     /// Dense layers before, between and behind the STEM layers.
     fn config() -> Config {
         Config { n_layers: 5, stem_layers: vec![1, 3], ..tiny() }
+    }
+
+    /// Without Engram layers and with them, before the STEM layers and in the first one.
+    fn configs() -> [Config; 2] {
+        [config(), Config { engram: Some(tiny_engram()), ..config() }]
     }
 
     fn texts() -> Texts {
@@ -389,9 +447,15 @@ mod tests {
 
     #[test]
     fn texts_side_by_side_equal_texts_alone() {
-        let (config, texts) = (config(), texts());
-        let mut model = model(&config);
-        let rows = rows(&config, &texts);
+        for config in configs() {
+            same_side_by_side(&config);
+        }
+    }
+
+    fn same_side_by_side(config: &Config) {
+        let texts = texts();
+        let mut model = model(config);
+        let rows = rows(config, &texts);
         let all: Vec<usize> = (0..texts.tokens().len()).collect();
         let found = Tape::record(&model, &texts, &rows).unwrap().logits(&all);
         for range in texts.ranges() {
@@ -414,9 +478,15 @@ mod tests {
 
     #[test]
     fn the_gradient_is_the_slope() {
-        let (config, texts) = (config(), texts());
-        let model = model(&config);
-        let rows = rows(&config, &texts);
+        for config in configs() {
+            slope_is_gradient(&config);
+        }
+    }
+
+    fn slope_is_gradient(config: &Config) {
+        let texts = texts();
+        let model = model(config);
+        let rows = rows(config, &texts);
         let places = [3, 5, 8];
         // The loss: logits with random weights.
         let weights = random::weights("loss", &[places.len(), config.vocab_size], 1);
@@ -429,7 +499,8 @@ mod tests {
         let largest = gradient.iter().fold(0f32, |m, g| m.max(g.abs()));
         for block in 0..texts.tokens().len() * 2 {
             // One token's row in one layer, along a random direction.
-            let at = block * ffn..(block + 1) * ffn;
+            let start = block / 2 * config.row_width() + block % 2 * ffn;
+            let at = start..start + ffn;
             let direction = random::weights(&format!("direction {block}"), &[1, ffn], 1);
             let moved = |step: f32| {
                 let mut rows = rows.clone();
@@ -465,5 +536,12 @@ mod tests {
         assert!(Tape::record(&model, &texts, &[0.0]).unwrap_err().to_string().contains("row values"));
         texts.push(&[300]);
         assert!(Tape::record(&model, &texts, &vec![0.0; 2 * config.row_width()]).is_err());
+
+        let late = Config { engram: Some(tiny_engram()), stem_layers: vec![0, 3], ..config };
+        let mut texts = Texts::default();
+        texts.push(&[1]);
+        let error =
+            Tape::record(&super::tests::model(&late), &texts, &vec![0.0; late.row_width()]).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("layer 1")), "{error}");
     }
 }

@@ -68,7 +68,7 @@ impl KnockOut {
             let n = SAMPLE.min(config.vocab_size);
             let tokens: Vec<u32> = (0..n).map(|i| (i * config.vocab_size / n) as u32).collect();
             let mut all = Vec::new(); // [n, n_stem, ffn]
-            rows.gather(&tokens, &mut all).await?;
+            rows.gather_alone(&tokens, &mut all).await?;
             mean = vec![0.0; config.row_width()];
             for row in all.chunks_exact(mean.len()) {
                 mean.iter_mut().zip(row).for_each(|(m, u)| *m += u / n as f32);
@@ -130,7 +130,7 @@ impl<R: RowSource> RowSource for Knocked<R> {
         let mut others = Vec::new(); // [n, n_stem, ffn]
         if knock.instead == Instead::Shuffle {
             let ids: Vec<u32> = tokens.iter().map(|id| knock.other(*id)).collect();
-            if let Err(error) = try_join(own, self.inner.gather(&ids, &mut others)).await {
+            if let Err(error) = try_join(own, self.inner.gather_alone(&ids, &mut others)).await {
                 out.truncate(start);
                 return Err(error);
             }
@@ -151,8 +151,16 @@ impl<R: RowSource> RowSource for Knocked<R> {
         Ok(())
     }
 
+    async fn gather_alone(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather(tokens, out).await
+    }
+
     fn prefetch(&self, tokens: &[u32]) {
         self.inner.prefetch(tokens);
+    }
+
+    fn prefetch_at(&self, before: &[u32], tokens: &[u32]) {
+        self.inner.prefetch_at(before, tokens);
     }
 }
 

@@ -262,7 +262,7 @@ impl<R: RowSource> RowSource for Edited<R> {
         if ids.is_empty() {
             own.await?;
         } else {
-            let both = try_join(own, self.inner.gather(&ids, &mut targets));
+            let both = try_join(own, self.inner.gather_alone(&ids, &mut targets));
             if let Err(error) = both.await {
                 out.truncate(start);
                 origins.truncate(first);
@@ -291,6 +291,13 @@ impl<R: RowSource> RowSource for Edited<R> {
         let targets = edits.flat_map(|e| &e.gets).flat_map(Gets::tokens);
         let all: Vec<u32> = tokens.iter().chain(targets).copied().collect();
         self.inner.prefetch(&all);
+    }
+
+    fn prefetch_at(&self, before: &[u32], tokens: &[u32]) {
+        self.inner.prefetch_at(before, tokens);
+        if !self.overlay.is_empty() {
+            self.prefetch(tokens);
+        }
     }
 }
 

@@ -219,7 +219,9 @@ async fn prepare<R: RowSource>(
     // A spelling that no prompt has is left alone.
     course.hits.retain(|(_, spelling)| used.contains(spelling));
     course.hits.iter_mut().for_each(|(_, s)| *s = used.iter().position(|u| u == s).unwrap_or_default());
-    rows.gather(course.texts.tokens(), &mut course.rows).await?;
+    for text in course.texts.ranges() {
+        rows.gather_at(&[], &course.texts.tokens()[text.clone()], &mut course.rows).await?;
+    }
     course.said = Tape::record(model, &course.texts, &course.rows)?.logits(&course.held);
     course.said.chunks_exact_mut(c.vocab_size).for_each(log_softmax);
 
@@ -227,7 +229,7 @@ async fn prepare<R: RowSource>(
     for spelling in used {
         let source = std::mem::take(&mut sources[spelling]);
         let mut all = Vec::new();
-        rows.gather(&source[source.len() - 1..], &mut all).await?;
+        rows.gather_alone(&source[source.len() - 1..], &mut all).await?;
         let own: Vec<f32> = layers.iter().flat_map(|l| row(&all, *l, c.intermediate_size)).copied().collect();
         let rms = |row: &[f32]| (row.iter().map(|u| u * u).sum::<f32>() / row.len() as f32).sqrt();
         let scales = own.chunks_exact(c.intermediate_size).map(|row| rms(row).max(1e-6)).collect();

@@ -88,7 +88,7 @@ impl GpuBackend {
     /// [`Error::Invalid`] if the tensors are not those of `config`.
     pub async fn new(tensors: &[Tensor], config: &Config, options: GpuOptions) -> Result<Self> {
         let planes = tensors.iter().flat_map(|t| t.dtype.planes(t.elements()));
-        let cache = options.capacity.min(config.context_length) * config.kv_dim() * 4;
+        let cache = options.capacity.min(config.context_length) * position_width(config) * 4;
         let wanted = planes.chain([cache]).max().unwrap_or(0) as u64;
         let gpu = Gpu::open(wanted.max(step::bytes(config, MAX_STEP_TOKENS))).await?;
         if options.hardware_only && gpu.software {
@@ -109,7 +109,7 @@ impl GpuBackend {
         check_tensors(tensors, config)?;
         let limit = options.binding_limit.unwrap_or(u64::MAX).min(gpu.binding_limit);
         let step_tokens = (1..=MAX_STEP_TOKENS).rev().find(|n| step::bytes(config, *n) <= limit);
-        let position_bytes = config.kv_dim() as u64 * 4;
+        let position_bytes = position_width(config) as u64 * 4;
         let capacity = options.capacity.min(config.context_length).min((limit / position_bytes) as usize);
         let (Some(step_tokens), true) = (step_tokens, capacity > 0) else {
             return Err(Error::Gpu(format!("{}: bindings of {limit} bytes are too small", gpu.name)));
@@ -323,6 +323,11 @@ impl Backend for GpuBackend {
             + self.buffers.bytes()
             + readbacks.into_iter().flatten().map(wgpu::Buffer::size).sum::<u64>()
     }
+}
+
+/// Floats of a position in the widest cache.
+fn position_width(config: &Config) -> usize {
+    config.kv_dim().max(if config.engram.is_some() { config.hidden_size } else { 0 })
 }
 
 fn check_tensors(tensors: &[Tensor], config: &Config) -> Result<()> {

@@ -1,7 +1,8 @@
-//! The plan, compiled once into recorded dispatches: five a layer, since RoPE and the cache's update are the end of
+//! The plan, compiled once into recorded dispatches: five a layer (and three an Engram layer), since RoPE and the cache's update are the end of
 //! the q, k and v projection. A weight that is split takes one for each of its parts.
 
 use super::device::Gpu;
+use super::engram;
 use super::shader::{Access, Binding, Dispatch, Groups, Shaders, Source, piece};
 use super::weights::{Part, Weight};
 use crate::backend::MAX_CANDIDATES;
@@ -18,7 +19,7 @@ const SERIAL_TILE: usize = 4;
 /// Threads that share two rows in `matvec.wgsl`.
 const LANES: usize = 32;
 /// Uniform bindings begin at multiples of so many bytes.
-const UNIFORM_STRIDE: u64 = 256;
+pub const UNIFORM_STRIDE: u64 = 256;
 
 /// Everything on the device but the weights.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Buffers {
     pub cache: Vec<[wgpu::Buffer; 2]>,
     /// One number for each STEM layer, [`UNIFORM_STRIDE`] apart.
     stem_index: wgpu::Buffer,
+    /// Those of Engram layers, if there are any.
+    pub engram: Option<engram::Buffers>,
 }
 
 impl Buffers {
@@ -64,6 +67,7 @@ impl Buffers {
             result: floats("result", RESULT_WORDS),
             cache: (0..config.n_layers).map(|_| [cache(), cache()]).collect(),
             stem_index,
+            engram: config.engram.as_ref().map(|e| engram::Buffers::new(gpu, config, e, rows, capacity)),
         }
     }
 
@@ -71,7 +75,7 @@ impl Buffers {
     pub fn bytes(&self) -> u64 {
         let single = [&self.upload, &self.x, &self.queries, &self.attn, &self.h, &self.logits, &self.result];
         let all = single.into_iter().chain(self.cache.iter().flatten()).chain([&self.stem_index]);
-        all.map(wgpu::Buffer::size).sum()
+        all.map(wgpu::Buffer::size).sum::<u64>() + self.engram.as_ref().map_or(0, engram::Buffers::bytes)
     }
 }
 
@@ -117,26 +121,27 @@ pub fn compile(gpu: &Gpu, plan: &Plan, weights: &[Weight], buffers: &Buffers, se
 }
 
 /// A projection `W · input` with what surrounds it.
-struct Projection<'a> {
-    label: &'static str,
-    input: &'a wgpu::Buffer,
+pub(super) struct Projection<'a> {
+    pub label: &'static str,
+    /// `None` for the head rows of an Engram layer, which are in the upload.
+    pub input: Option<&'a wgpu::Buffer>,
     /// The gain, where the input is normalised.
-    norm: Option<&'a wgpu::Buffer>,
-    weight: &'a Weight,
+    pub norm: Option<&'a wgpu::Buffer>,
+    pub weight: &'a Weight,
     /// A second projection of the same input.
-    up: Option<&'a Weight>,
+    pub up: Option<&'a Weight>,
     /// What happens to the products, and where they go.
-    store: &'a [&'a str],
-    outputs: &'a [Binding<'a>],
-    head: bool,
+    pub store: &'a [&'a str],
+    pub outputs: &'a [Binding<'a>],
+    pub head: bool,
 }
 
-struct Compiler<'a> {
-    shaders: Shaders<'a>,
-    config: &'a Config,
-    weights: &'a [Weight],
-    buffers: &'a Buffers,
-    serial: bool,
+pub(super) struct Compiler<'a> {
+    pub shaders: Shaders<'a>,
+    pub config: &'a Config,
+    pub weights: &'a [Weight],
+    pub buffers: &'a Buffers,
+    pub serial: bool,
 }
 
 impl Compiler<'_> {
@@ -146,6 +151,11 @@ impl Compiler<'_> {
         let gain = |id: usize| Some(&weights[id].parts[0].quants);
         match op {
             Op::Embed { weight } => self.embed(&weights[weight], list),
+            Op::EngramProject { index, key, value } => self.engram_project(index, [key, value], many, list),
+            Op::EngramGate { index, query_norm, key_norm, conv_norm } => {
+                self.engram_gate(index, [query_norm, key_norm, conv_norm], list);
+            }
+            Op::EngramConv { index, conv } => self.engram_conv(index, conv, list),
             // The end of the projection stores into the cache that the next operation names.
             Op::NormQkv { .. } => {}
             Op::RopeStore { layer } => {
@@ -155,7 +165,7 @@ impl Compiler<'_> {
                 let [keys, values] = &b.cache[layer];
                 let projection = Projection {
                     label: "qkv",
-                    input: &b.x,
+                    input: Some(&b.x),
                     norm: gain(*norm),
                     weight: &weights[*weight],
                     up: None,
@@ -174,7 +184,7 @@ impl Compiler<'_> {
                 let input = if matches!(op, Op::Down { .. }) { &b.h } else { &b.attn };
                 let projection = Projection {
                     label: "output",
-                    input,
+                    input: Some(input),
                     norm: None,
                     weight: &weights[weight],
                     up: None,
@@ -198,7 +208,7 @@ impl Compiler<'_> {
                 }));
                 let projection = Projection {
                     label: "gate",
-                    input: &b.x,
+                    input: Some(&b.x),
                     norm: gain(norm),
                     weight: &weights[gate],
                     up,
@@ -211,7 +221,7 @@ impl Compiler<'_> {
             Op::Head { norm, weight } => {
                 let projection = Projection {
                     label: "head",
-                    input: &b.x,
+                    input: Some(&b.x),
                     norm: gain(norm),
                     weight: &weights[weight],
                     up: None,
@@ -242,7 +252,7 @@ impl Compiler<'_> {
     }
 
     /// A dispatch for each run of rows that lies in one part of the weight, and of `up` if there is one.
-    fn project(&mut self, p: &Projection<'_>, many: bool, list: &mut Vec<Dispatch>) {
+    pub(super) fn project(&mut self, p: &Projection<'_>, many: bool, list: &mut Vec<Dispatch>) {
         for part in &p.weight.parts {
             let Some(up) = p.up else {
                 list.push(self.project_rows(p, part, None, many));
@@ -271,7 +281,8 @@ impl Compiler<'_> {
             (false, false) => (piece::MATVEC, 2 * 64 / LANES, 1),
             (false, true) => (piece::MATMUL, 32, TILE),
         };
-        let mut bindings = vec![Binding::read(0, &self.buffers.upload), Binding::read(1, p.input)];
+        let mut bindings = vec![Binding::read(0, &self.buffers.upload)];
+        bindings.extend(p.input.map(|input| Binding::read(1, input)));
         bindings.extend(p.norm.map(|gain| Binding::read(2, gain)));
         bindings.extend_from_slice(p.outputs);
         bindings.extend(part.bindings(6));
@@ -291,9 +302,13 @@ impl Compiler<'_> {
                 source.weight("up", dtype, 8, up.rows.start)
             }
         };
-        source = source
-            .piece(if p.head { piece::TOKENS_HEAD } else { piece::TOKENS_ALL })
-            .piece(if p.norm.is_some() { piece::INPUT_NORM } else { piece::INPUT_PLAIN });
+        source = source.piece(if p.head { piece::TOKENS_HEAD } else { piece::TOKENS_ALL }).piece(
+            match (p.input, p.norm) {
+                (None, _) => piece::INPUT_ENGRAM,
+                (Some(_), Some(_)) => piece::INPUT_NORM,
+                (Some(_), None) => piece::INPUT_PLAIN,
+            },
+        );
         for store in p.store {
             source = source.piece(store);
         }

@@ -7,6 +7,7 @@
 pub mod backend;
 mod compile;
 mod device;
+mod engram;
 mod self_test;
 mod shader;
 mod step;

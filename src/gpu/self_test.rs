@@ -6,8 +6,9 @@ use crate::backend::{Backend, Candidates, Output, Penalty, Step, Want};
 use crate::bundle::manifest::Tensor;
 use crate::bundle::quant::Dtype;
 use crate::bundle::random;
-use crate::config::Config;
+use crate::config::{BLOCK, Config};
 use crate::cpu::CpuBackend;
+use crate::engram::{Engram, EngramLayer};
 use crate::error::{Error, Result};
 
 /// Largest difference of two logits, relative to their spread; f32 sums in another order differ by far less.
@@ -67,10 +68,18 @@ fn small(config: &Config) -> Config {
         head_dim: config.head_dim,
         context_length: 8,
         stem_layers: if dense_and_stem { vec![1] } else { Vec::new() },
+        engram: config.engram.as_ref().map(small_engram),
         bos_token: None,
         eos_tokens: Vec::new(),
         ..config.clone()
     }
+}
+
+/// One layer with one head of each order.
+fn small_engram(engram: &Engram) -> Engram {
+    let order = engram.order();
+    let layer = EngramLayer { layer: 0, multipliers: vec![1; order], primes: vec![vec![2]; order - 1] };
+    Engram { layers: vec![layer], head_width: BLOCK, compressed_vocab: 1, pad: 0, ..engram.clone() }
 }
 
 /// Says what differs, if anything.

@@ -13,6 +13,8 @@
 //! | 6, 7 | the weight's quants and scales |
 //! | 8, 9 | those of the up-projection |
 //!
+//! Those of Engram layers have some of them otherwise, as `gpu::engram` says.
+//!
 //! No kernel has more than eight storage buffers, which is what WebGPU guarantees.
 
 use std::collections::HashMap;
@@ -34,6 +36,9 @@ pub mod piece {
         ATTENTION = "attention.wgsl",
         ATTENTION_SERIAL = "attention_serial.wgsl",
         EMBED = "embed.wgsl",
+        ENGRAM_CONV = "engram_conv.wgsl",
+        ENGRAM_GATE = "engram_gate.wgsl",
+        INPUT_ENGRAM = "input_engram.wgsl",
         INPUT_NORM = "input_norm.wgsl",
         INPUT_PLAIN = "input_plain.wgsl",
         MATMUL = "matmul.wgsl",
@@ -44,6 +49,7 @@ pub mod piece {
         STORE_ADD = "store_add.wgsl",
         STORE_GATE = "store_gate.wgsl",
         STORE_LOGITS = "store_logits.wgsl",
+        STORE_PAIR = "store_pair.wgsl",
         STORE_ROPE = "store_rope.wgsl",
         TOKENS_ALL = "tokens_all.wgsl",
         TOKENS_HEAD = "tokens_head.wgsl",
@@ -108,7 +114,8 @@ impl Source {
             ("HEAD_DIM", c.head_dim),
             ("Q_DIM", c.q_dim()),
             ("KV_DIM", c.kv_dim()),
-            ("N_STEM", c.stem_layers.len()),
+            ("STEM_WIDTH", c.stem_width()),
+            ("ROW_WIDTH", c.row_width()),
         ] {
             source = source.constant(name, value);
         }

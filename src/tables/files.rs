@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::lookup::{DEFAULT_BUDGET, Tables, Transport};
-use crate::bundle::{FileRef, Manifest};
+use crate::bundle::{FileRef, Table};
 use crate::error::{Error, Result};
 
 /// Reads files of a folder. Its futures are ready at once: a read from disk blocks the caller.
@@ -36,12 +36,12 @@ impl Transport for FileTransport {
     }
 }
 
-/// The STEM table of the bundle in folder `dir`, or `None` for a model without one.
+/// A table of the bundle in folder `dir`, or `None` for none.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Bundle`] if the table's index is missing or damaged.
-pub fn open_dir(dir: &Path, manifest: &Manifest) -> Result<Option<Tables<FileTransport>>> {
-    let Some(table) = manifest.stem_table() else { return Ok(None) };
+pub fn open_dir(dir: &Path, table: Option<&Table>) -> Result<Option<Tables<FileTransport>>> {
+    let Some(table) = table else { return Ok(None) };
     let path = dir.join(&table.index.file);
     let index = fs::read(&path).map_err(|e| Error::io(path, e))?;
     let transport = FileTransport { dir: dir.to_owned() };

@@ -22,7 +22,8 @@ use crate::error::{Error, Result};
 /// Gives the STEM rows of tokens.
 #[allow(async_fn_in_trait, reason = "used with static dispatch only")]
 pub trait RowSource {
-    /// Appends `[n, n_stem, ffn]` to `out`: the rows of each of the `n` tokens, duplicates included.
+    /// Appends `[n, n_stem, ffn]` to `out`: the rows of each of the `n` tokens, duplicates included. For a model with
+    /// [Engram layers](crate::engram), `[n, n_engram, width]` values of theirs stand behind, token by token.
     ///
     /// # Errors
     /// [`Error::Bundle`] or [`Error::Network`] if a row can't be had; `out` is then as it was.
@@ -52,8 +53,22 @@ pub trait RowSource {
         self.gather_at(before, tokens, out).await
     }
 
-    /// Says that these tokens will be asked for soon.
+    /// As [`gather`](Self::gather), for tokens that stand in no text: rows that depend on their neighbours, which
+    /// follow the STEM rows, may be anything.
+    ///
+    /// # Errors
+    /// As [`gather`](Self::gather).
+    async fn gather_alone(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather(tokens, out).await
+    }
+
+    /// Says that these tokens will be asked for soon, alone.
     fn prefetch(&self, _tokens: &[u32]) {}
+
+    /// Says that these tokens will be asked for soon, after `before`.
+    fn prefetch_at(&self, _before: &[u32], tokens: &[u32]) {
+        self.prefetch(tokens);
+    }
 }
 
 /// The rows of a model that may have none: `None` gathers nothing.
@@ -85,9 +100,22 @@ impl<R: RowSource> RowSource for Option<R> {
         }
     }
 
+    async fn gather_alone(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        match self {
+            Some(rows) => rows.gather_alone(tokens, out).await,
+            None => Ok(()),
+        }
+    }
+
     fn prefetch(&self, tokens: &[u32]) {
         if let Some(rows) = self {
             rows.prefetch(tokens);
+        }
+    }
+
+    fn prefetch_at(&self, before: &[u32], tokens: &[u32]) {
+        if let Some(rows) = self {
+            rows.prefetch_at(before, tokens);
         }
     }
 }

@@ -490,7 +490,7 @@ fn a_folder_gives_the_rows_that_were_written() {
     let path = dir.path().join("bundle");
     let config = Config { stem_layers: vec![1, 2], ..tiny() };
     let manifest = bundle(&path, &config);
-    let tables = open_dir(&path, &manifest).unwrap();
+    let tables = open_dir(&path, manifest.stem_table()).unwrap();
     let all = (0..300).flat_map(|t| random::rows(&config, t, 1)).collect();
     let memory = MemoryRows { rows: all, row_width: config.row_width() };
     let tokens = [299, 0, 17, 17, 4];
@@ -503,12 +503,12 @@ fn a_folder_gives_the_rows_that_were_written() {
     let shard = path.join("stem-000.bin");
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() - 10]).unwrap();
-    let cut = open_dir(&path, &manifest).unwrap();
+    let cut = open_dir(&path, manifest.stem_table()).unwrap();
     assert_eq!(gather(&cut, &[299]).unwrap(), found[..config.row_width()]);
     let error = gather(&cut, &[0]).unwrap_err().to_string();
     assert!(error.contains("stem-000.bin") && error.contains("ends before"), "{error}");
     std::fs::remove_file(path.join("stem-index.bin")).unwrap();
-    assert!(matches!(open_dir(&path, &manifest), Err(Error::Io { .. })));
+    assert!(matches!(open_dir(&path, manifest.stem_table()), Err(Error::Io { .. })));
 }
 
 #[test]
@@ -516,7 +516,7 @@ fn a_model_without_tables_gathers_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bundle");
     let manifest = bundle(&path, &Config { stem_layers: vec![], ..tiny() });
-    let tables = open_dir(&path, &manifest).unwrap();
+    let tables = open_dir(&path, manifest.stem_table()).unwrap();
     assert!(tables.is_none());
     tables.prefetch(&[1]);
     assert!(gather(&tables, &[1, 2]).unwrap().is_empty());

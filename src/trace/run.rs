@@ -29,7 +29,7 @@ pub struct Text<'a> {
 /// What the session's cache holds of the same text stays.
 ///
 /// # Errors
-/// [`Error::Unsupported`] on a GPU, and what a step gives.
+/// [`Error::Unsupported`] on a GPU or with Engram layers, and what a step gives.
 pub async fn trace<R: RowSource>(
     session: &mut Session<Device, R>,
     text: Text<'_>,
@@ -37,6 +37,7 @@ pub async fn trace<R: RowSource>(
     mut each: impl AsyncFnMut(usize, Vec<TracedToken>) -> bool,
 ) -> Result<()> {
     let config = session.config().clone();
+    super::check(&config)?;
     let mut parts = Parts::new(&config, 0);
     let mut mean = None;
     let mut position = 0;

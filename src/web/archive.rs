@@ -45,11 +45,11 @@ impl Archive {
     /// Says which bundle is in use; what belongs to an older one at the same address is removed.
     pub async fn open(&self, url: &str, bytes: &[u8], manifest: &Manifest) {
         let small = [Some(&manifest.tokenizer), manifest.chat_template.as_ref()];
+        let small = small.into_iter().chain([manifest.engram_ids.as_ref()]).flatten();
         let tables = manifest.tables.iter().map(|table| &table.index);
-        let files = small.into_iter().flatten().chain(tables).chain(&manifest.core.shards);
+        let files = small.chain(tables).chain(&manifest.core.shards);
         let files = files.map(|file| JsValue::from_str(&file.blake3)).collect();
-        let table = manifest.stem_table().map_or("", |table| &table.index.blake3);
-        self.begin(url, bytes.into(), files, table).await;
+        self.begin(url, bytes.into(), files, &pages_key(manifest)).await;
     }
 
     /// `file`, if it is kept and whole.
@@ -76,6 +76,46 @@ impl Store for Archive {
 
     fn forget(&self, page: u32) {
         self.forget_page(page);
+    }
+}
+
+/// The pages of the Engram table, numbered behind those of the STEM table.
+#[derive(Debug, Clone)]
+pub struct EngramPages {
+    archive: Archive,
+    first: u32,
+}
+
+impl EngramPages {
+    pub fn new(archive: Archive, manifest: &Manifest) -> Self {
+        Self { archive, first: manifest.stem_table().map_or(0, |table| table.pages()) as u32 }
+    }
+}
+
+impl Store for EngramPages {
+    async fn load(&self, pages: &[u32]) -> Vec<(u32, Vec<u8>)> {
+        let numbers: Vec<u32> = pages.iter().map(|page| page + self.first).collect();
+        let found = self.archive.load(&numbers).await;
+        found.into_iter().map(|(page, bytes)| (page - self.first, bytes)).collect()
+    }
+
+    fn save(&self, page: u32, bytes: &[u8]) {
+        self.archive.save(page + self.first, bytes);
+    }
+
+    fn forget(&self, page: u32) {
+        self.archive.forget(page + self.first);
+    }
+}
+
+/// What tells the pages of one bundle's tables from those of another's: the index of its table, or of both.
+fn pages_key(manifest: &Manifest) -> String {
+    let tables = [manifest.stem_table(), manifest.engram_table()];
+    let hashes: Vec<&str> = tables.into_iter().flatten().map(|table| table.index.blake3.as_str()).collect();
+    match hashes[..] {
+        [one] => one.to_owned(),
+        [] => String::new(),
+        _ => blake3::hash(hashes.concat().as_bytes()).to_hex().to_string(),
     }
 }
 

@@ -9,17 +9,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::prelude::*;
 
-use super::archive::Archive;
+use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event, to_js};
 use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
 use super::look::{Look, part};
-use super::rows::Rows;
+use super::rows::{ModelRows, Rows};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
 use crate::bundle::Cost;
 use crate::config::Config;
 use crate::device::Device;
 use crate::edits::{Edited, Overlay, Scope, Swap};
+use crate::engram::WithEngram;
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Finish, Observer, Session, StepReport};
@@ -35,12 +36,13 @@ const CPU_CHUNK: usize = 32;
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Engine {
-    session: Mutex<Session<Device, Edited<Rows>>>,
+    session: Mutex<Session<Device, Edited<ModelRows>>>,
     /// What the rows are edited to.
     swaps: RefCell<Vec<Exchange>>,
     tokenizer: Tokenizer,
     template: Option<Template>,
     tables: Option<Rc<Tables<Host, Archive>>>,
+    engram: Option<Rc<Tables<Host, EngramPages>>>,
     control: Rc<Control>,
     look: Look,
     facts: Facts,
@@ -58,6 +60,7 @@ struct Facts {
     context_length: usize,
     n_layers: usize,
     stem_layers: Vec<usize>,
+    engram_layers: Vec<usize>,
     hidden_size: usize,
     vocab_size: usize,
     core_bytes: u64,
@@ -74,6 +77,7 @@ struct Info<'a> {
     facts: &'a Facts,
     wasm_bytes: u32,
     rows: Option<RowStats>,
+    engram: Option<RowStats>,
 }
 
 /// [`Stats`] in the page's spelling.
@@ -155,7 +159,7 @@ impl Engine {
         archive: Archive,
     ) -> Result<Self, JsError> {
         let options: Options = from_js("the options", options)?;
-        let Model { manifest, tokenizer, template, device, tables, notice } =
+        let Model { manifest, tokenizer, template, device, tables, engram, notice } =
             load(&manifest_url, options.backend, archive, &Progress::new(on_progress)).await?;
         let config = manifest.config.clone();
         let (backend, adapter) = device.describe();
@@ -167,8 +171,8 @@ impl Engine {
         let facts = Facts {
             cost: Cost::new(&manifest),
             core_bytes: manifest.core_bytes(),
-            table_bytes: manifest.stem_table().map_or(0, |table| table.bytes()),
-            table_pages: manifest.stem_table().map_or(0, |table| table.pages()),
+            table_bytes: manifest.tables.iter().map(|table| table.bytes()).sum(),
+            table_pages: manifest.tables.iter().map(|table| table.pages()).sum(),
             model: manifest.name,
             licence: manifest.source.licence,
             backend,
@@ -177,6 +181,7 @@ impl Engine {
             context_length: device.capacity(),
             n_layers: config.n_layers,
             stem_layers: config.stem_layers.clone(),
+            engram_layers: config.engram.iter().flat_map(|e| &e.layers).map(|l| l.layer).collect(),
             hidden_size: config.hidden_size,
             vocab_size: config.vocab_size,
             gpu_bytes,
@@ -185,9 +190,13 @@ impl Engine {
             warm(tables);
         }
         let control = Rc::new(Control::new()?);
-        let rows = Rows { tables: tables.clone(), control: control.clone() };
+        let stem = Rows { tables: tables.clone(), control: control.clone() };
+        let (hasher, engram) = engram.unzip();
+        let heads = Rows { tables: engram.clone(), control: control.clone() };
+        let rows = WithEngram::new(stem, config.stem_width(), hasher.map(|hasher| (hasher, heads)));
         let session = Mutex::new(Session::new(device, Edited::new(rows), config, chunk));
-        Ok(Self { session, swaps: RefCell::default(), tokenizer, template, tables, control, look, facts })
+        let swaps = RefCell::default();
+        Ok(Self { session, swaps, tokenizer, template, tables, engram, control, look, facts })
     }
 
     /// What is loaded, and what it takes.
@@ -198,7 +207,8 @@ impl Engine {
         let memory = wasm_bindgen::memory().unchecked_into::<js_sys::WebAssembly::Memory>();
         let wasm_bytes = memory.buffer().unchecked_into::<js_sys::ArrayBuffer>().byte_length();
         let rows = self.tables.as_ref().map(|tables| tables.stats().into());
-        Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows })?)
+        let engram = self.engram.as_ref().map(|tables| tables.stats().into());
+        Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows, engram })?)
     }
 
     /// Answers the last of `messages`, with the rows edited as `swaps` say.
@@ -221,15 +231,22 @@ impl Engine {
         Ok(to_js(&answer?)?)
     }
 
-    /// Brings these pages of the table (ascending, distinct) to this device.
+    /// Brings these pages of the tables (ascending, distinct; those of the Engram table are numbered behind those of
+    /// the STEM table) to this device.
     ///
     /// # Errors
     /// Pages that can't be had, in words for the reader.
     pub async fn download(&self, pages: Vec<u32>) -> Result<(), JsError> {
-        match &self.tables {
-            Some(tables) => Ok(tables.download(&pages).await?),
-            None => Ok(()),
+        let first = self.tables.as_ref().map_or(0, |tables| tables.layout().table().pages()) as u32;
+        let (stem, engram) = pages.split_at(pages.partition_point(|page| *page < first));
+        if let Some(tables) = &self.tables {
+            tables.download(stem).await?;
         }
+        if let Some(tables) = &self.engram {
+            let pages: Vec<u32> = engram.iter().map(|page| page - first).collect();
+            tables.download(&pages).await?;
+        }
+        Ok(())
     }
 
     /// Brings the rows of `text`, which may soon be sent, into memory. What fails is told when it is sent.

@@ -11,7 +11,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 use web_sys::RequestCache;
 
-use super::archive::Archive;
+use super::archive::{Archive, EngramPages};
 use super::control::to_js;
 use super::http::Host;
 use crate::backend::{Backend, MAX_STEP_TOKENS, Penalty, Step, Want, write_core};
@@ -19,6 +19,7 @@ use crate::bundle::{FileRef, Manifest};
 use crate::config::Config;
 use crate::cpu::CpuBackend;
 use crate::device::Device;
+use crate::engram::Hasher;
 use crate::error::{Error, Result};
 use crate::gpu::{GpuBackend, GpuOptions};
 use crate::tables::Tables;
@@ -56,6 +57,7 @@ pub struct Model {
     pub template: Option<Template>,
     pub device: Device,
     pub tables: Option<Rc<Tables<Host, Archive>>>,
+    pub engram: Option<(Hasher, Rc<Tables<Host, EngramPages>>)>,
     /// Why the CPU computes although a GPU was wanted.
     pub notice: Option<String>,
 }
@@ -128,7 +130,13 @@ pub async fn load(
     source.archive.open(manifest_url, &bytes, &manifest).await;
     let config = &manifest.config;
     let table = manifest.stem_table();
-    let small = [Some(&manifest.tokenizer), manifest.chat_template.as_ref(), table.map(|t| &t.index)];
+    let small = [
+        Some(&manifest.tokenizer),
+        manifest.chat_template.as_ref(),
+        table.map(|t| &t.index),
+        manifest.engram_table().map(|t| &t.index),
+        manifest.engram_ids.as_ref(),
+    ];
     let small_bytes: u64 = small.iter().flatten().map(|f| f.bytes).sum();
     progress.total.set(small_bytes + manifest.core_bytes());
 
@@ -137,9 +145,14 @@ pub async fn load(
         Some(file) => source.fetch(file).await.map(Some),
         None => Ok(None),
     };
-    let [_, template, index] = small;
-    let (tokenizer, template, index) =
-        try_join!(source.fetch(&manifest.tokenizer), optional(template), optional(index))?;
+    let [_, template, index, engram_index, ids] = small;
+    let (tokenizer, template, index, engram_index, ids) = try_join!(
+        source.fetch(&manifest.tokenizer),
+        optional(template),
+        optional(index),
+        optional(engram_index),
+        optional(ids)
+    )?;
     let tokenizer = Tokenizer::new(&tokenizer, config.bos_token)?;
     let template = template.map(|source| {
         let source = String::from_utf8(source).map_err(|_| Error::Template("is not UTF-8".into()))?;
@@ -152,6 +165,15 @@ pub async fn load(
         Tables::new(table, &index, host, archive, DEFAULT_BUDGET)
     });
     let tables = tables.transpose()?.map(Rc::new);
+    let hasher = manifest.hasher(&ids.unwrap_or_default())?;
+    let engram = match (hasher, manifest.engram_table(), engram_index) {
+        (Some(hasher), Some(table), Some(index)) => {
+            let pages = EngramPages::new(source.archive.clone(), &manifest);
+            let tables = Tables::new(table, &index, source.host.clone(), pages, DEFAULT_BUDGET)?;
+            Some((hasher, Rc::new(tables)))
+        }
+        _ => None,
+    };
 
     let (device, notice) = match choice {
         Choice::Cpu => (cpu(&source, &manifest).await?, None),
@@ -166,7 +188,7 @@ pub async fn load(
         },
     };
     progress.stage("ready");
-    Ok(Model { manifest, tokenizer, template, device, tables, notice })
+    Ok(Model { manifest, tokenizer, template, device, tables, engram, notice })
 }
 
 /// Brings the beginning of the table into memory, beside other work.
@@ -220,7 +242,8 @@ async fn first_steps(device: &mut Device, config: &Config, progress: &Progress) 
 }
 
 fn capacity(config: &Config) -> usize {
-    let position = 2 * config.n_layers * config.kv_dim() * size_of::<f32>();
+    let engram = config.engram.as_ref().map_or(0, |engram| engram.layers.len() * config.hidden_size);
+    let position = (2 * config.n_layers * config.kv_dim() + engram) * size_of::<f32>();
     (CACHE_BYTES / position).max(MAX_STEP_TOKENS).min(config.context_length)
 }
 

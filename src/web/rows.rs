@@ -8,23 +8,27 @@ use futures::future::{Either, select};
 use gloo_timers::future::TimeoutFuture;
 use wasm_bindgen_futures::spawn_local;
 
-use super::archive::Archive;
+use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event};
 use super::http::Host;
+use crate::engram::WithEngram;
 use crate::error::{Error, Result};
-use crate::tables::{Origin, RowSource, Tables};
+use crate::tables::{Origin, RowSource, Store, Tables};
 
 /// A lookup is worth a word from so many milliseconds on.
 const LONG_MS: u32 = 300;
 
-/// The model's rows, if it has any.
-#[derive(Debug, Clone)]
-pub struct Rows {
-    pub tables: Option<Rc<Tables<Host, Archive>>>,
+/// All rows of a model.
+pub type ModelRows = WithEngram<Rows, Rows<EngramPages>>;
+
+/// The rows of one of the model's tables, if it has that one.
+#[derive(Debug)]
+pub struct Rows<S = Archive> {
+    pub tables: Option<Rc<Tables<Host, S>>>,
     pub control: Rc<Control>,
 }
 
-impl RowSource for Rows {
+impl<S: Store + 'static> RowSource for Rows<S> {
     async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
         self.gather_traced(&[], tokens, out, &mut Vec::new()).await
     }

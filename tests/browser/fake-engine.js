@@ -12,6 +12,7 @@ const INFO = {
   contextLength: 8192,
   nLayers: 30,
   stemLayers: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+  engramLayers: [],
   hiddenSize: 576,
   vocabSize: 49152,
   coreBytes: 103e6,
@@ -39,6 +40,7 @@ const INFO = {
     stallMs: 412,
     bytesHeld: 9.1e6,
   },
+  engram: null,
 };
 
 const MARKDOWN = `Plants drink through **xylem**: tubes of dead cells, open from end to end.

@@ -32,6 +32,7 @@ export class DeviceArchive implements Archive {
   /** The pages of the table that are kept or about to be, as this tab knows. */
   #have = new Set<number>();
   #timer: ReturnType<typeof setTimeout> | null = null;
+  #flushing = false;
 
   constructor(name = "xylem") {
     this.#db = openDB<Schema>(name, 1, {
@@ -140,13 +141,19 @@ export class DeviceArchive implements Archive {
   async #flush(): Promise<void> {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
-    const pages = [...this.#waiting];
-    await this.#do(async (db) => {
-      const change = db.transaction("pages", "readwrite");
-      for (const [page, bytes] of pages) change.store.put(bytes, [this.#table, page]);
-      await change.done;
-    });
-    for (const [page, bytes] of pages) if (this.#waiting.get(page) === bytes) this.#waiting.delete(page);
+    // One at a time: what comes while pages are written must not write these again.
+    if (this.#flushing) return;
+    this.#flushing = true;
+    while (this.#waiting.size > 0) {
+      const pages = [...this.#waiting];
+      await this.#do(async (db) => {
+        const change = db.transaction("pages", "readwrite");
+        for (const [page, bytes] of pages) change.store.put(bytes, [this.#table, page]);
+        await change.done;
+      });
+      for (const [page, bytes] of pages) if (this.#waiting.get(page) === bytes) this.#waiting.delete(page);
+    }
+    this.#flushing = false;
   }
 
   async #do<T>(work: (db: IDBPDatabase<Schema>) => Promise<T>): Promise<T | undefined> {

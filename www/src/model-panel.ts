@@ -74,13 +74,17 @@ function describe(info: EngineInfo, source: string | null): HTMLElement[] {
     ["Vocabulary", `${count(info.vocabSize)} tokens`],
     ["Hidden size", count(info.hiddenSize)],
     ["Core weights", bytes(info.coreBytes)],
-    ["Knowledge table", info.rows ? bytes(info.tableBytes) : "none"],
+    ["Knowledge tables", info.tableBytes > 0 ? bytes(info.tableBytes) : "none"],
     ["Memory of the tab", bytes(info.wasmBytes)],
   ];
-  if (info.rows) {
-    const { lookedUp, requests, bytesFetched } = info.rows;
-    rows.push(["Rows looked up", count(lookedUp)]);
-    rows.push(["Fetched of the table", `${bytes(bytesFetched)} in ${count(requests)} requests`]);
+  if (info.engram) rows.push(["Engram layers", info.engramLayers.join(", ")]);
+  if (info.rows) rows.push(["Rows looked up", count(info.rows.lookedUp)]);
+  if (info.engram) rows.push(["Rows of n-grams looked up", count(info.engram.lookedUp)]);
+  const tables = [info.rows, info.engram].filter((stats) => stats !== null);
+  if (tables.length > 0) {
+    const fetched = tables.reduce((sum, stats) => sum + stats.bytesFetched, 0);
+    const requests = tables.reduce((sum, stats) => sum + stats.requests, 0);
+    rows.push(["Fetched of the tables", `${bytes(fetched)} in ${count(requests)} requests`]);
   }
   if (info.gpuBytes > 0) rows.push(["Memory of the GPU", bytes(info.gpuBytes)]);
   if (info.notice) rows.splice(3, 0, ["GPU not used", info.notice]);

@@ -22,6 +22,7 @@ export type EngineInfo = {
   contextLength: number;
   nLayers: number;
   stemLayers: number[];
+  engramLayers: number[];
   hiddenSize: number;
   vocabSize: number;
   coreBytes: number;
@@ -32,6 +33,8 @@ export type EngineInfo = {
   wasmBytes: number;
   /** What came of the table so far; null for a model without one. */
   rows: RowStats | null;
+  /** The same of the Engram table, whose rows belong to n-grams. */
+  engram: RowStats | null;
 };
 
 /** Of one token, beside the dense model that this one comes from; names as in `xylem inspect`. */

@@ -21,18 +21,18 @@ use crate::gpu::step;
 use crate::gpu::weights::Weight;
 use crate::plan::{Op, Plan, Up};
 
-const CAPACITY: usize = 700;
+pub(super) const CAPACITY: usize = 700;
 const LOGIT_ROWS: usize = 5;
-const POSITION: usize = 530;
+pub(super) const POSITION: usize = 530;
 
 /// A model's weights on both sides, and buffers.
-struct Bench {
+pub(super) struct Bench {
     gpu: Gpu,
-    config: Config,
+    pub config: Config,
     weights: Vec<Weight>,
-    twins: Vec<linear::Weight>,
+    pub twins: Vec<linear::Weight>,
     names: Vec<String>,
-    buffers: Buffers,
+    pub buffers: Buffers,
     serial: bool,
     /// By their operations: compiling takes a software adapter most of a test's time.
     programs: RefCell<HashMap<String, Rc<Program>>>,
@@ -40,7 +40,7 @@ struct Bench {
 
 impl Bench {
     /// `scale` multiplies every matrix.
-    fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, serial: bool, scale: f32) -> Self {
+    pub fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, serial: bool, scale: f32) -> Self {
         let gpu = pollster::block_on(Gpu::open(0)).unwrap();
         let (mut weights, mut twins, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for (tensor, _) in random::core(config, 1, dtype) {
@@ -71,11 +71,11 @@ impl Bench {
         }
     }
 
-    fn id(&self, name: &str) -> usize {
+    pub fn id(&self, name: &str) -> usize {
         self.names.iter().position(|n| n == name).unwrap()
     }
 
-    fn compile(&self, ops: &[Op]) -> Rc<Program> {
+    pub fn compile(&self, ops: &[Op]) -> Rc<Program> {
         let make = || {
             let plan = Plan { config: self.config.clone(), ops: ops.to_vec() };
             let (program, errors) =
@@ -87,8 +87,12 @@ impl Bench {
     }
 
     /// Runs the dispatches of `ops` for `tokens` at [`POSITION`].
-    fn run(&self, ops: &[Op], tokens: &[u32], rows: &[f32]) {
-        let step = Step { tokens, position: POSITION, rows, want: Want::Nothing };
+    pub fn run(&self, ops: &[Op], tokens: &[u32], rows: &[f32]) {
+        self.run_at(POSITION, ops, tokens, rows);
+    }
+
+    pub fn run_at(&self, position: usize, ops: &[Op], tokens: &[u32], rows: &[f32]) {
+        let step = Step { tokens, position, rows, want: Want::Nothing };
         let program = self.compile(ops);
         let dispatches = if tokens.len() == 1 { &program.one } else { &program.many };
         let dispatches = &dispatches.dispatches;
@@ -105,11 +109,11 @@ impl Bench {
         self.gpu.queue.submit([encoder.finish()]);
     }
 
-    fn write(&self, buffer: &wgpu::Buffer, values: &[f32]) {
+    pub fn write(&self, buffer: &wgpu::Buffer, values: &[f32]) {
         self.gpu.queue.write_buffer(buffer, 0, cast_slice(values));
     }
 
-    fn read(&self, buffer: &wgpu::Buffer) -> Vec<u32> {
+    pub fn read(&self, buffer: &wgpu::Buffer) -> Vec<u32> {
         let readback = self.gpu.readback(buffer.size());
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(buffer, 0, &readback, 0, buffer.size());
@@ -118,16 +122,16 @@ impl Bench {
     }
 
     /// Checks the beginning of `buffer`.
-    fn expect(&self, what: &str, buffer: &wgpu::Buffer, expected: &[f32]) {
+    pub fn expect(&self, what: &str, buffer: &wgpu::Buffer, expected: &[f32]) {
         close(what, &floats(&self.read(buffer)), expected);
     }
 }
 
-fn floats(words: &[u32]) -> Vec<f32> {
+pub(super) fn floats(words: &[u32]) -> Vec<f32> {
     words.iter().map(|w| f32::from_bits(*w)).collect()
 }
 
-fn close(what: &str, found: &[f32], expected: &[f32]) {
+pub(super) fn close(what: &str, found: &[f32], expected: &[f32]) {
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     assert!(largest > 0.0 && found.len() >= expected.len());
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
@@ -136,7 +140,7 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
 }
 
 /// Values of very different sizes.
-fn values(name: &str, count: usize) -> Vec<f32> {
+pub(super) fn values(name: &str, count: usize) -> Vec<f32> {
     let plain = random::weights(name, &[count, 3], 4);
     plain.chunks(3).map(|c| c[0] + 4.0 * c[1] * c[1] * c[2]).collect()
 }
@@ -145,6 +149,11 @@ type Case = (&'static str, fn() -> Config, fn(&str) -> Dtype);
 
 /// Both models, all ways of storing, both kinds of kernels, and numbers of tokens around a tile.
 fn everywhere(test: impl Fn(&Bench, &[u32], &str)) {
+    everywhere_with(|config| config, test);
+}
+
+/// The same with models that `change` has changed.
+pub(super) fn everywhere_with(change: fn(Config) -> Config, test: impl Fn(&Bench, &[u32], &str)) {
     let cases: [Case; 4] = [
         ("tiny, f32", tiny, |_| Dtype::F32),
         ("tiny, q8", tiny, |_| Dtype::Q8),
@@ -153,7 +162,7 @@ fn everywhere(test: impl Fn(&Bench, &[u32], &str)) {
     ];
     for (what, config, dtype) in cases {
         for serial in [true, false] {
-            let config = config();
+            let config = change(config());
             let bench = Bench::new(&config, dtype, serial, 1.0);
             for n in [1, 2, 33] {
                 let last = config.vocab_size as u32 - 1;
@@ -172,7 +181,7 @@ impl Bench {
         self.product(&normed, weight)
     }
 
-    fn product(&self, x: &[f32], weight: usize) -> Vec<f32> {
+    pub fn product(&self, x: &[f32], weight: usize) -> Vec<f32> {
         let Weight { width, parts, .. } = &self.weights[weight];
         let mut out = vec![0.0; x.len() / width * parts.last().unwrap().rows.end];
         self.twins[weight].matmul(x, &mut out);

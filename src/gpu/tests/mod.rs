@@ -1,6 +1,7 @@
 //! Tests on whatever adapter there is: they fail where there is none. `WGPU_BACKEND` and `VK_ICD_FILENAMES`
 //! choose one; a software adapter will do.
 
+mod engram;
 mod failures;
 mod kernels;
 mod models;
@@ -31,7 +32,9 @@ fn mixed(name: &str) -> Dtype {
     match name {
         "token_embd" => Dtype::Q8,
         _ if name.ends_with("ffn_gate") || name.ends_with("attn_output") => Dtype::F32,
-        _ if name.ends_with("ffn_up") || name.ends_with("attn_qkv") => Dtype::Q8,
+        _ if name.ends_with("engram_key") || name.ends_with("ffn_up") || name.ends_with("attn_qkv") => {
+            Dtype::Q8
+        }
         _ => Dtype::Q4,
     }
 }

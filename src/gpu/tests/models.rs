@@ -11,7 +11,7 @@ use crate::gpu::{GpuBackend, GpuOptions, Kernels};
 
 const SEED: u64 = 3;
 
-struct Pair {
+pub(super) struct Pair {
     config: Config,
     gpu: GpuBackend,
     cpu: CpuBackend,
@@ -19,7 +19,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, kernels: Kernels, limit: Option<u64>) -> Self {
+    pub fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, kernels: Kernels, limit: Option<u64>) -> Self {
         Self::with_capacity(config, dtype, kernels, limit, 150)
     }
 
@@ -90,7 +90,7 @@ impl Pair {
     }
 
     /// Everything that a session does.
-    fn same(&mut self) {
+    pub fn same(&mut self) {
         let vocab = self.config.vocab_size as u32;
         let tokens: Vec<u32> = (0..120).map(|i| (i * i * 31 + 7) % vocab).collect();
         self.same_logits(&tokens[..45], 0);

@@ -1,0 +1,206 @@
+//! The rows of a model with Engram layers: those of the STEM table, then those that hashes find.
+
+use futures::future::try_join;
+
+use super::hash::Hasher;
+use crate::error::Result;
+use crate::tables::{Origin, RowSource};
+
+/// STEM rows and, for a model that has them, Engram rows: `[n, stem_width + engram_width]`.
+#[derive(Debug)]
+pub struct WithEngram<S, E> {
+    stem: S,
+    // Values of the STEM rows of a token.
+    stem_width: usize,
+    engram: Option<Memory<E>>,
+}
+
+/// The Engram table: a row source whose "tokens" are records.
+#[derive(Debug)]
+struct Memory<E> {
+    hasher: Hasher,
+    rows: E,
+}
+
+impl<S, E> WithEngram<S, E> {
+    /// A model's rows: `stem` gives `stem_width` values a token, and `engram` finds head rows in its source by the
+    /// numbers of records.
+    pub fn new(stem: S, stem_width: usize, engram: Option<(Hasher, E)>) -> Self {
+        Self { stem, stem_width, engram: engram.map(|(hasher, rows)| Memory { hasher, rows }) }
+    }
+
+    /// The STEM rows.
+    pub fn stem(&self) -> &S {
+        &self.stem
+    }
+
+    /// The Engram table, if there is one.
+    pub fn engram(&self) -> Option<&E> {
+        self.engram.as_ref().map(|memory| &memory.rows)
+    }
+}
+
+impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
+    /// The rows of `tokens` as one text from its beginning on.
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_at(&[], tokens, out).await
+    }
+
+    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_traced(before, tokens, out, &mut Vec::new()).await
+    }
+
+    /// The origins are those of the STEM rows.
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        origins: &mut Vec<Origin>,
+    ) -> Result<()> {
+        let Some(Memory { hasher, rows }) = &self.engram else {
+            return self.stem.gather_traced(before, tokens, out, origins).await;
+        };
+        let records = hasher.records(before, tokens)?;
+        let (mut stem, mut engram) = (Vec::new(), Vec::new());
+        let first = origins.len();
+        let own = self.stem.gather_traced(before, tokens, &mut stem, origins);
+        if let Err(error) = try_join(own, rows.gather(&records, &mut engram)).await {
+            origins.truncate(first);
+            return Err(error);
+        }
+        let width = hasher.engram().row_width();
+        out.reserve(stem.len() + engram.len());
+        for (i, engram) in engram.chunks_exact(width).enumerate() {
+            out.extend_from_slice(&stem[i * self.stem_width..(i + 1) * self.stem_width]);
+            out.extend_from_slice(engram);
+        }
+        Ok(())
+    }
+
+    /// Zeros stand for the Engram rows.
+    async fn gather_alone(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let Some(Memory { hasher, .. }) = &self.engram else {
+            return self.stem.gather_alone(tokens, out).await;
+        };
+        let mut stem = Vec::new();
+        self.stem.gather_alone(tokens, &mut stem).await?;
+        for i in 0..tokens.len() {
+            out.extend_from_slice(&stem[i * self.stem_width..(i + 1) * self.stem_width]);
+            out.resize(out.len() + hasher.engram().row_width(), 0.0);
+        }
+        Ok(())
+    }
+
+    fn prefetch(&self, tokens: &[u32]) {
+        self.stem.prefetch(tokens);
+    }
+
+    fn prefetch_at(&self, before: &[u32], tokens: &[u32]) {
+        self.stem.prefetch_at(before, tokens);
+        if let Some(Memory { hasher, rows }) = &self.engram {
+            // The lookup itself tells of a token that doesn't exist.
+            if let Ok(records) = hasher.records(before, tokens) {
+                rows.prefetch(&records);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use std::sync::Mutex;
+
+    use pollster::block_on;
+
+    use super::*;
+    use crate::engram::config::tests::tiny_engram;
+    use crate::error::Error;
+    use crate::tables::MemoryRows;
+
+    /// Rows in memory that note what is asked of them.
+    struct Noted(MemoryRows, Mutex<Vec<u32>>);
+
+    impl RowSource for Noted {
+        async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+            self.1.lock().unwrap().extend(tokens);
+            self.0.gather(tokens, out).await
+        }
+
+        fn prefetch(&self, tokens: &[u32]) {
+            self.1.lock().unwrap().extend(tokens);
+        }
+    }
+
+    fn noted(records: usize, row_width: usize) -> Noted {
+        let rows = (0..records * row_width).map(|i| (i as f32 * 0.7).sin()).collect();
+        Noted(MemoryRows { rows, row_width }, Mutex::default())
+    }
+
+    fn rows() -> WithEngram<Noted, Noted> {
+        let engram = tiny_engram();
+        let hasher = Hasher::new(&engram, (0..300).map(|t| t % 290).collect()).unwrap();
+        WithEngram::new(noted(300, 5), 5, Some((hasher, noted(engram.records(), engram.head_width))))
+    }
+
+    fn gather(rows: &WithEngram<Noted, Noted>, before: &[u32], tokens: &[u32]) -> Vec<f32> {
+        let mut out = vec![7.0];
+        block_on(rows.gather_at(before, tokens, &mut out)).unwrap();
+        out.split_off(1)
+    }
+
+    #[test]
+    fn both_blocks_stand_side_by_side_in_any_pieces() {
+        let rows = rows();
+        let tokens = [5, 250, 5, 17, 5, 250, 5];
+        let whole = gather(&rows, &[], &tokens);
+        assert_eq!(whole.len(), 7 * (5 + 192));
+        let records = rows.engram.as_ref().unwrap().hasher.records(&[], &tokens).unwrap();
+        for (i, token) in tokens.iter().enumerate() {
+            let row = &whole[i * 197..(i + 1) * 197];
+            assert_eq!(row[..5], rows.stem.0.rows[*token as usize * 5..][..5]);
+            for (head, record) in records[i * 8..(i + 1) * 8].iter().enumerate() {
+                assert_eq!(
+                    row[5 + head * 24..][..24],
+                    rows.engram().unwrap().0.rows[*record as usize * 24..][..24]
+                );
+            }
+        }
+        for cut in 1..tokens.len() {
+            assert_eq!(gather(&rows, &tokens[..cut], &tokens[cut..]), whole[cut * 197..], "{cut}");
+        }
+    }
+
+    #[test]
+    fn tokens_alone_have_stem_rows_alone() {
+        let rows = rows();
+        let mut out = Vec::new();
+        block_on(rows.gather_alone(&[3, 4], &mut out)).unwrap();
+        let whole = gather(&rows, &[], &[3, 4]);
+        for (alone, whole) in out.chunks(197).zip(whole.chunks(197)) {
+            assert_eq!(alone[..5], whole[..5]);
+            assert!(alone[5..].iter().all(|v| *v == 0.0));
+        }
+        assert_eq!(out.len(), whole.len());
+    }
+
+    #[test]
+    fn prefetch_asks_for_what_the_lookup_will() {
+        let rows = rows();
+        let asked = || rows.engram().unwrap().1.lock().unwrap().split_off(0);
+        rows.prefetch_at(&[1, 2], &[3, 4]);
+        let prefetched = asked();
+        gather(&rows, &[1, 2], &[3, 4]);
+        assert_eq!((prefetched.len(), prefetched), (16, asked()));
+        rows.prefetch(&[9]);
+        assert!(asked().is_empty());
+    }
+
+    #[test]
+    fn an_error_leaves_the_output_alone() {
+        let mut out = vec![7.0];
+        let found = block_on(rows().gather_at(&[], &[1, 300], &mut out));
+        assert!(matches!(found, Err(Error::Invalid { .. })));
+        assert_eq!(out, [7.0]);
+    }
+}

@@ -1,0 +1,149 @@
+//! Whole sessions with Engram layers: however a text comes to the model, its n-grams are the same.
+
+use pollster::block_on;
+
+use super::config::tests::tiny_engram;
+use super::{Hasher, WithEngram};
+use crate::backend::{Backend, Output, Penalty, Want};
+use crate::bundle::quant::Dtype;
+use crate::bundle::random;
+use crate::config::Config;
+use crate::config::tests::tiny;
+use crate::cpu::CpuBackend;
+use crate::edits::{Edited, Method, Overlay, file::tests::swap};
+use crate::sampler::Sampling;
+use crate::session::Session;
+use crate::tables::{MemoryRows, RowSource};
+
+type Rows = WithEngram<MemoryRows, MemoryRows>;
+
+fn config() -> Config {
+    Config { engram: Some(tiny_engram()), ..tiny() }
+}
+
+fn rows() -> Rows {
+    let (config, engram) = (config(), tiny_engram());
+    let stem = (0..300).flat_map(|t| random::rows(&tiny(), t, 5)).collect();
+    let heads = (0..engram.records() as u32).flat_map(|r| random::engram_row(&engram, r, 5)).collect();
+    let hasher = Hasher::new(&engram, (0..300).map(|t| t % 290).collect()).unwrap();
+    WithEngram::new(
+        MemoryRows { rows: stem, row_width: config.stem_width() },
+        config.stem_width(),
+        Some((hasher, MemoryRows { rows: heads, row_width: engram.head_width })),
+    )
+}
+
+fn session<R: RowSource>(rows: R, chunk: usize) -> Session<CpuBackend, R> {
+    let config = config();
+    let core = random::core(&config, 5, |_| Dtype::Q8);
+    let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
+    let mut backend = CpuBackend::new(&tensors, &config, 100);
+    for (id, (_, planes)) in core.iter().enumerate() {
+        backend.write(id, 0, planes).unwrap();
+    }
+    Session::new(backend, rows, config, chunk)
+}
+
+fn text() -> Vec<u32> {
+    (0..23).map(|i| (i * i * 31 + 7) % 300).collect()
+}
+
+/// The logits of the last token of `tokens`, which a session reads on top of what it has.
+fn read<R: RowSource>(session: &mut Session<CpuBackend, R>, tokens: &[u32]) -> Vec<f32> {
+    match block_on(session.step(tokens, Want::Logits)).unwrap() {
+        Output::Logits(logits) => logits[logits.len() - 300..].to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+    let spread = expected.iter().fold(0f32, |m, l| m.max(l.abs()));
+    for (f, e) in found.iter().zip(expected) {
+        assert!((f - e).abs() < 1e-4 * spread, "{what}: {f} for {e}");
+    }
+}
+
+#[test]
+fn chunks_single_tokens_and_reuse_give_the_same() {
+    let (text, mut whole) = (text(), session(rows(), 128));
+    let expected = read(&mut whole, &text);
+    for size in [1, 2, 5, 16] {
+        let mut pieces = session(rows(), 128);
+        let last = text.chunks(size).map(|chunk| read(&mut pieces, chunk)).last().unwrap();
+        assert_close(&last, &expected, &format!("in pieces of {size}"));
+    }
+    // The end is taken back and another one read, then the first one again.
+    for keep in [1, 2, 3, 11, 20] {
+        whole.rewind(&text[..keep]);
+        assert_eq!(whole.cached(), keep);
+        let other: Vec<u32> = text[..keep].iter().copied().chain([4, 5, 6, 7]).collect();
+        let found = read(&mut whole, &other[keep..]);
+        assert_close(
+            &found,
+            &read(&mut session(rows(), 128), &other),
+            &format!("another end from {keep} on"),
+        );
+        whole.rewind(&text);
+        let common = whole.cached();
+        assert_close(&read(&mut whole, &text[common..]), &expected, &format!("undone from {keep} on"));
+    }
+    // Another conversation, in which nothing of the old one counts.
+    whole.reset();
+    assert_close(&read(&mut whole, &text[9..]), &read(&mut session(rows(), 128), &text[9..]), "a new one");
+}
+
+#[test]
+fn the_text_before_counts() {
+    let mut found = Vec::new();
+    // The same last token, 0 to 3 tokens after another one.
+    for back in 0..4 {
+        let mut tokens = vec![9; 4];
+        tokens[3 - back] = 200;
+        tokens.push(17);
+        let records = Hasher::new(&tiny_engram(), (0..300).map(|t| t % 290).collect()).unwrap();
+        found.push(records.records(&tokens[..4], &tokens[4..]).unwrap());
+    }
+    assert_ne!(found[0], found[1]);
+    assert_ne!(found[1], found[2]);
+    assert_eq!(found[2], found[3], "three tokens back no n-gram reaches");
+}
+
+#[test]
+fn answers_do_not_depend_on_what_is_reused() {
+    let sampling = Sampling { temperature: 1.0, max_tokens: 12, ..Sampling::default() };
+    let run = |s: &mut Session<CpuBackend, Rows>, prompt: &[u32]| {
+        block_on(s.generate(prompt, &sampling, &mut ())).unwrap()
+    };
+    let mut s = session(rows(), 4);
+    let first = run(&mut s, &text()[..6]);
+    assert_eq!((first.reused_tokens, first.tokens.len()), (0, 12));
+    let longer = [&text()[..6], &first.tokens[..], &[20, 21]].concat();
+    let second = run(&mut s, &longer);
+    assert_eq!(second.reused_tokens, 17);
+    assert_eq!(second.tokens, run(&mut session(rows(), 7), &longer).tokens);
+    let again = run(&mut s, &text()[..6]);
+    assert_eq!((again.reused_tokens, again.tokens), (5, first.tokens));
+}
+
+#[test]
+fn edits_of_stem_rows_leave_n_grams_alone() {
+    let tokens = [5, 17, 5, 9];
+    let gather = |rows: &Edited<Rows>| {
+        let mut out = Vec::new();
+        block_on(rows.gather_at(&[1], &tokens, &mut out)).unwrap();
+        out
+    };
+    let mut edited = Edited::new(rows());
+    let plain = gather(&edited);
+    edited.set_overlay(Overlay::new(&[swap(&[5], &[200], Method::OneToOne)], &config()).unwrap());
+    let (found, width, stem) = (gather(&edited), config().row_width(), config().stem_width());
+    let mut target = Vec::new();
+    block_on(rows().gather_alone(&[200], &mut target)).unwrap();
+    for (i, token) in tokens.iter().enumerate() {
+        let (f, p) = (&found[i * width..][..width], &plain[i * width..][..width]);
+        assert_eq!(f[stem..], p[stem..]);
+        assert_eq!(&f[..stem], if *token == 5 { &target[..stem] } else { &p[..stem] });
+    }
+    let candidates = block_on(session(edited, 128).step(&tokens, Want::Candidates(Penalty::default())));
+    assert!(matches!(candidates.unwrap(), Output::Candidates(c) if c.log_sum_exp.is_finite()));
+}
