@@ -3,14 +3,16 @@
 use pollster::block_on;
 
 use super::config::tests::tiny_engram;
-use super::{Hasher, WithEngram};
-use crate::backend::{Backend, Output, Penalty, Want};
+use super::vectors::Vectors;
+use super::{Engram, EngramLayer, Hasher, WithEngram};
+use crate::backend::{Backend, Output, Penalty, Step, Want};
 use crate::bundle::quant::Dtype;
 use crate::bundle::random;
 use crate::config::Config;
 use crate::config::tests::tiny;
-use crate::cpu::CpuBackend;
+use crate::cpu::{CpuBackend, Probe, View};
 use crate::edits::{Edited, Method, Overlay, file::tests::swap};
+use crate::plan::Op;
 use crate::sampler::Sampling;
 use crate::session::Session;
 use crate::tables::{MemoryRows, RowSource};
@@ -60,6 +62,63 @@ fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     let spread = expected.iter().fold(0f32, |m, l| m.max(l.abs()));
     for (f, e) in found.iter().zip(expected) {
         assert!((f - e).abs() < 1e-4 * spread, "{what}: {f} for {e}");
+    }
+}
+
+/// The residual stream after the first Engram layer.
+struct AfterEngram(Vec<f32>);
+
+impl Probe for AfterEngram {
+    fn after(&mut self, _: usize, op: &Op, view: View<'_>) {
+        if matches!(op, Op::EngramConv { .. }) {
+            self.0.extend_from_slice(view.x);
+        }
+    }
+}
+
+#[test]
+fn a_layer_computes_what_the_definition_says() {
+    let v = Vectors::load().forward;
+    // The order is that of the vectors' dilation, with one head of 16 values each for pairs and triples.
+    let layer = EngramLayer { layer: 0, multipliers: vec![1; v.dilation], primes: vec![vec![2]; 2] };
+    let engram = Engram { layers: vec![layer], head_width: 16, kernel: v.conv.len() / 32, ..tiny_engram() };
+    let config = Config { hidden_size: 32, n_layers: 1, engram: Some(engram), ..tiny() };
+    let tensors: Vec<_> = random::core(&config, 5, |_| Dtype::F32).into_iter().map(|(t, _)| t).collect();
+    let mut backend = CpuBackend::new(&tensors, &config, 50);
+    let mut write = |name: &str, values: &[f32]| {
+        let id = tensors.iter().position(|t| t.name == name).unwrap();
+        backend.write(id, 0, bytemuck::cast_slice(values)).unwrap();
+    };
+    // Token t's embedding is row t of x.
+    write("token_embd", &v.x);
+    for (name, values) in [
+        ("key", &v.key),
+        ("value", &v.value),
+        ("query_norm", &v.query_norm),
+        ("key_norm", &v.key_norm),
+        ("conv_norm", &v.conv_norm),
+        ("conv", &v.conv),
+    ] {
+        write(&format!("blk.0.engram_{name}"), values);
+    }
+    let tokens: Vec<u32> = (0..v.x.len() as u32 / 32).collect();
+    let rows: Vec<f32> =
+        v.e.chunks(32).flat_map(|e| [vec![0.0; config.stem_width()], e.to_vec()].concat()).collect();
+    let mut found = AfterEngram(Vec::new());
+    let width = config.row_width();
+    for (first, end) in [(0, 5), (5, 6), (6, tokens.len())] {
+        let (tokens, rows) = (&tokens[first..end], &rows[first * width..end * width]);
+        let step = Step { tokens, position: first, rows, want: Want::Nothing };
+        backend.forward_probed(step, &mut found).unwrap();
+    }
+    assert_eq!(found.0.len(), v.out.len());
+    for (i, (f, e)) in found.0.iter().zip(&v.out).enumerate() {
+        assert!(
+            (f - e).abs() < 1e-5 * e.abs().max(1.0),
+            "position {}, channel {}: {f} for {e}",
+            i / 32,
+            i % 32
+        );
     }
 }
 

@@ -15,6 +15,22 @@ pub struct Vectors {
     pub count: usize,
     pub generator: Vec<Numbers>,
     pub cases: Vec<Case>,
+    pub forward: Forward,
+}
+
+/// One layer of hidden size 32: x and e `[n, 32]`, its weights, and what becomes of x.
+#[derive(Debug, Deserialize)]
+pub struct Forward {
+    pub dilation: usize,
+    pub x: Vec<f32>,
+    pub e: Vec<f32>,
+    pub key: Vec<f32>,
+    pub value: Vec<f32>,
+    pub query_norm: Vec<f32>,
+    pub key_norm: Vec<f32>,
+    pub conv_norm: Vec<f32>,
+    pub conv: Vec<f32>,
+    pub out: Vec<f32>,
 }
 
 /// `default_rng(seed).integers(0, end)`, several times.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Test vectors for the Engram hash and the compressed token ids, from their published definition.
+"""Test vectors for the compressed token ids, the Engram hash and an Engram layer, from their published definition.
 
 Needs NumPy and nothing else. Writes vectors.json beside itself; with a tokenizer.json as argument, also the figures
 for that whole vocabulary, under the name of its folder:
@@ -113,6 +113,31 @@ def case(ids, count, pad_token, layers, tables, heads, seed, tokens):
     }
 
 
+def layer(x, e, w, dilation, eps=1e-5):
+    """x [T, hidden] plus what the layer makes of the head rows e [T, width], in double precision."""
+    norm = lambda v, gain: v / np.sqrt(np.mean(v * v, axis=-1, keepdims=True) + eps) * gain
+    k, v = e @ w["key"].T, e @ w["value"].T
+    s = np.sum(norm(x, w["query_norm"]) * norm(k, w["key_norm"]), axis=-1, keepdims=True) / np.sqrt(x.shape[1])
+    v = v / (1 + np.exp(-np.sign(s) * np.sqrt(np.maximum(np.abs(s), 1e-6))))
+    taps = len(w["conv"])
+    padded = np.concatenate([np.zeros(((taps - 1) * dilation, x.shape[1])), norm(v, w["conv_norm"])])
+    conv = sum(w["conv"][j] * padded[j * dilation : j * dilation + len(x)] for j in range(taps))
+    return x + v + conv / (1 + np.exp(-conv))
+
+
+def forward(hidden=32, width=32, taps=4, dilation=3, length=14):
+    rng = np.random.default_rng(7)
+    draw = lambda *shape: np.round(rng.normal(size=shape), 3)
+    w = {
+        "key": draw(hidden, width) / 4, "value": draw(hidden, width) / 4, "conv": draw(taps, hidden),
+        "query_norm": 1 + draw(hidden) / 4, "key_norm": 1 + draw(hidden) / 4, "conv_norm": 1 + draw(hidden) / 4,
+    }
+    x, e = draw(length, hidden), draw(length, width)
+    e[5] = 0  # a token without rows
+    flat = lambda v: np.round(v, 6).flatten().tolist()
+    return {"dilation": dilation, "x": flat(x), "e": flat(e), "out": flat(layer(x, e, w, dilation))} | {k: flat(v) for k, v in w.items()}
+
+
 TEXTS = [
     "a", "A", " a", " A", "á", "Á", "\u00e1", "a\u0301", " a ", "\ta\n", "\uff21", "\u24b6", "é", "E", "\u1e17",
     " ", "  ", "\n", "\n\n", "\t", " \n ", "\r\n", "\u3000", "\u00a0", "\v", "\f", "\u0085", "\u2003", "\u2028", "",
@@ -146,6 +171,7 @@ def main():
             case(ids, count, 0, [0, 1, 2], [97, 5000, 89], 2, 2**33 + 1, walk[::-1]),
         ],
     }
+    out["forward"] = forward()
     for path in map(pathlib.Path, sys.argv[1:]):
         file = json.loads(path.read_text())
         special = {t["id"] for t in file["added_tokens"]}
