@@ -11,7 +11,6 @@ pub mod cpu;
 pub mod device;
 pub mod edits;
 pub mod error;
-#[cfg(feature = "native")]
 pub mod eval;
 #[cfg(feature = "native")]
 pub mod gguf;

@@ -5,7 +5,7 @@ import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { answered, ask, browser, copySite, lastAnswer, scratch, serve, watchResults, xylem } from "./harness.mjs";
+import { answered, ask, enginePage, lastAnswer, scratch, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 /** Greedy, but for the penalty, without which a random model repeats itself at once. */
@@ -38,34 +38,9 @@ async function native(model = join(folder, "model"), more = []) {
   return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, ...more, "--json"));
 }
 
-/**
- * A page on the site with the real engine and the small model, which `spoil` may damage in its folder first.
- * `page.requests` collects what the host was asked for.
- */
-async function realPage(t, { settings = {}, spoil, intercept = () => false, path = "" } = {}) {
-  const site = await scratch(t);
-  const root = join(site, path);
-  await copySite(root);
-  await cp(join(folder, "model"), join(root, "model"), { recursive: true });
-  await spoil?.(join(root, "model"));
-  const requests = [];
-  const address = await serve(t, site, (request, response) => {
-    const handled = intercept(request, response);
-    const { range } = request.headers;
-    response.on("finish", () => requests.push({ path: request.url, range, status: response.statusCode }));
-    return handled;
-  });
-  const page = await browser(t);
-  await watchResults(page, { ...GREEDY, ...settings });
-  await page.goto(address + encodeURI(path));
-  page.requests = requests;
-  return page;
-}
-
-/** What the engine gave for answer number `n`, from 0, once it is there. */
-async function nextResult(page, n) {
-  await page.waitForFunction((count) => window.results.length > count, n);
-  return page.evaluate((at) => window.results[at].result, n);
+/** A page on the site with the real engine and the small model. */
+function realPage(t, { settings = {}, ...options } = {}) {
+  return enginePage(t, join(folder, "model"), { settings: { ...GREEDY, ...settings }, ...options });
 }
 
 /** What the page says of a model that it could not load. */
@@ -141,32 +116,6 @@ test("a browser without WebGPU computes on the CPU, unless the reader insists", 
   assert.match(await complaint(insistent), /^GPU: the browser has no adapter/);
   await insistent.getByRole("button", { name: "Use the CPU" }).click();
   assert.equal((await answered(insistent, QUESTION)).info.backend, "cpu");
-});
-
-test("an edit changes the answer as it does natively, and is gone when switched off", async (t) => {
-  const page = await realPage(t);
-  const before = await answered(page, QUESTION);
-  await page.getByRole("tab", { name: "Edits" }).click();
-  await page.getByLabel("Where the text says").fill("tree");
-  await page.getByLabel("the table answers with the rows of").fill("What");
-  await page.keyboard.press("Enter");
-  await page.getByRole("button", { name: "Answer again with these edits" }).click();
-  const edited = await nextResult(page, 1);
-  const edits = join(await scratch(t), "edits.json");
-  const model = join(folder, "model");
-  await xylem("edit", "swap", "--bundle", model, "--subject", "tree", "--with", "What", "--at-start", "--out", edits);
-  assert.deepEqual(edited.tokens, (await native(model, ["--edits", edits])).tokens);
-  assert.notDeepEqual(edited.tokens, before.result.tokens);
-
-  await page.getByRole("checkbox", { name: "tree → What" }).uncheck();
-  await page.getByRole("button", { name: "Answer again with these edits" }).click();
-  assert.deepEqual((await nextResult(page, 2)).tokens, before.result.tokens);
-  await page.reload();
-  await page.getByRole("tab", { name: "Edits" }).click();
-  assert.equal(await page.getByRole("checkbox", { name: "tree → What" }).isChecked(), false);
-  await page.getByRole("button", { name: "Remove tree → What" }).click();
-  assert.equal(await page.getByRole("list", { name: "Edits" }).getByRole("listitem").count(), 0);
-  assert.deepEqual(page.problems, []);
 });
 
 test("a host that serves no ranges gives whole shards", async (t) => {

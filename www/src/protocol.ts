@@ -1,5 +1,7 @@
 // What the engine in the worker offers (the wasm module's interface), and the messages between page and worker.
 
+import type { EditMethods } from "./edits/protocol";
+
 export type Role = "system" | "user" | "assistant";
 export type ChatMessage = { role: Role; content: string };
 export type Backend = "auto" | "gpu" | "cpu";
@@ -12,6 +14,8 @@ export type LoadProgress = {
 
 export type EngineInfo = {
   model: string;
+  /** Of this very version: edits are made for it alone. */
+  modelHash: string;
   licence: string;
   backend: "gpu" | "cpu";
   adapter: string;
@@ -51,9 +55,6 @@ export type SamplingSettings = {
   seed: number | null;
 };
 
-/** The rows of `with` answer for `subject`, by this much: 0 not at all, 1 whole. */
-export type Swap = { subject: string; with: string; strength: number };
-
 export type GenEvent =
   | { type: "prefill"; done: number; total: number }
   // `text` is what became complete with this token; it may be empty inside a multi-byte character.
@@ -74,12 +75,12 @@ export type GenResult = {
 };
 
 /** The class `Engine` of `pkg/xylem.js`. */
-export type Engine = {
+export type Engine = EditMethods & {
   info(): EngineInfo;
   chat(
     messages: ChatMessage[],
     settings: SamplingSettings,
-    swaps: Swap[],
+    edits: string | null,
     onEvent: (event: GenEvent) => void,
   ): Promise<GenResult>;
   download(pages: Uint32Array): Promise<void>;
@@ -124,7 +125,10 @@ export type EngineModule = {
 
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
-  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
+  // `edits`: a file of edits, or none.
+  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; edits: string | null }
+  // Any other method of the engine; its result or its refusal has the same `id`, as has each event before.
+  | { type: "call"; id: number; method: keyof EditMethods; args: unknown[] }
   | { type: "stop" }
   | { type: "forget" }
   | { type: "download"; on: boolean };
@@ -135,5 +139,8 @@ export type FromWorker =
   | { type: "event"; event: GenEvent }
   | { type: "kept"; kept: Kept; download: Download }
   | { type: "result"; result: GenResult; info: EngineInfo }
+  | { type: "heard"; id: number; event: unknown }
+  | { type: "called"; id: number; value: unknown }
+  | { type: "refused"; id: number; message: string }
   // `fatal`: the engine cannot be used any more, the worker must be started anew.
   | { type: "failed"; message: string; fatal: boolean };
