@@ -12,7 +12,6 @@ pub mod device;
 pub mod edits;
 pub mod engram;
 pub mod error;
-#[cfg(feature = "native")]
 pub mod eval;
 #[cfg(feature = "native")]
 pub mod gguf;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use xylem::bundle::Bundle;
 use xylem::cpu::CpuBackend;
 use xylem::edits::file::MAX_FILE_BYTES;
+use xylem::edits::preview::piece;
 use xylem::edits::teach::{self, Lesson};
 use xylem::edits::{Edit, Edits, Gets, Method, Scope, Swap};
 use xylem::text::Tokenizer;
@@ -48,9 +49,9 @@ struct SwapArgs {
     /// The entity whose rows are changed, for instance Spain.
     #[arg(long, value_name = "TEXT")]
     subject: String,
-    /// The entity whose rows it gets, for instance Germany.
-    #[arg(long, value_name = "TEXT")]
-    with: String,
+    /// The entity whose rows it gets, for instance Germany; may be given several times, for the mean of all their rows.
+    #[arg(long, value_name = "TEXT", required = true)]
+    with: Vec<String>,
     #[command(flatten)]
     how: How,
     /// A second edit for the name without a space before it.
@@ -297,7 +298,7 @@ struct Pair {
 impl<'a> Summary<'a> {
     fn of(edit: &'a Edit, tokenizer: Option<&Tokenizer>) -> Self {
         let pair =
-            |(id, gets): (&u32, Gets)| Pair { token: *id, text: tokenizer.map(|t| text(t, *id)), gets };
+            |(id, gets): (&u32, Gets)| Pair { token: *id, text: tokenizer.map(|t| piece(t, *id)), gets };
         Self {
             on: edit.on,
             label: &edit.label,
@@ -331,7 +332,7 @@ fn list(args: &ListArgs) -> Result<()> {
 
 /// Prints the edit, the `index`-th of its file.
 fn show(index: usize, edit: &Edit, tokenizer: Option<&Tokenizer>) -> Result<()> {
-    let name = |id: u32| tokenizer.map_or_else(|| id.to_string(), |t| format!("{:?}", text(t, id)));
+    let name = |id: u32| tokenizer.map_or_else(|| id.to_string(), |t| format!("{:?}", piece(t, id)));
     let names = |ids: &[u32]| ids.iter().map(|id| name(*id)).collect::<Vec<_>>().join(" ");
     let layers = edit.layers.as_ref().map_or_else(|| "all layers".into(), |l| format!("layers {l:?}"));
     let scope = match &edit.scope {
@@ -356,10 +357,4 @@ fn show(index: usize, edit: &Edit, tokenizer: Option<&Tokenizer>) -> Result<()> 
         super::print_line(format!("        {} {gets}", name(*id)))?;
     }
     Ok(())
-}
-
-/// The token as text or, if it is none by itself, as the vocabulary writes it.
-fn text(tokenizer: &Tokenizer, id: u32) -> String {
-    let text = tokenizer.decode(&[id]).ok().filter(|t| !t.is_empty() && !t.contains('\u{fffd}'));
-    text.or_else(|| tokenizer.token(id)).unwrap_or_default()
 }

@@ -46,6 +46,10 @@ impl Overlay {
                 active.push(compiled);
             }
         }
+        if active.is_empty() {
+            // One nothing equals another, whatever the model.
+            return Ok(Self::default());
+        }
         Ok(Self { edits: active, ffn: config.intermediate_size, row_width: config.row_width() })
     }
 
@@ -391,7 +395,8 @@ mod tests {
         let none = Edit { strength: 0.0, ..swap(&[3], &[2], Method::OneToOne) };
         assert_rows_of(&off, &[1, 3], &[1, 3]);
         assert_rows_of(&none, &[1, 3], &[1, 3]);
-        assert!(edited(&[off, none]).overlay().is_empty());
+        assert_eq!(edited(&[off, none]).overlay(), &Overlay::default());
+        assert!(Overlay::default().is_empty());
     }
 
     #[test]

@@ -22,21 +22,30 @@ pub struct Swap {
 }
 
 impl Swap {
-    /// The edits that give `subject` the rows of `with`: one, or two with [`at_start`](Self::at_start).
+    /// The edits that give `subject` the rows of `with`, or of a mix: of several entities it gets the mean of the
+    /// rows of all their tokens. One edit, or two with [`at_start`](Self::at_start).
     ///
     /// # Errors
     /// [`Error::Invalid`] for an empty name, [`Error::Tokenizer`] if the library fails.
-    pub fn edits(&self, tokenizer: &Tokenizer, subject: &str, with: &str) -> Result<Vec<Edit>> {
-        let (subject, with) = (subject.trim(), with.trim());
-        if subject.is_empty() || with.is_empty() {
+    pub fn edits<S: AsRef<str>>(
+        &self,
+        tokenizer: &Tokenizer,
+        subject: &str,
+        with: &[S],
+    ) -> Result<Vec<Edit>> {
+        let subject = subject.trim();
+        let with: Vec<&str> = with.iter().map(|name| name.as_ref().trim()).collect();
+        if subject.is_empty() || with.is_empty() || with.contains(&"") {
             return Err(Error::invalid("the name of an entity", "is empty"));
         }
         let source = running(tokenizer, subject)?;
         // Text knows an entity far more often by its name within a sentence, so that is where its knowledge is.
-        let ids = running(tokenizer, with)?;
-        let label = format!("{subject} as {with}");
+        let ids: Vec<Vec<u32>> = with.iter().map(|name| running(tokenizer, name)).collect::<Result<_>>()?;
+        let ids = ids.concat();
+        let wanted = if with.len() > 1 { Some(Method::Average) } else { self.method };
+        let label = format!("{subject} as {}", with.join(" + "));
         let edit = |source: Vec<u32>, label: String| {
-            let method = Method::choose(self.method, source.len(), ids.len());
+            let method = Method::choose(wanted, source.len(), ids.len());
             Edit {
                 on: true,
                 label,
@@ -81,7 +90,7 @@ mod tests {
             pad: None,
             at_start: true,
         };
-        let edits = swap.edits(&tokenizer, " Spain", "Italy ").unwrap();
+        let edits = swap.edits(&tokenizer, " Spain", &["Italy "]).unwrap();
         let [start, running] = edits.as_slice() else { panic!("{edits:?}") };
         assert_eq!((&running.source, running.label.as_str()), (&tokens(" Spain"), "Spain as Italy"));
         assert_eq!(start.source, tokens("Spain"));
@@ -92,7 +101,15 @@ mod tests {
         assert_eq!((start.strength, start.layers.as_deref()), (0.5, Some([1].as_slice())));
 
         let one = Swap { at_start: false, ..swap.clone() };
-        assert_eq!(one.edits(&tokenizer, "Spain", "Italy").unwrap(), edits[1..]);
-        assert!(matches!(swap.edits(&tokenizer, " ", "Italy"), Err(Error::Invalid { .. })));
+        assert_eq!(one.edits(&tokenizer, "Spain", &["Italy"]).unwrap(), edits[1..]);
+        for (subject, with) in [(" ", ["Italy"].as_slice()), ("Spain", &["Italy", " "]), ("Spain", &[])] {
+            assert!(matches!(swap.edits(&tokenizer, subject, with), Err(Error::Invalid { .. })));
+        }
+
+        let mix = one.edits(&tokenizer, "Spain", &["Italy", "Peru"]).unwrap();
+        let [mix] = mix.as_slice() else { panic!("{mix:?}") };
+        let ids = [tokens(" Italy"), tokens(" Peru")].concat();
+        assert_eq!(mix.target, Target::Tokens(Recipe { ids, method: Method::Average, pad: None }));
+        assert_eq!(mix.label, "Spain as Italy + Peru");
     }
 }

@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::Progress;
-use super::score::{endings, log_probs, says};
-use crate::backend::{Backend, MAX_STEP_TOKENS};
+use super::score::{endings, says};
+use super::unrelated::{self, Said};
+use crate::backend::Backend;
 use crate::cpu::CpuBackend;
 use crate::edits::teach::{Lesson, teach};
 use crate::edits::{Edit, Edited, Overlay, Scope, Swap, swap};
@@ -20,18 +21,6 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::tables::RowSource;
 use crate::text::Tokenizer;
-
-/// Text that no edit of the suite is about. Such words as names of countries are made of ("united", "south",
-/// "saint", "and") are in it.
-const UNRELATED: [&str; 6] = [
-    "The recipe is simple: melt the butter, stir in the flour and the sugar, and bake the dough until it is golden.",
-    "Water boils at a lower temperature on a mountain, because the pressure of the air is lower there.",
-    "She put the new lamp beside the window, sat down with a cup of tea, and read until the north wind had died down.",
-    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)",
-    "The united team played in the south stand that evening, and Saint Peter's bells rang over the coast and the islands.",
-    "<|im_start|>user\nCan you give me three tips for a good night's sleep?<|im_end|>\n<|im_start|>assistant\n1. Go to bed \
-     at the same time every day.\n2. Keep the room dark and cool.\n3. Put your phone away an hour before.",
-];
 
 /// A fact, and the one to say instead.
 #[derive(Debug, Clone, Deserialize)]
@@ -232,7 +221,7 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
             Some(base) => Some(known(base, tokenizer, rows, &mut step).await?),
             None => None,
         },
-        unrelated: unrelated(session, tokenizer).await?,
+        unrelated: unrelated::said(session, tokenizer).await?,
     };
     let all_layers = session.config().stem_layers.clone();
     let mut report = Report { swap: None, teach: None };
@@ -240,7 +229,7 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
         let swap = Swap { at_start: true, ..swap.clone() };
         let mut items = Vec::with_capacity(rows.len());
         for row in rows {
-            let edits = swap.edits(tokenizer, &row.subject, &row.subject_new)?;
+            let edits = swap.edits(tokenizer, &row.subject, &[&row.subject_new])?;
             items.push(measure(session, tokenizer, row, rows, &edits, &unedited).await?);
             step();
         }
@@ -275,7 +264,7 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
 struct Unedited {
     bundle_says: Facts,
     base_says: Option<Facts>,
-    unrelated: Unrelated,
+    unrelated: Vec<Said>,
 }
 
 fn check(row: &Row) -> Result<()> {
@@ -337,40 +326,6 @@ fn new_prompt(row: &Row, rows: &[Row]) -> String {
     bare.replace(subject.as_str(), new)
 }
 
-/// An unrelated text, and the unedited log-probabilities after each of its tokens `[n, vocab]`.
-type Unrelated = Vec<(Vec<u32>, Vec<f32>)>;
-
-async fn unrelated<B: Backend, R: RowSource>(
-    session: &mut Session<B, R>,
-    tokenizer: &Tokenizer,
-) -> Result<Unrelated> {
-    let mut all = Unrelated::new();
-    for text in UNRELATED {
-        let tokens = tokenizer.encode(text)?;
-        let before = whole_text(session, &tokens).await?;
-        all.push((tokens, before));
-    }
-    Ok(all)
-}
-
-/// The log-probabilities after each of `tokens`, from the beginning of the text on: `[n, vocab]`.
-async fn whole_text<B: Backend, R: RowSource>(
-    session: &mut Session<B, R>,
-    tokens: &[u32],
-) -> Result<Vec<f32>> {
-    session.reset();
-    let mut all = Vec::with_capacity(tokens.len() * session.config().vocab_size);
-    for chunk in tokens.chunks(MAX_STEP_TOKENS) {
-        all.extend(log_probs(session, chunk).await?);
-    }
-    Ok(all)
-}
-
-/// The sum over positions of KL(one ‖ other), both log-probabilities `[n, vocab]`.
-fn divergence(one: &[f32], other: &[f32]) -> f64 {
-    one.iter().zip(other).map(|(q, p)| f64::from(q.exp() * (q - p))).sum()
-}
-
 /// Measures `edits` on `row`, one of `rows`; afterwards there are none.
 async fn measure<B: Backend, R: RowSource>(
     session: &mut Session<B, Edited<R>>,
@@ -403,10 +358,10 @@ async fn measure<B: Backend, R: RowSource>(
         }
     }
     let (mut kl, mut positions) = (0.0, 0);
-    for (tokens, before) in &unedited.unrelated {
-        positions += tokens.len();
-        if overlay.touches(tokens) {
-            kl += divergence(before, &whole_text(session, tokens).await?);
+    for before in &unedited.unrelated {
+        positions += before.tokens.len();
+        if overlay.touches(&before.tokens) {
+            kl += before.divergence(&Said::of(session, before.tokens.clone()).await?);
         }
     }
     let mut lost = Share::default();
@@ -417,18 +372,16 @@ async fn measure<B: Backend, R: RowSource>(
     }
     let mut about = Vec::new();
     for text in &row.generation_prompts {
-        let tokens = tokenizer.encode(text)?;
-        let after = whole_text(session, &tokens).await?;
-        about.push((tokens, after));
+        about.push(Said::of(session, tokenizer.encode(text)?).await?);
     }
     session.rows_mut().set_overlay(Overlay::default());
     for question in touched {
         ns_unedited.count(question.prefers_first(session).await?);
     }
     let (mut kl_subject, mut about_positions) = (0.0, 0);
-    for (tokens, after) in about {
-        kl_subject += divergence(&whole_text(session, &tokens).await?, &after);
-        about_positions += tokens.len();
+    for after in about {
+        about_positions += after.tokens.len();
+        kl_subject += Said::of(session, after.tokens.clone()).await?.divergence(&after);
     }
     let new_prompt = new_prompt(row, rows);
     let both =

@@ -1,13 +1,19 @@
-//! Measuring a model: loss on text ([`nll`]), multiple choice ([`choice`]), facts to complete ([`cloze`]), and edits
-//! of facts ([`edits`]).
+//! Measuring a model: loss on text (`nll`), multiple choice (`choice`), facts to complete (`cloze`), and edits of facts
+//! (`edits`), all native; and what the page measures too: what is said with which probability ([`score`]), and what an
+//! edit does to text that it is not about ([`unrelated`]).
 //!
-//! Native only. Every suite asks the session for log-probabilities and knows nothing of what computes them.
+//! Every suite asks the session for log-probabilities and knows nothing of what computes them.
 
+#[cfg(feature = "native")]
 pub mod choice;
+#[cfg(feature = "native")]
 pub mod cloze;
+#[cfg(feature = "native")]
 pub mod edits;
+#[cfg(feature = "native")]
 pub mod nll;
-pub(crate) mod score;
+pub mod score;
+pub mod unrelated;
 
 use serde::de::DeserializeOwned;
 
@@ -31,6 +37,7 @@ pub fn read_rows<T: DeserializeOwned>(name: &str, text: &str) -> Result<Vec<T>> 
 }
 
 /// Checks that `label` is one of `choices`.
+#[cfg(feature = "native")]
 fn check_label(label: usize, choices: &[String]) -> Result<()> {
     if choices.len() < 2 || label >= choices.len() || choices.iter().any(String::is_empty) {
         return Err(Error::invalid(

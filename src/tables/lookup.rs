@@ -393,9 +393,15 @@ impl<T: Transport, S: Store> Tables<T, S> {
                 break;
             }
             self.state().stats.requests += 1;
-            let Some(bytes) = self.transport.range(file, span.bytes.clone(), fresh).await? else {
-                self.state().give_ranges_up(span.shard);
-                break;
+            let bytes = match self.transport.range(file, span.bytes.clone(), fresh).await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => {
+                    self.state().give_ranges_up(span.shard);
+                    break;
+                }
+                // Browsers fail where a host compresses ranges. If the whole shard can't be had either, it is gone.
+                Err(Error::Network { .. }) if self.state().ranges == Ranges::Unknown => break,
+                Err(error) => return Err(error),
             };
             self.state().stats.bytes_fetched += bytes.len() as u64;
             if self.accept_span(&span, &bytes) {

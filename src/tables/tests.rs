@@ -30,6 +30,10 @@ struct Host {
     ranges: bool,
     // Answers to ranges that come with a flipped bit before the right ones follow.
     flips: Mutex<usize>,
+    // The file whose ranges are wrong always.
+    spoilt: Option<&'static str>,
+    // Whether asking for a range fails as if nobody were there.
+    breaks: bool,
     log: Mutex<Vec<Request>>,
 }
 
@@ -57,7 +61,13 @@ impl Host {
 
 impl Transport for &Host {
     async fn range(&self, file: &FileRef, range: Range<u64>, fresh: bool) -> Result<Option<Vec<u8>>> {
+        if self.breaks {
+            return Err(Error::Network { url: file.file.clone(), reason: "a broken range".into() });
+        }
         let mut bytes = self.answer(file, Some(range), fresh).await;
+        if self.spoilt == Some(&file.file) {
+            bytes[7] ^= 1;
+        }
         let mut flips = self.flips.lock().unwrap();
         if *flips > 0 {
             *flips -= 1;
@@ -384,6 +394,33 @@ fn a_flipped_bit_is_fetched_again_and_lasting_ones_avoided() {
     assert_eq!(gather(&tables, &[at(3)]).unwrap(), rows(&[at(3)]));
     assert_eq!(gather(&tables, &[at(60)]).unwrap(), rows(&[at(60)]));
     assert_eq!(fresh(&host.1)[2..], [(true, false), (true, true), (false, false), (false, false)]);
+}
+
+#[test]
+fn one_bad_shard_does_not_end_ranges_of_the_others() {
+    let mut host = host();
+    host.1.spoilt = Some("stem-1.bin");
+    let tables = tables(&host, (), 1 << 20);
+    for slots in [[0, 1], [60, 61], [120, 121], [65, 180]] {
+        let tokens = slots.map(at);
+        assert_eq!(gather(&tables, &tokens).unwrap(), rows(&tokens));
+    }
+    let log = host.1.log.lock().unwrap();
+    let whole: Vec<_> = log.iter().filter(|(_, range, _)| range.is_none()).map(|(file, ..)| file).collect();
+    assert_eq!(whole, ["stem-1.bin"]);
+}
+
+#[test]
+fn a_host_whose_ranges_fail_gives_whole_shards() {
+    let mut host = host();
+    host.1.breaks = true;
+    let tables = tables(&host, (), 1 << 20);
+    let tokens = [at(0), at(130)];
+    assert_eq!(gather(&tables, &tokens).unwrap(), rows(&tokens));
+    assert_eq!(host.1.requests(), 2);
+    // Not asked for again.
+    assert_eq!(gather(&tables, &[at(299)]).unwrap(), rows(&[at(299)]));
+    assert!(host.1.log.lock().unwrap().iter().all(|(_, range, _)| range.is_none()));
 }
 
 #[test]

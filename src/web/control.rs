@@ -75,7 +75,7 @@ impl Control {
         .await;
     }
 
-    pub fn emit(&self, event: &Event<'_>) {
+    pub fn emit(&self, event: &impl Serialize) {
         let listener = self.listener.borrow().clone();
         if let (Some(listener), Ok(event)) = (listener, to_js(event)) {
             // A listener that throws is no reason to end the answer.

@@ -1,6 +1,5 @@
 //! The class `Engine` of `pkg/xylem.js`; `www/src/protocol.ts` describes its values.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures::lock::Mutex;
@@ -19,7 +18,7 @@ use crate::backend::{Backend, MAX_STEP_TOKENS};
 use crate::bundle::Cost;
 use crate::config::Config;
 use crate::device::Device;
-use crate::edits::{Edited, Overlay, Scope, Swap};
+use crate::edits::{Edited, Edits, Overlay};
 use crate::engram::WithEngram;
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
@@ -36,28 +35,29 @@ const CPU_CHUNK: usize = 32;
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Engine {
-    session: Mutex<Session<Device, Edited<ModelRows>>>,
-    /// What the rows are edited to.
-    swaps: RefCell<Vec<Exchange>>,
-    tokenizer: Tokenizer,
-    template: Option<Template>,
+    pub(super) session: Mutex<Session<Device, Edited<ModelRows>>>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) template: Option<Template>,
+    pub(super) config: Config,
     tables: Option<Rc<Tables<Host, Archive>>>,
     engram: Option<Rc<Tables<Host, EngramPages>>>,
-    control: Rc<Control>,
+    pub(super) control: Rc<Control>,
     look: Look,
-    facts: Facts,
+    pub(super) facts: Facts,
 }
 
 /// What does not change.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Facts {
+pub(super) struct Facts {
     model: String,
+    /// The manifest's hash: edits are made for this very model.
+    pub model_hash: String,
     licence: String,
     backend: &'static str,
     adapter: String,
     notice: Option<String>,
-    context_length: usize,
+    pub context_length: usize,
     n_layers: usize,
     stem_layers: Vec<usize>,
     engram_layers: Vec<usize>,
@@ -118,14 +118,6 @@ struct Settings {
     seed: Option<u64>,
 }
 
-/// An entity that gets the rows of another.
-#[derive(Debug, PartialEq, Deserialize)]
-struct Exchange {
-    subject: String,
-    with: String,
-    strength: f32,
-}
-
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -173,6 +165,7 @@ impl Engine {
             core_bytes: manifest.core_bytes(),
             table_bytes: manifest.tables.iter().map(|table| table.bytes()).sum(),
             table_pages: manifest.tables.iter().map(|table| table.pages()).sum(),
+            model_hash: manifest.hash(),
             model: manifest.name,
             licence: manifest.source.licence,
             backend,
@@ -194,9 +187,8 @@ impl Engine {
         let (hasher, engram) = engram.unzip();
         let heads = Rows { tables: engram.clone(), control: control.clone() };
         let rows = WithEngram::new(stem, config.stem_width(), hasher.map(|hasher| (hasher, heads)));
-        let session = Mutex::new(Session::new(device, Edited::new(rows), config, chunk));
-        let swaps = RefCell::default();
-        Ok(Self { session, swaps, tokenizer, template, tables, engram, control, look, facts })
+        let session = Mutex::new(Session::new(device, Edited::new(rows), config.clone(), chunk));
+        Ok(Self { session, tokenizer, template, config, tables, engram, control, look, facts })
     }
 
     /// What is loaded, and what it takes.
@@ -211,22 +203,22 @@ impl Engine {
         Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows, engram })?)
     }
 
-    /// Answers the last of `messages`, with the rows edited as `swaps` say.
+    /// Answers the last of `messages`, with the rows edited as the file `edits` says, if there is one.
     ///
     /// # Errors
-    /// Messages, settings or swaps that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
+    /// Messages, settings or edits that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
     pub async fn chat(
         &self,
         messages: JsValue,
         settings: JsValue,
-        swaps: JsValue,
+        edits: Option<String>,
         on_event: Function,
     ) -> Result<JsValue, JsError> {
         let messages: Vec<Message> = from_js("the messages", messages)?;
         let settings: Settings = from_js("the settings", settings)?;
-        let swaps: Vec<Exchange> = from_js("the edits", swaps)?;
+        let overlay = self.overlay(edits.as_deref())?;
         self.control.begin(on_event);
-        let answer = self.answer(&messages, &settings, swaps).await;
+        let answer = self.answer(&messages, &settings, overlay).await;
         self.control.end();
         Ok(to_js(&answer?)?)
     }
@@ -299,27 +291,17 @@ impl Engine {
 }
 
 impl Engine {
-    async fn answer(
-        &self,
-        messages: &[Message],
-        settings: &Settings,
-        swaps: Vec<Exchange>,
-    ) -> Result<Answer> {
+    async fn answer(&self, messages: &[Message], settings: &Settings, overlay: Overlay) -> Result<Answer> {
         let mut session = match self.session.try_lock() {
             Some(session) => session,
             // A look at the last answer gives way.
             None if self.look.interrupt() => self.session.lock().await,
             None => return Err(Error::invalid("the question", "came while another was being answered")),
         };
-        let template = self
-            .template
-            .as_ref()
-            .ok_or_else(|| Error::Template("this model brings none, so it can't chat".into()))?;
+        let template = self.template()?;
         // An overlay makes the cache forget, so that one that says the same must stay.
-        if *self.swaps.borrow() != swaps {
-            let overlay = self.overlay(&swaps, session.config())?;
+        if *session.rows().overlay() != overlay {
             session.rows_mut().set_overlay(overlay);
-            self.swaps.replace(swaps);
         }
         let seed = settings.seed.unwrap_or_else(|| (Math::random() * f64::from(u32::MAX)) as u64);
         let sampling = Sampling {
@@ -359,21 +341,15 @@ impl Engine {
         })
     }
 
-    /// The edits of `swaps`, in order.
-    fn overlay(&self, swaps: &[Exchange], config: &Config) -> Result<Overlay> {
-        let mut edits = Vec::new();
-        for swap in swaps {
-            let how = Swap {
-                scope: Scope::Phrase,
-                strength: swap.strength,
-                layers: None,
-                method: None,
-                pad: None,
-                at_start: true,
-            };
-            edits.extend(how.edits(&self.tokenizer, &swap.subject, &swap.with)?);
-        }
-        Overlay::new(&edits, config)
+    pub(super) fn template(&self) -> Result<&Template> {
+        let none = || Error::Template("this model brings none, so it can't chat".into());
+        self.template.as_ref().ok_or_else(none)
+    }
+
+    /// The edits in the file `json`, for this model; none without a file.
+    pub(super) fn overlay(&self, json: Option<&str>) -> Result<Overlay> {
+        let Some(json) = json else { return Ok(Overlay::default()) };
+        Edits::parse(json.as_bytes())?.overlay(&self.facts.model_hash, &self.config)
     }
 }
 
@@ -426,6 +402,6 @@ impl Observer for Listener<'_> {
     }
 }
 
-fn from_js<T: DeserializeOwned>(what: &str, value: JsValue) -> Result<T> {
+pub(super) fn from_js<T: DeserializeOwned>(what: &str, value: JsValue) -> Result<T> {
     serde_wasm_bindgen::from_value(value).map_err(|e| Error::invalid(what, e.to_string()))
 }

@@ -5,13 +5,7 @@ import { cp, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { answered, ask, lastAnswer, scratch, xylem } from "./harness.mjs";
-import { folder, native, QUESTION, realPage, table } from "./real.mjs";
-
-/** What the engine gave for answer number `n`, from 0, once it is there. */
-async function nextResult(page, n) {
-  await page.waitForFunction((count) => window.results.length > count, n);
-  return page.evaluate((at) => window.results[at].result, n);
-}
+import { native, QUESTION, realPage, table } from "./real.mjs";
 
 /** What the page says of a model that it could not load. */
 async function complaint(page) {
@@ -84,32 +78,6 @@ test("a browser without WebGPU computes on the CPU, unless the reader insists", 
   assert.match(await complaint(insistent), /^GPU: the browser has no adapter/);
   await insistent.getByRole("button", { name: "Use the CPU" }).click();
   assert.equal((await answered(insistent, QUESTION)).info.backend, "cpu");
-});
-
-test("an edit changes the answer as it does natively, and is gone when switched off", async (t) => {
-  const page = await realPage(t);
-  const before = await answered(page, QUESTION);
-  await page.getByRole("tab", { name: "Edits" }).click();
-  await page.getByLabel("Where the text says").fill("tree");
-  await page.getByLabel("the table answers with the rows of").fill("What");
-  await page.keyboard.press("Enter");
-  await page.getByRole("button", { name: "Answer again with these edits" }).click();
-  const edited = await nextResult(page, 1);
-  const edits = join(await scratch(t), "edits.json");
-  const model = join(folder, "model");
-  await xylem("edit", "swap", "--bundle", model, "--subject", "tree", "--with", "What", "--at-start", "--out", edits);
-  assert.deepEqual(edited.tokens, (await native(model, ["--edits", edits])).tokens);
-  assert.notDeepEqual(edited.tokens, before.result.tokens);
-
-  await page.getByRole("checkbox", { name: "tree → What" }).uncheck();
-  await page.getByRole("button", { name: "Answer again with these edits" }).click();
-  assert.deepEqual((await nextResult(page, 2)).tokens, before.result.tokens);
-  await page.reload();
-  await page.getByRole("tab", { name: "Edits" }).click();
-  assert.equal(await page.getByRole("checkbox", { name: "tree → What" }).isChecked(), false);
-  await page.getByRole("button", { name: "Remove tree → What" }).click();
-  assert.equal(await page.getByRole("list", { name: "Edits" }).getByRole("listitem").count(), 0);
-  assert.deepEqual(page.problems, []);
 });
 
 test("rows come while the message is still being written", async (t) => {

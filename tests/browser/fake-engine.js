@@ -5,6 +5,7 @@ const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const INFO = {
   model: "Fake 1M",
+  modelHash: "fake",
   licence: "Apache-2.0",
   backend: "cpu",
   adapter: "wasm, simd128",
@@ -96,7 +97,7 @@ export class Engine {
     return INFO;
   }
 
-  async chat(messages, settings, _swaps, onEvent) {
+  async chat(messages, settings, _edits, onEvent) {
     this.#stopped = false;
     this.#answers += 1;
     const question = messages.at(-1).content;
@@ -146,6 +147,23 @@ export class Engine {
 
   async card() {
     throw new Error("the stand-in has no layers");
+  }
+
+  // One token a name; the real engine's own tests say what edits do.
+  makeEdits(subject, others, { scope, strength }) {
+    const target = { tokens: { ids: [2], method: "one_to_one" } };
+    return JSON.stringify([
+      { on: true, label: `${subject} as ${others.join(" + ")}`, scope, source: [1], target, strength },
+    ]);
+  }
+
+  previewEdits(file) {
+    return JSON.parse(file).edits.map(({ label, layers }, group) => {
+      const [subject, other] = label.split(" as ");
+      const tokens = [{ text: ` ${subject}`, gets: { kind: "token", text: ` ${other}` } }];
+      const methods = ["one_to_one", "pad", "copy", "subset", "average"];
+      return { group, subject, with: other, tokens, methods, layers: layers ?? INFO.stemLayers };
+    });
   }
 
   stop() {

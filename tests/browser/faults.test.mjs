@@ -147,22 +147,3 @@ test("bytes that stay wrong fail the answer with a sentence, and are not kept", 
   const { result } = await page.evaluate(() => window.results.at(-1));
   assert.deepEqual(result.tokens, (await native()).tokens);
 });
-
-test("one bad shard does not end ranges from the others", async (t) => {
-  const requests = [];
-  const page = await realPage(t, {
-    async intercept(request, response) {
-      if (!/stem-\d+\.bin$/.test(request.url)) return false;
-      requests.push({ shard: request.url, whole: !request.headers.range });
-      if (!request.headers.range || !request.url.endsWith("stem-001.bin")) return false;
-      const part = await asked(request);
-      part.bytes.fill(7);
-      partial(response, part, part.bytes);
-      return true;
-    },
-  });
-  const { result } = await answered(page, QUESTION);
-  assert.deepEqual(result.tokens, (await native()).tokens);
-  const whole = new Set(requests.filter((r) => r.whole).map((r) => r.shard));
-  assert.deepEqual([...whole], ["/model/stem-001.bin"]);
-});

@@ -63,6 +63,34 @@ export async function serve(t, folder, intercept = () => false) {
   return `http://127.0.0.1:${server.address().port}/`;
 }
 
+/**
+ * A page on the site with the real engine and a copy of the folder `model`, which `spoil` may damage first.
+ * `page.requests` collects what the host was asked for.
+ */
+export async function enginePage(
+  t,
+  model,
+  { settings = {}, spoil, intercept = () => false, path = "", fragment = "", media = {} } = {},
+) {
+  const site = await scratch(t);
+  const root = join(site, path);
+  await copySite(root);
+  await cp(model, join(root, "model"), { recursive: true });
+  await spoil?.(join(root, "model"));
+  const requests = [];
+  const address = await serve(t, site, (request, response) => {
+    const handled = intercept(request, response);
+    const { range } = request.headers;
+    response.on("finish", () => requests.push({ path: request.url, range, status: response.statusCode }));
+    return handled;
+  });
+  const page = await browser(t, media);
+  await watchResults(page, settings);
+  await page.goto(address + encodeURI(path) + fragment);
+  page.requests = requests;
+  return page;
+}
+
 let running;
 
 /** One Chromium for a test file. The context is persistent: an incognito one stores files many times slower. */
@@ -180,4 +208,10 @@ export async function pagesKept(page) {
     last = tables.length;
     await page.waitForTimeout(400);
   }
+}
+
+/** What the engine gave for answer number `n`, from 0, once it is there. */
+export async function nextResult(page, n) {
+  await page.waitForFunction((count) => window.results.length > count, n);
+  return page.evaluate((at) => window.results[at].result, n);
 }

@@ -1,10 +1,10 @@
 // The real engine in a page on a small random model, and what the native command says of the same model.
 
-import { cp, mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before } from "node:test";
-import { browser, copySite, scratch, serve, watchResults, xylem } from "./harness.mjs";
+import { enginePage, xylem } from "./harness.mjs";
 
 export const QUESTION = "What rises in a tree?";
 /** Greedy, but for the penalty, without which a random model repeats itself at once. */
@@ -38,28 +38,9 @@ export async function native(model = join(folder, "model"), more = []) {
   return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, ...more, "--json"));
 }
 
-/**
- * A page on the site with the real engine and the small model, which `spoil` may damage in its folder first.
- * `page.requests` collects what the host was asked for.
- */
-export async function realPage(t, { settings = {}, spoil, intercept = () => false, path = "" } = {}) {
-  const site = await scratch(t);
-  const root = join(site, path);
-  await copySite(root);
-  await cp(join(folder, "model"), join(root, "model"), { recursive: true });
-  await spoil?.(join(root, "model"));
-  const requests = [];
-  const address = await serve(t, site, (request, response) => {
-    const handled = intercept(request, response);
-    const { range } = request.headers;
-    response.on("finish", () => requests.push({ path: request.url, range, status: response.statusCode }));
-    return handled;
-  });
-  const page = await browser(t);
-  await watchResults(page, { ...GREEDY, ...settings });
-  await page.goto(address + encodeURI(path));
-  page.requests = requests;
-  return page;
+/** A page on the site with the real engine and the small model. */
+export function realPage(t, { settings = {}, ...options } = {}) {
+  return enginePage(t, join(folder, "model"), { settings: { ...GREEDY, ...settings }, ...options });
 }
 
 /** Those that ask for a part of the table. */

@@ -1,9 +1,9 @@
 // What happens when: the conversation, the engine and the settings brought together. Knows no elements of the page.
 
 import { type Answer, Conversation, isRunning } from "./conversation";
-import { type Edit, swaps } from "./edits";
+import type { EditsStore } from "./edits/store";
 import { type EngineClient, type EngineState, GenerationError } from "./engine";
-import type { Backend, GenEvent } from "./protocol";
+import type { Backend, ChatMessage, GenEvent } from "./protocol";
 import { type Settings, sampling } from "./settings";
 import type { Signal } from "./signal";
 
@@ -24,14 +24,14 @@ export class App {
   stopping: Stopping = "no";
   readonly #engine: EngineClient;
   readonly #settings: Signal<Settings>;
-  readonly #edits: Signal<Edit[]>;
+  readonly #edits: EditsStore;
   readonly #events: AppEvents;
   /** The answer that begins as soon as the model is there. */
   #waiting: Answer | null = null;
   /** The engine writes one answer at a time; one in a chat that was left may still be ending. */
   #previous: Promise<void> = Promise.resolve();
 
-  constructor(engine: EngineClient, settings: Signal<Settings>, edits: Signal<Edit[]>, events: AppEvents) {
+  constructor(engine: EngineClient, settings: Signal<Settings>, edits: EditsStore, events: AppEvents) {
     this.#engine = engine;
     this.#settings = settings;
     this.#edits = edits;
@@ -92,6 +92,12 @@ export class App {
     if (this.busy) return;
     this.conversation = conversation;
     this.#changed();
+  }
+
+  /** What the model reads for the last answer; null if there is none yet. */
+  lastPrompt(): ChatMessage[] | null {
+    const answer = this.conversation.lastAnswer;
+    return answer && this.conversation.messagesBefore(answer, this.#settings.value.system);
   }
 
   stop(): void {
@@ -164,11 +170,12 @@ export class App {
     const progress = new Progress(answer);
     try {
       const messages = conversation.messagesBefore(answer, settings.system);
+      await this.#restoreEdits();
       const {
         text,
         tokens: _,
         ...stats
-      } = await this.#engine.chat(messages, sampling(settings), swaps(this.#edits.value), (event) => {
+      } = await this.#engine.chat(messages, sampling(settings), this.#edits.fileInUse(), (event) => {
         progress.take(event);
         this.#events.changed();
       });
@@ -181,6 +188,12 @@ export class App {
       if (!(error instanceof GenerationError)) throw error;
       this.#end(answer, "failed", error.message);
     }
+  }
+
+  /** Edits of an earlier visit count from the first answer on. */
+  async #restoreEdits(): Promise<void> {
+    const state = this.#engine.state.value;
+    if (state.phase === "ready") await this.#edits.open(state.info.modelHash);
   }
 
   #end(answer: Answer, status: "cut" | "failed", reason: string): void {

@@ -1,5 +1,6 @@
 // The page's side of the engine: starts the worker, follows its state, and can always throw it away and start another.
 
+import type { EditMethods } from "./edits/protocol";
 import type { Card, Trace, TracePart } from "./lookups/trace";
 import type {
   Backend,
@@ -14,7 +15,6 @@ import type {
   Look,
   SamplingSettings,
   Step,
-  Swap,
   ToWorker,
 } from "./protocol";
 import { Signal } from "./signal";
@@ -47,6 +47,20 @@ type LookCall = {
   reject: (error: Error) => void;
 };
 
+type Call = {
+  onEvent: (event: unknown) => void;
+  resolve: (value: unknown) => void;
+  reject: (error: GenerationError) => void;
+};
+
+/** What the engine does one at a time. An answer goes first: it ends a measurement, which never ends an answer. */
+type Job = { kind: "answer" | "measurement"; ended: Promise<void> };
+
+type OnEvent<M extends keyof EditMethods> =
+  Parameters<EditMethods[M]> extends [...unknown[], (event: infer E) => void] ? E : never;
+type Args<M extends keyof EditMethods> =
+  Parameters<EditMethods[M]> extends [...infer A, (event: OnEvent<M>) => void] ? A : Parameters<EditMethods[M]>;
+
 export class EngineClient {
   readonly state = new Signal<EngineState>({ phase: "idle" });
   /** What of the model is on this device, as last heard. */
@@ -60,6 +74,9 @@ export class EngineClient {
   #lastLook = 0;
   #worker: Worker | null = null;
   #running: Running | null = null;
+  readonly #calls = new Map<number, Call>();
+  #lastCall = 0;
+  #job: Job | null = null;
 
   constructor(readonly manifestUrl: string) {}
 
@@ -86,16 +103,19 @@ export class EngineClient {
     this.state.set({ phase: "idle" });
   }
 
+  /** An answer, or one that is only wanted to be compared with another. */
   chat(
     messages: ChatMessage[],
     settings: SamplingSettings,
-    swaps: Swap[],
+    edits: string | null,
     onEvent: (event: GenEvent) => void,
+    kind: Job["kind"] = "answer",
   ): Promise<GenResult> {
-    if (this.#running) return Promise.reject(new GenerationError("Another answer is still being written.", false));
-    return new Promise((resolve, reject) => {
-      this.#running = { onEvent, resolve, reject };
-      this.#post({ type: "chat", messages, settings, swaps });
+    return this.#alone(kind, () => {
+      return new Promise((resolve, reject) => {
+        this.#running = { onEvent, resolve, reject };
+        this.#post({ type: "chat", messages, settings, edits });
+      });
     });
   }
 
@@ -128,6 +148,51 @@ export class EngineClient {
       this.#looks.set(call, { onPart, resolve, reject });
       this.#post({ type: "look", call, look });
     });
+  }
+
+  /** A method of the engine that needs no more than a moment. */
+  call<M extends keyof EditMethods>(method: M, ...args: Args<M>): Promise<Awaited<ReturnType<EditMethods[M]>>> {
+    return this.#call(method, args, () => undefined) as Promise<Awaited<ReturnType<EditMethods[M]>>>;
+  }
+
+  /** A method that takes a while, tells of what it finds, and can be stopped. */
+  measure<M extends keyof EditMethods>(
+    method: M,
+    args: Args<M>,
+    onEvent: (event: OnEvent<M>) => void,
+  ): Promise<Awaited<ReturnType<EditMethods[M]>>> {
+    const run = (): Promise<unknown> => this.#call(method, args, onEvent as (event: unknown) => void);
+    return this.#alone("measurement", run) as Promise<Awaited<ReturnType<EditMethods[M]>>>;
+  }
+
+  #call(method: keyof EditMethods, args: unknown[], onEvent: (event: unknown) => void): Promise<unknown> {
+    if (this.state.value.phase !== "ready") {
+      return Promise.reject(new GenerationError("The model is not loaded yet.", false));
+    }
+    return new Promise((resolve, reject) => {
+      this.#lastCall += 1;
+      this.#calls.set(this.#lastCall, { onEvent, resolve, reject });
+      this.#post({ type: "call", id: this.#lastCall, method, args });
+    });
+  }
+
+  async #alone<T>(kind: Job["kind"], run: () => Promise<T>): Promise<T> {
+    while (this.#job) {
+      if (kind === "measurement" && this.#job.kind === "answer") {
+        throw new GenerationError("An answer is being written; try again when it is complete.", false);
+      }
+      if (this.#job.kind === "answer") throw new GenerationError("Another answer is still being written.", false);
+      this.stop();
+      await this.#job.ended;
+    }
+    let end: () => void = () => undefined;
+    this.#job = { kind, ended: new Promise((resolve) => (end = resolve)) };
+    try {
+      return await run();
+    } finally {
+      this.#job = null;
+      end();
+    }
   }
 
   stop(): void {
@@ -183,6 +248,17 @@ export class EngineClient {
         running?.resolve(message.result);
         return;
       }
+      case "heard":
+        this.#calls.get(message.id)?.onEvent(message.event);
+        return;
+      case "called":
+      case "refused": {
+        const call = this.#calls.get(message.id);
+        this.#calls.delete(message.id);
+        if (message.type === "called") call?.resolve(message.value);
+        else call?.reject(new GenerationError(message.message, false));
+        return;
+      }
       case "failed": {
         const running = this.#running;
         if (!running || message.fatal) this.#crash(message.message);
@@ -208,5 +284,7 @@ export class EngineClient {
     const running = this.#running;
     this.#running = null;
     running?.reject(new GenerationError(reason, true));
+    for (const call of this.#calls.values()) call.reject(new GenerationError(reason, true));
+    this.#calls.clear();
   }
 }

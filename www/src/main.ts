@@ -6,8 +6,10 @@ import { Composer } from "./composer";
 import { savesData } from "./connection";
 import { devicePanel } from "./device-panel";
 import { h, icon, iconButton } from "./dom";
-import { storedEdits } from "./edits";
-import { editsPanel } from "./edits-panel";
+import { EditsArchive } from "./edits/archive";
+import { EditsPanel } from "./edits/panel";
+import { selectionButton } from "./edits/selection";
+import { EditsStore } from "./edits/store";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
 import { lookups } from "./lookups/install";
@@ -36,7 +38,7 @@ const byId = (id: string): HTMLElement => {
 const address = modelAddress();
 const settings = storedSettings();
 const engine = new EngineClient(address.manifestUrl);
-const edits = storedEdits();
+const edits = new EditsStore(new EditsArchive());
 const app = new App(engine, settings, edits, {
   changed: () => refresh(),
   announce: (sentence) => chat.announce(sentence),
@@ -64,6 +66,24 @@ const loadView = new LoadView({
 });
 const toast = new Toast();
 
+const editsPanel = new EditsPanel(
+  edits,
+  engine,
+  {
+    again: () => app.regenerate(),
+    async occurrences(source) {
+      const messages = app.lastPrompt();
+      if (!messages) return [];
+      return engine.call("findOccurrences", messages, settings.value.maxTokens, Uint32Array.from(source));
+    },
+  },
+  [],
+);
+const editSelection = selectionButton(chat.element, (name) => {
+  panel.show("edits");
+  editsPanel.begin(name);
+});
+
 const about = byId("about") as HTMLDialogElement;
 about.querySelector("button")?.append(icon("close"));
 const openAbout = (): void => about.showModal();
@@ -79,7 +99,7 @@ byId("bar").append(
 
 byId("main").append(
   chat.element,
-  h("div", { class: "dock" }, chat.jumpButton, toast.element, loadView.element, composer.element),
+  h("div", { class: "dock" }, chat.jumpButton, editSelection, toast.element, loadView.element, composer.element),
 );
 byId("examples").append(
   ...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => ask(text) }, text)),
@@ -105,7 +125,7 @@ const panel = new Panel(
         unload: () => app.unload(),
       }),
     },
-    { id: "edits", label: "Edits", content: editsPanel(edits, engine.state, () => app.regenerate()) },
+    { id: "edits", label: "Edits", content: editsPanel.element },
     { id: "lookups", label: "Lookups", content: lookupsView.element },
     { id: "settings", label: "Settings", content: settingsPanel(settings) },
   ],

@@ -1,5 +1,6 @@
 // What the engine in the worker offers (the wasm module's interface), and the messages between page and worker.
 
+import type { EditMethods } from "./edits/protocol";
 import type { Card, Tier, Trace, TracePart } from "./lookups/trace";
 
 export type Role = "system" | "user" | "assistant";
@@ -14,6 +15,8 @@ export type LoadProgress = {
 
 export type EngineInfo = {
   model: string;
+  /** Of this very version: edits are made for it alone. */
+  modelHash: string;
   licence: string;
   backend: "gpu" | "cpu";
   adapter: string;
@@ -71,9 +74,6 @@ export type SamplingSettings = {
   seed: number | null;
 };
 
-/** The rows of `with` answer for `subject`, by this much: 0 not at all, 1 whole. */
-export type Swap = { subject: string; with: string; strength: number };
-
 /** What a step did; told only while somebody watches. */
 export type Step = { type: "step"; position: number; tokens: Seen[]; rowsMs: number; forwardMs: number };
 
@@ -112,12 +112,12 @@ export type GenResult = {
 };
 
 /** The class `Engine` of `pkg/xylem.js`. */
-export type Engine = {
+export type Engine = EditMethods & {
   info(): EngineInfo;
   chat(
     messages: ChatMessage[],
     settings: SamplingSettings,
-    swaps: Swap[],
+    edits: string | null,
     onEvent: (event: GenEvent) => void,
   ): Promise<GenResult>;
   download(pages: Uint32Array): Promise<void>;
@@ -170,7 +170,10 @@ export type Look = { name: "trace" } | { name: "card"; position: number; layer: 
 
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
-  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; swaps: Swap[] }
+  // `edits`: a file of edits, or none.
+  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; edits: string | null }
+  // Any other method of the engine; its result or its refusal has the same `id`, as has each event before.
+  | { type: "call"; id: number; method: keyof EditMethods; args: unknown[] }
   | { type: "prefetch"; text: string }
   | { type: "watch"; on: boolean }
   | { type: "look"; call: number; look: Look }
@@ -187,5 +190,8 @@ export type FromWorker =
   | { type: "unseen"; call: number; message: string }
   | { type: "kept"; kept: Kept; download: Download }
   | { type: "result"; result: GenResult; info: EngineInfo }
+  | { type: "heard"; id: number; event: unknown }
+  | { type: "called"; id: number; value: unknown }
+  | { type: "refused"; id: number; message: string }
   // `fatal`: the engine cannot be used any more, the worker must be started anew.
   | { type: "failed"; message: string; fatal: boolean };

@@ -16,17 +16,26 @@ function post(message: FromWorker): void {
   self.postMessage(message);
 }
 
+/** A trap (a panic, memory exhausted) leaves the engine in no state to go on. */
+function isTrap(error: unknown): boolean {
+  return error instanceof WebAssembly.RuntimeError || error instanceof RangeError;
+}
+
+function isFatal(error: unknown): boolean {
+  return isTrap(error) || reasonOf(error).startsWith("GPU:");
+}
+
 function fail(error: unknown): void {
   const message = reasonOf(error);
-  // A trap (a panic, memory exhausted) leaves the engine in no state to go on, and its own words help no reader.
-  if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) {
+  // The words of a trap help no reader.
+  if (isTrap(error)) {
     post({
       type: "failed",
       message: `The engine broke off (${message}); the tab may be out of memory. Start it again.`,
       fatal: true,
     });
   } else {
-    post({ type: "failed", message, fatal: message.startsWith("GPU:") });
+    post({ type: "failed", message, fatal: isFatal(error) });
   }
 }
 
@@ -78,8 +87,22 @@ async function look(call: number, what: Look): Promise<void> {
         : await engine.card(what.position, what.layer);
     post({ type: "looked", call, value });
   } catch (error) {
-    if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) throw error;
+    if (isFatal(error)) throw error;
     post({ type: "unseen", call, message: reasonOf(error) });
+  }
+}
+
+async function call(engine: Engine, { id, method, args }: Extract<ToWorker, { type: "call" }>): Promise<void> {
+  try {
+    const onEvent = (event: unknown): void => post({ type: "heard", id, event });
+    // The page's side has the types of each method; one that tells of nothing does not mind a listener.
+    const run = engine[method] as (...args: unknown[]) => unknown;
+    const called = Promise.resolve(run.call(engine, ...args, onEvent));
+    answering = called.catch(() => undefined);
+    post({ type: "called", id, value: await called });
+  } catch (error) {
+    if (isFatal(error)) throw error;
+    post({ type: "refused", id, message: reasonOf(error) });
   }
 }
 
@@ -95,8 +118,8 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "chat": {
       if (!engine) throw new Error("The model is not loaded yet.");
-      const { messages, settings, swaps } = message;
-      const answer = engine.chat(messages, settings, swaps, (event) => post({ type: "event", event }));
+      const { messages, settings, edits } = message;
+      const answer = engine.chat(messages, settings, edits, (event) => post({ type: "event", event }));
       answering = answer.catch(() => undefined);
       const result = await answer;
       post({ type: "result", result, info: engine.info() });
@@ -112,6 +135,11 @@ async function handle(message: ToWorker): Promise<void> {
     case "look":
       await look(message.call, message.look);
       return;
+    case "call": {
+      if (!engine) throw new Error("The model is not loaded yet.");
+      await call(engine, message);
+      return;
+    }
     case "stop":
       engine?.stop();
       return;

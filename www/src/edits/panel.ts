@@ -1,0 +1,146 @@
+// The page "Edits" of the panel: the form, the list, and what is done with the list as a whole.
+
+import { h, iconButton } from "../dom";
+import type { EngineClient, EngineState } from "../engine";
+import { reasonOf } from "../format";
+import { EditForm } from "./form";
+import { groupsOf } from "./groups";
+import { editItem, type ItemContext } from "./item";
+import type { Edit, Occurrence, Preview } from "./protocol";
+import type { EditsStore } from "./store";
+
+export type PanelActions = {
+  /** Answers the last question again. */
+  again(): void;
+  /** Where tokens stand in what the model last read. */
+  occurrences(source: readonly number[]): Promise<Occurrence[]>;
+};
+
+export class EditsPanel {
+  readonly element: HTMLElement;
+  readonly #store: EditsStore;
+  readonly #engine: EngineClient;
+  readonly #actions: PanelActions;
+  readonly #form: EditForm;
+  readonly #list = h("ul", { class: "edits", "aria-label": "Edits" });
+  readonly #problem = h("p", { class: "problem", role: "alert", hidden: true });
+  readonly #unusable = h("p", { class: "hint" });
+  readonly #undo = iconButton("undo", "Undo the last change of the edits", () => this.#store.undo());
+  readonly #redo = iconButton("redo", "Redo the change of the edits", () => this.#store.redo());
+  readonly #apply = h("input", { type: "checkbox", id: "edits-apply" });
+  readonly #bar: HTMLElement;
+  readonly #open = new Set<string>();
+  #drawing = 0;
+  #phase: EngineState["phase"] | null = null;
+
+  /** `more`: what comes below the list. */
+  constructor(store: EditsStore, engine: EngineClient, actions: PanelActions, more: HTMLElement[]) {
+    this.#store = store;
+    this.#engine = engine;
+    this.#actions = actions;
+    this.#form = new EditForm(
+      async (subject, others) => this.#make(subject, others),
+      (edits) => store.add(edits),
+    );
+    this.#apply.addEventListener("change", () => store.setOff(!this.#apply.checked));
+    this.#bar = h(
+      "div",
+      { class: "edits-bar" },
+      h("label", { class: "edit-switch" }, this.#apply, "Edits apply"),
+      this.#undo,
+      this.#redo,
+      h("button", { type: "button", class: "button quiet", onclick: () => actions.again() }, "Answer again"),
+    );
+    this.element = h(
+      "div",
+      { class: "edits-page" },
+      this.#unusable,
+      this.#form.element,
+      this.#bar,
+      this.#problem,
+      this.#list,
+      ...more,
+    );
+    this.element.addEventListener("keydown", (event) => this.#key(event));
+    store.state.watch(() => void this.#draw());
+    store.problem.watch((problem) => this.#complain(problem));
+    engine.state.watch((state) => {
+      const dense = state.phase === "ready" && state.info.rows === null;
+      this.#unusable.hidden = state.phase === "ready" && !dense;
+      this.#unusable.textContent = dense
+        ? "This model has no table, so there is nothing to edit."
+        : "Edits can be made as soon as the model is loaded.";
+      this.#form.disabled = dense || state.phase !== "ready";
+      if (state.phase === this.#phase) return;
+      this.#phase = state.phase;
+      if (state.phase === "ready") void store.open(state.info.modelHash).then(() => this.#draw());
+      else void this.#draw();
+    });
+  }
+
+  /** Begins an edit of `subject`. */
+  begin(subject: string): void {
+    this.#form.begin(subject);
+  }
+
+  async #make(subject: string, others: string[]): Promise<Edit[]> {
+    const options = { scope: "phrase" as const, strength: 1, layers: null, method: null, atStart: true };
+    return JSON.parse(await this.#engine.call("makeEdits", subject, others, options)) as Edit[];
+  }
+
+  #key(event: KeyboardEvent): void {
+    const typing = event.target instanceof HTMLInputElement && event.target.type === "text";
+    if (!(event.ctrlKey || event.metaKey) || event.altKey || typing || event.target instanceof HTMLTextAreaElement)
+      return;
+    const key = event.key.toLowerCase();
+    if (key === "z" && !event.shiftKey) this.#store.undo();
+    else if (key === "y" || key === "z") this.#store.redo();
+    else return;
+    event.preventDefault();
+  }
+
+  async #draw(): Promise<void> {
+    this.#drawing += 1;
+    const drawing = this.#drawing;
+    const { edits, off } = this.#store.state.value;
+    this.#apply.checked = !off;
+    this.#bar.hidden = edits.length === 0 && !this.#store.canUndo && !this.#store.canRedo;
+    this.#undo.disabled = !this.#store.canUndo;
+    this.#redo.disabled = !this.#store.canRedo;
+    this.#list.classList.toggle("off", off);
+    const { value: state } = this.#engine.state;
+    if (state.phase !== "ready" || edits.length === 0) {
+      this.#list.replaceChildren();
+      return;
+    }
+    try {
+      const previews = await this.#engine.call("previewEdits", this.#store.file());
+      if (drawing !== this.#drawing) return;
+      this.#complain(this.#store.problem.value);
+      this.#show(edits, previews, state.info.stemLayers);
+    } catch (cause) {
+      if (drawing === this.#drawing) this.#complain(reasonOf(cause));
+    }
+  }
+
+  #show(edits: readonly Edit[], previews: readonly Preview[], stemLayers: readonly number[]): void {
+    const groups = groupsOf(edits, previews);
+    const context: ItemContext = {
+      edits,
+      groups,
+      stemLayers,
+      open: this.#open,
+      set: (next) => this.#store.setEdits(next),
+      occurrences: (source) => this.#actions.occurrences(source),
+    };
+    // The control that was just used is drawn anew, and should still have the focus.
+    const focused = this.#list.contains(document.activeElement) ? document.activeElement?.id : undefined;
+    this.#list.replaceChildren(...groups.map((group, place) => editItem(group, place, context)));
+    if (focused) document.getElementById(focused)?.focus();
+  }
+
+  #complain(problem: string | null): void {
+    this.#problem.textContent = problem ?? "";
+    this.#problem.hidden = problem === null;
+  }
+}

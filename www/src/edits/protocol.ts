@@ -1,0 +1,73 @@
+// Edits as the engine takes and gives them. `docs/edits.md` describes the file; only what the page handles is spelt out.
+
+export const METHODS = ["one_to_one", "pad", "copy", "subset", "average"] as const;
+export type Method = (typeof METHODS)[number];
+
+export type Scope = "row" | "phrase" | { position: number[] };
+
+export type Recipe = { ids: number[]; method: Method; pad?: number };
+
+/** One edit of a file. */
+export type Edit = {
+  on: boolean;
+  label: string;
+  scope: Scope;
+  source: number[];
+  target: { tokens: Recipe } | { values: { dtype: string; rows: number; base64: string } };
+  strength: number;
+  layers?: number[];
+};
+
+/** Whose rows a token gets. */
+export type Gets =
+  | { kind: "own" }
+  | { kind: "token"; text: string }
+  | { kind: "mean"; texts: string[] }
+  | { kind: "values"; n: number };
+
+/** What an edit does, token by token. Edits of one `group` change spellings of one name alike. */
+export type Preview = {
+  group: number;
+  subject: string;
+  with: string | null;
+  tokens: { text: string; gets: Gets }[];
+  methods: Method[];
+  layers: number[];
+};
+
+export type MakeOptions = {
+  scope: Scope;
+  strength: number;
+  layers: number[] | null;
+  method: Method | null;
+  atStart: boolean;
+};
+
+/** A place in the prompt, counted in tokens, with some text around it. */
+export type Occurrence = { position: number; before: string; after: string };
+
+/** What is heard while the answers are weighed, or the unrelated texts read. */
+export type Point = { type: "point"; strength: number; logProbs: number[] };
+export type ReadText = { type: "text"; text: string; kl: number | null };
+
+/** The engine's methods for edits. A `file` is JSON, and lists of edits come back as JSON arrays. */
+export type EditMethods = {
+  makeEdits(subject: string, others: string[], options: MakeOptions): string;
+  previewEdits(file: string): Preview[];
+  checkEdits(file: Uint8Array): string;
+  findOccurrences(messages: { role: string; content: string }[], maxTokens: number, source: Uint32Array): Occurrence[];
+  weighAnswers(
+    prompt: string,
+    answers: string[],
+    file: string,
+    which: Uint32Array,
+    strengths: Float32Array,
+    onEvent: (event: Point) => void,
+  ): Promise<void>;
+  measureReach(file: string, onEvent: (event: ReadText) => void): Promise<void>;
+};
+
+/** The file that holds `edits`, which were made for the model with this hash. */
+export function fileOf(model: string, edits: readonly Edit[]): string {
+  return JSON.stringify({ format: "xylem-edits", version: 1, model, edits });
+}
