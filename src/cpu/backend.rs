@@ -464,7 +464,7 @@ pub(super) mod tests {
                 pollster::block_on(backend.begin(tokens, at)).unwrap_err().to_string()
             };
             assert!(begin(&mut begun, &[300], 0).contains("token 300"));
-            assert!(begin(&mut begun, &[1], 9).contains("holds 4 positions"));
+            assert!(begin(&mut begun, &[1], 9).contains("holds 5 positions"));
         }
     }
 

@@ -140,11 +140,11 @@ impl State {
         self.ranges == Ranges::Refused || self.spoilt.contains(&shard)
     }
 
-    /// What a range of this shard that can't be had means: for all shards, unless the host served one before.
+    /// What a range of this shard that can't be had means: nothing for the others if the host served one before, unless
+    /// it spoilt two.
     fn give_ranges_up(&mut self, shard: usize) {
-        if self.ranges == Ranges::Served {
-            self.spoilt.insert(shard);
-        } else {
+        self.spoilt.insert(shard);
+        if self.ranges != Ranges::Served || self.spoilt.len() > 1 {
             self.ranges = Ranges::Refused;
         }
     }
