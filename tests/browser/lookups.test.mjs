@@ -359,8 +359,11 @@ test("edits show in their layers", async (t) => {
   );
 });
 
-test("a link brings the question, the settings and the cell", async (t) => {
+test("a link brings the question, the settings, the edits and the cell", async (t) => {
   const page = await lookupsPage(t, { settings: { maxTokens: 17 } });
+  const edits = [{ subject: "rises", with: "falls", strength: 0.5, on: true }];
+  await page.evaluate((value) => localStorage.setItem("xylem.edits", JSON.stringify(value)), edits);
+  await page.reload();
   await open(page);
   const { result } = await answered(page, QUESTION);
   await page.getByLabel("Colours show").selectOption("gate");
@@ -373,6 +376,7 @@ test("a link brings the question, the settings and the cell", async (t) => {
   const other = await lookupsPage(t, { hash });
   const field = other.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await field.inputValue(), QUESTION);
+  assert.deepEqual(await other.evaluate(() => JSON.parse(localStorage.getItem("xylem.edits"))), edits);
   // Nothing is sent by itself, and the address is clean again.
   assert.equal(await other.locator(".turn").count(), 0);
   assert.equal(new URL(other.url()).hash, "");
@@ -386,7 +390,7 @@ test("a link brings the question, the settings and the cell", async (t) => {
   assert.match(await readout(other), /layer 2, STEM · gate/);
 
   const hostile = await lookupsPage(t, {
-    hash: `#${new URLSearchParams({ ask: "<img src=x onerror=alert(1)>", settings: '{"maxTokens":1e9,"backend":"gpu"}', cell: "1e99.-3", show: "x" })}`,
+    hash: `#${new URLSearchParams({ ask: "<img src=x onerror=alert(1)>", settings: '{"maxTokens":1e9,"backend":"gpu"}', cell: "1e99.-3", show: "x", edits: '[{"subject":7},null]' })}`,
   });
   const message = hostile.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await message.inputValue(), "<img src=x onerror=alert(1)>");

@@ -11,10 +11,14 @@ export const MAX_NAME_CHARACTERS = 60;
 export const MAX_STRENGTH = 1.5;
 
 export function storedEdits(): Signal<Edit[]> {
-  const stored = read("edits");
-  const edits = new Signal<Edit[]>(Array.isArray(stored) ? stored.filter(isEdit).slice(0, MAX_EDITS) : []);
+  const edits = new Signal<Edit[]>(usableEdits(read("edits")));
   edits.watch((value) => write("edits", value));
   return edits;
+}
+
+/** What can be used of a value from elsewhere. */
+export function usableEdits(value: unknown): Edit[] {
+  return Array.isArray(value) ? value.filter(isEdit).slice(0, MAX_EDITS) : [];
 }
 
 function isEdit(value: unknown): value is Edit {

@@ -6,7 +6,7 @@ import { Composer } from "./composer";
 import { savesData } from "./connection";
 import { devicePanel } from "./device-panel";
 import { h, icon, iconButton } from "./dom";
-import { storedEdits } from "./edits";
+import { storedEdits, usableEdits } from "./edits";
 import { editsPanel } from "./edits-panel";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
@@ -87,6 +87,14 @@ const lookupsView = lookups({
   engine,
   settings,
   composer,
+  edits: {
+    shared: () => (edits.value.length > 0 ? edits.value : null),
+    take: (value) => {
+      const usable = usableEdits(value);
+      if (usable.length > 0) edits.set(usable);
+      return usable.length > 0;
+    },
+  },
   show: () => panel.show("lookups"),
   ask,
   say: (sentence) => toast.show(sentence),
