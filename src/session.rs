@@ -272,8 +272,8 @@ impl<B: Backend, R: RowSource> Session<B, R> {
                 }
                 output => output?,
             };
-            observer.stepped(&self.report());
             observer.prefill(end, prompt.len());
+            observer.stepped(&self.report());
             observer.breathe().await;
         }
         let mut first_token = None;

@@ -51,7 +51,9 @@ async function lookupsPage(t, { settings = {}, hash = "", media, spoil } = {}) {
   return page;
 }
 
-async function open(page) {
+/** Shows the view, by default once the model is there: before that an example would be shown. */
+async function open(page, { ready = true } = {}) {
+  if (ready) await page.locator('.chip[data-phase="ready"]').waitFor();
   const panel = page.getByRole("button", { name: "Panel: model and settings" });
   if (!(await page.locator("#panel").isVisible())) await panel.click();
   await page.getByRole("tab", { name: "Lookups" }).click();
@@ -281,10 +283,10 @@ test("an example is there before the model, and gives way to an answer", async (
   const page = await lookupsPage(t, {
     spoil: (site) => writeFile(join(site, "example.js"), `export default ${JSON.stringify(example)}`),
   });
-  await page.getByRole("tab", { name: "Model" }).click();
-  await page.getByRole("button", { name: "Unload" }).click();
-  await open(page);
-  await page.getByRole("button", { name: "Show an example" }).click();
+  // A reader who saves data has no model yet.
+  await page.addInitScript(() => Object.defineProperty(navigator, "connection", { value: { saveData: true } }));
+  await page.reload();
+  await open(page, { ready: false });
   await page.getByText("An example, made beforehand").waitFor();
   assert.equal(await page.locator(".strip span").count(), example.tokens.length);
   await read(page, 8, 2);
@@ -357,8 +359,11 @@ test("edits show in their layers", async (t) => {
   );
 });
 
-test("a link brings the question, the settings and the cell", async (t) => {
+test("a link brings the question, the settings, the edits and the cell", async (t) => {
   const page = await lookupsPage(t, { settings: { maxTokens: 17 } });
+  const edits = [{ subject: "rises", with: "falls", strength: 0.5, on: true }];
+  await page.evaluate((value) => localStorage.setItem("xylem.edits", JSON.stringify(value)), edits);
+  await page.reload();
   await open(page);
   const { result } = await answered(page, QUESTION);
   await page.getByLabel("Colours show").selectOption("gate");
@@ -371,6 +376,7 @@ test("a link brings the question, the settings and the cell", async (t) => {
   const other = await lookupsPage(t, { hash });
   const field = other.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await field.inputValue(), QUESTION);
+  assert.deepEqual(await other.evaluate(() => JSON.parse(localStorage.getItem("xylem.edits"))), edits);
   // Nothing is sent by itself, and the address is clean again.
   assert.equal(await other.locator(".turn").count(), 0);
   assert.equal(new URL(other.url()).hash, "");
@@ -384,7 +390,7 @@ test("a link brings the question, the settings and the cell", async (t) => {
   assert.match(await readout(other), /layer 2, STEM · gate/);
 
   const hostile = await lookupsPage(t, {
-    hash: `#${new URLSearchParams({ ask: "<img src=x onerror=alert(1)>", settings: '{"maxTokens":1e9,"backend":"gpu"}', cell: "1e99.-3", show: "x" })}`,
+    hash: `#${new URLSearchParams({ ask: "<img src=x onerror=alert(1)>", settings: '{"maxTokens":1e9,"backend":"gpu"}', cell: "1e99.-3", show: "x", edits: '[{"subject":7},null]' })}`,
   });
   const message = hostile.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await message.inputValue(), "<img src=x onerror=alert(1)>");
@@ -423,24 +429,25 @@ test("thousands of tokens do not lag", async (t) => {
   await page.getByText("6,000 tokens").waitFor();
   await page.getByLabel("Colours show").selectOption("contribution");
   // The canvas is no larger than its window, and each frame draws what is in sight.
-  const longest = await page.evaluate(async () => {
+  const frames = await page.evaluate(async () => {
     const grid = document.querySelector(".grid-window");
     const canvas = grid.querySelector("canvas");
     if (canvas.height > grid.clientHeight * devicePixelRatio + 1) throw new Error(`a canvas ${canvas.height} high`);
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
-    let longest = 0;
+    const times = [];
     for (let i = 0; i < 40; i += 1) {
       grid.scrollTop = (i * grid.scrollHeight) / 40;
       await frame();
       const began = performance.now();
       // The drawing was asked for by the scroll and comes with this frame.
       await frame();
-      longest = Math.max(longest, performance.now() - began);
+      times.push(performance.now() - began);
     }
-    return longest;
+    return times.sort((a, b) => a - b);
   });
-  assert.ok(longest < 200, `a frame took ${longest} ms`);
-  t.diagnostic(`longest frame ${longest.toFixed(1)} ms`);
+  const median = frames[frames.length / 2];
+  t.diagnostic(`a frame takes ${median.toFixed(1)} ms`);
+  assert.ok(median < 60, `a frame takes ${median} ms`);
   await page.locator(".grid-window").focus();
   await page.keyboard.press("End");
   assert.ok(await page.evaluate(() => document.querySelector(".grid-window").scrollTop > 100_000));

@@ -67,8 +67,8 @@ export class EngineClient {
   readonly kept = new Signal<(Kept & { download: Download }) | null>(null);
   /** The last complete answer. */
   readonly result = new Signal<GenResult | null>(null);
-  /** Hears of steps while they are watched. */
-  onStep: (step: Step) => void = () => {};
+  /** Hears what happens while an answer is written; of steps only while they are watched. */
+  onEvent: (event: GenEvent) => void = () => {};
   #watching = false;
   #looks = new Map<number, LookCall>();
   #lastLook = 0;
@@ -234,7 +234,7 @@ export class EngineClient {
         this.#looks.delete(message.call);
         return;
       case "event":
-        if (message.event.type === "step") this.onStep(message.event);
+        this.onEvent(message.event);
         this.#running?.onEvent(message.event);
         return;
       case "kept":

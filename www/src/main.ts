@@ -110,6 +110,14 @@ const lookupsView = lookups({
   engine,
   settings,
   composer,
+  edits: {
+    shared: () => (edits.value.length > 0 ? edits.value : null),
+    take: (value) => {
+      const usable = usableEdits(value);
+      if (usable.length > 0) edits.set(usable);
+      return usable.length > 0;
+    },
+  },
   show: () => panel.show("lookups"),
   ask,
   say: (sentence) => toast.show(sentence),

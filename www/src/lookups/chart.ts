@@ -78,13 +78,16 @@ export class Chart {
       }
       return look;
     });
+    const x: uPlot.Scale = { time: false };
+    // Bars stand on both sides of their value, so that the first and the last need room.
+    if (series.some(({ paths }) => paths)) x.range = (_, min, max) => [min - 0.7, max + 0.7];
     this.#plot = new uPlot(
       {
         width,
         height: this.#options.height,
         legend: { show: false },
         cursor: { show: false },
-        scales: { x: { time: false } },
+        scales: { x },
         axes: [axis(this.#options.x), { ...axis(this.#options.y), size: 48 }],
         series: [{}, ...series],
       },

@@ -14,6 +14,12 @@ export type Page = {
   engine: EngineClient;
   settings: Signal<Settings>;
   composer: Composer;
+  edits: {
+    /** What a link is to bring along; null for none. */
+    shared(): unknown;
+    /** Takes what a link brought, which may be anything; whether some of it can be used. */
+    take(value: unknown): boolean;
+  };
   /** Shows the tab. */
   show(): void;
   ask(question: string): void;
@@ -35,16 +41,25 @@ export function lookups(page: Page): LookupsView {
     page.composer.fill(shared.question);
     if (shared.show) view.show(shared.show);
     if (shared.cell) view.pin(shared.cell);
-    page.say("A link brought this question and its settings. Send it to see what it shows.");
+    const edited = shared.edits !== null && page.edits.take(shared.edits);
+    page.say(
+      `A link brought this question and its settings${edited ? ", and edits" : ""}. Send it to see what it shows.`,
+    );
     // Only what the reader does next counts.
     history.replaceState(null, "", location.pathname + location.search);
   }
   return view;
 }
 
-async function share({ app, settings }: Page, view: LookupsView): Promise<boolean> {
+async function share({ app, settings, edits }: Page, view: LookupsView): Promise<boolean> {
   const question = app.conversation.turns.findLast(({ role }) => role === "user")?.content ?? "";
-  const hash = toHash({ question, settings: settings.value, show: view.quantity, cell: view.pinned });
+  const hash = toHash({
+    question,
+    settings: settings.value,
+    edits: edits.shared(),
+    show: view.quantity,
+    cell: view.pinned,
+  });
   try {
     await navigator.clipboard.writeText(new URL(hash, location.href).href);
     return true;

@@ -1,6 +1,6 @@
 // What is known of each token of a text: heard while it was written, filled in by a trace, or read from a file.
 
-import type { EngineInfo, GenResult, Step } from "../protocol";
+import type { EngineInfo, Step } from "../protocol";
 import { Signal } from "../signal";
 import { FORMAT, type Tier, type Trace, type TracedToken, type TracePart, VERSION } from "./trace";
 
@@ -65,7 +65,8 @@ export class Log {
 
   /** A step overwrites its positions and all after them; those before are the same text as before. */
   step({ position, tokens, rowsMs, forwardMs }: Step): void {
-    if (tokens.length > 1 || position <= this.promptTokens) this.times = { steps: 0, rowsMs: 0, forwardMs: 0 };
+    // Steps that read the prompt come before those that write the answer.
+    if (position < this.promptTokens) this.times = { steps: 0, rowsMs: 0, forwardMs: 0 };
     this.head = null;
     this.tokens.length = Math.min(this.tokens.length, position);
     while (this.tokens.length < position) this.tokens.push({ ...UNHEARD });
@@ -73,7 +74,7 @@ export class Log {
       const ms = token.tier === null ? null : token.ms;
       this.tokens.push({ ...token, ms, traced: null });
     }
-    if (tokens.length === 1) {
+    if (position >= this.promptTokens) {
       this.times.steps += 1;
       this.times.rowsMs += rowsMs;
       this.times.forwardMs += forwardMs;
@@ -81,9 +82,10 @@ export class Log {
     this.#changed();
   }
 
-  /** The answer is complete. */
-  answered(result: GenResult): void {
-    this.promptTokens = result.promptTokens;
+  /** So long is the prompt that is being answered. */
+  prompt(tokens: number): void {
+    if (tokens === this.promptTokens) return;
+    this.promptTokens = tokens;
     this.#changed();
   }
 

@@ -1,27 +1,31 @@
-// The state in the address, so that a link brings another reader to the same cell: question, settings, colours, pinned cell.
+// The state in the address, so that a link brings another reader to the same cell: question, settings, edits, colours, pinned
+// cell.
 
 import { DEFAULTS, restore, type Settings, sampling } from "../settings";
-import { isRecord } from "../storage";
 import type { Place } from "./grid";
 
 /** What a link says. It may come from anybody: nothing of it is sent or loaded without the reader. */
 export type Shared = {
   question: string;
   settings: Pick<Settings, (typeof SHARED)[number]>;
+  /** As JSON gives it; what can be used of it, the edits' own code decides. Null for none. */
+  edits: unknown;
   show: string | null;
   cell: Place | null;
 };
 
 const SHARED = ["temperature", "topP", "topK", "repetitionPenalty", "maxTokens", "seed", "system"] as const;
 const MAX_QUESTION = 8000;
+const MAX_EDITS_CHARACTERS = 16_000;
 const MAX_PLACE = 1e6;
 
-export function toHash({ question, settings, show, cell }: Shared): string {
+export function toHash({ question, settings, edits, show, cell }: Shared): string {
   const parts = new URLSearchParams({ ask: question });
   const chosen = Object.fromEntries(
     SHARED.filter((key) => settings[key] !== DEFAULTS[key]).map((key) => [key, settings[key]]),
   );
   if (Object.keys(chosen).length > 0) parts.set("settings", JSON.stringify(chosen));
+  if (edits !== null) parts.set("edits", JSON.stringify(edits));
   if (show) parts.set("show", show);
   if (cell) parts.set("cell", `${cell.position}.${cell.layer}`);
   return `#${parts}`;
@@ -39,16 +43,16 @@ export function fromHash(hash: string): Shared | null {
   return {
     question,
     settings: { ...sampling(settings), system: settings.system },
+    edits: parse((parts.get("edits") ?? "").slice(0, MAX_EDITS_CHARACTERS)),
     show: parts.get("show"),
     cell: isPlace(position) && isPlace(layer) ? { position, layer } : null,
   };
 }
 
 function parse(json: string | null): unknown {
-  if (json === null) return null;
+  if (!json) return null;
   try {
-    const value: unknown = JSON.parse(json);
-    return isRecord(value) ? value : null;
+    return JSON.parse(json);
   } catch {
     return null;
   }

@@ -65,6 +65,7 @@ export class LookupsView {
   #busy = false;
   #frame = 0;
   #timer = 0;
+  #exampleTried = false;
 
   constructor(engine: EngineClient, actions: ViewActions) {
     this.#engine = engine;
@@ -159,12 +160,19 @@ export class LookupsView {
     this.#drop();
     this.show(String(read("quantity")));
     this.#setWatch();
-    engine.onStep = (step) => {
+    engine.onEvent = (event) => {
+      if (event.type !== "step" && event.type !== "prefill") return;
       if (this.log.file?.name === EXAMPLE) this.#close();
-      if (!this.log.file) this.log.step(step);
+      if (this.log.file) return;
+      if (event.type === "step") {
+        this.log.step(event);
+      } else {
+        // What nobody watches may be another text than the one before.
+        if (!this.#watch.checked && this.log.tokens.length > 0) this.log.clear();
+        this.log.prompt(event.total);
+      }
     };
     engine.result.watch((result) => {
-      if (result && !this.log.file) this.log.answered(result);
       if (this.#wanted && result) this.pin(this.#wanted);
     });
     engine.state.watch((state) => {
@@ -230,13 +238,13 @@ export class LookupsView {
 
   /** Shows the trace that comes with the page, made beforehand; the next answer takes its place. */
   async openExample(): Promise<void> {
+    this.#exampleTried = true;
     try {
       const { default: trace } = (await import(new URL("./example.js", import.meta.url).href)) as { default: unknown };
       if (this.log.tokens.length > 0) return;
       this.#open(EXAMPLE, JSON.stringify(trace));
     } catch (cause) {
-      console.warn("The example could not be shown:", cause);
-      this.#say("The example could not be loaded.");
+      this.#say(`The example could not be shown: ${reasonOf(cause)}`);
     }
   }
 
@@ -394,6 +402,8 @@ export class LookupsView {
       this.#export.disabled = this.#busy || !some || (log.file === null && (gpu || !this.#info));
       this.#needsCpu.hidden = !gpu;
       if (!this.element.checkVisibility()) return;
+      // While the model loads there is something to look at.
+      if (!some && !this.#info && !this.#exampleTried) void this.openExample();
       this.#strip.draw();
       this.#grid.refresh();
       this.#drawPinned();
