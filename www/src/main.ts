@@ -9,13 +9,14 @@ import { h, icon, iconButton } from "./dom";
 import { EditsArchive } from "./edits/archive";
 import { EditsPanel } from "./edits/panel";
 import { selectionButton } from "./edits/selection";
+import { offerLinked, takeLinked } from "./edits/share";
 import { EditsStore } from "./edits/store";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
 import { modelAddress } from "./model-address";
 import { modelPanel } from "./model-panel";
 import { Panel } from "./panel";
-import { storedSettings } from "./settings";
+import { sampling, storedSettings } from "./settings";
 import { settingsPanel } from "./settings-panel";
 import { Toast } from "./toast";
 
@@ -62,19 +63,22 @@ const loadView = new LoadView({
 });
 const toast = new Toast();
 
-const editsPanel = new EditsPanel(
-  edits,
-  engine,
-  {
-    again: () => app.regenerate(),
-    async occurrences(source) {
-      const messages = app.lastPrompt();
-      if (!messages) return [];
-      return engine.call("findOccurrences", messages, settings.value.maxTokens, Uint32Array.from(source));
-    },
+const editsPanel = new EditsPanel(edits, engine, {
+  again: () => app.regenerate(),
+  ask(question) {
+    newChat();
+    ask(question);
   },
-  [],
-);
+  useCpu: () => app.setBackend("cpu"),
+  lastPrompt: () => app.lastPrompt(),
+  promptOf: (question) => app.promptOf(question),
+  sampling: () => sampling(settings.value),
+  async occurrences(source) {
+    const messages = app.lastPrompt();
+    if (!messages) return [];
+    return engine.call("findOccurrences", messages, settings.value.maxTokens, Uint32Array.from(source));
+  },
+});
 const editSelection = selectionButton(chat.element, (name) => {
   panel.show("edits");
   editsPanel.begin(name);
@@ -132,6 +136,18 @@ function newChat(): void {
   composer.focus();
 }
 
+/** The address may bring edits; they wait for the model, which checks them. */
+function openLinkedEdits(): void {
+  const linked = takeLinked();
+  if (!linked) return;
+  let offered = false;
+  engine.state.watch((state) => {
+    if (offered || state.phase !== "ready") return;
+    offered = true;
+    void offerLinked(linked, state.info.modelHash, engine, edits, () => panel.show("edits"));
+  });
+}
+
 function refresh(): void {
   composer.setBusy(app.busy, app.stopping);
   chat.refresh();
@@ -167,7 +183,7 @@ engine.state.watch((state) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (event.defaultPrevented || event.isComposing || about.open) return;
+  if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
   const typing = event.target instanceof Element && event.target.matches("input, textarea, select");
   const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
   if (event.key === "Escape") {
@@ -186,6 +202,8 @@ addEventListener("pagehide", () => {
 });
 
 app.start();
+openLinkedEdits();
+addEventListener("hashchange", openLinkedEdits);
 chat.draw();
 // A reader who asked the browser to save data decides on a hundred megabytes by hand.
 if (!savesData()) app.load();
