@@ -196,6 +196,92 @@ fn the_command_makes_lists_and_applies_edits() {
 }
 
 #[test]
+fn files_are_put_together_and_switched() {
+    let (dir, bundle) = random_bundle();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (one, other, all) = (path("one.json"), path("other.json"), path("all.json"));
+    for (file, with) in [(&one, "Italy"), (&other, "Peru")] {
+        let swap = ["edit", "swap", "--bundle", &bundle, "--subject", "Spain", "--with", with, "--out", file];
+        prints(&[&swap, ["--at-start"].as_slice()].concat());
+    }
+    let apply = ["edit", "apply", "--bundle", &bundle, "--edits", &one, "--edits", &other];
+    let list = |more: &[&str]| {
+        prints(&[&apply, ["--out", &all].as_slice(), more].concat());
+        let list = reads(&["edit", "list", "--edits", &all, "--json"]);
+        let list = list.as_array().unwrap().clone();
+        list.iter().map(|e| (e["label"].clone(), e["on"] == true, e["strength"].clone())).collect::<Vec<_>>()
+    };
+    let whole = list(&[]);
+    assert_eq!(whole.iter().filter(|(label, on, _)| label == "Spain as Peru" && *on).count(), 1);
+    assert_eq!((whole.len(), &whole[1].0), (4, &json!("Spain as Italy")));
+    let on: Vec<bool> = list(&["--off", "all", "--on", "2"]).iter().map(|e| e.1).collect();
+    assert_eq!(on, [false, true, false, false]);
+    let rest = list(&["--remove", "1,2", "--strength", "0.5"]);
+    assert_eq!(rest[1], (json!("Spain as Peru"), true, json!(0.5)));
+    assert_eq!(rest.len(), 2);
+    // Without a file to write they are checked and shown.
+    let shown = prints(&apply);
+    assert!(shown.contains("  4 on  Spain as Peru") && !shown.contains("Wrote"), "{shown}");
+
+    let run = |edits: &[&str]| {
+        let text = ["generate", "--bundle", &bundle, "--prompt", "I like Spain", "--temperature", "0"];
+        reads(&[&text, ["--max-tokens", "20", "--json"].as_slice(), edits].concat())["tokens"].clone()
+    };
+    list(&["--off", "3,4"]);
+    assert_eq!(run(&["--edits", &all]), run(&["--edits", &one]));
+    assert_ne!(run(&["--edits", &all]), run(&[]));
+
+    let says = |more: &[&str]| fails(&[apply.as_slice(), more].concat());
+    assert!(says(&["--off", "5"]).contains("there is no edit 5; the files have 4"));
+    assert!(says(&["--strength", "9"]).contains("strength 9"));
+    let another = path("another");
+    prints(&["random", "--out", &another, "--seed", "1"]);
+    let says = fails(&["edit", "apply", "--bundle", &another, "--edits", &one]);
+    assert!(says.contains("one.json") && says.contains("made for the model"), "{says}");
+}
+
+#[test]
+fn a_gallery_says_what_it_tried() {
+    let (dir, bundle) = random_bundle();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (data, out) = (path("facts.jsonl"), path("gallery.json"));
+    // What the model says of each by itself is a fact to it; its answers in a chat are its own too.
+    let ask = |subject: &str, chat: bool| {
+        let prompt = if chat { format!("What of {subject}?") } else { format!("Of {subject} it is") };
+        let text = ["generate", "--bundle", &bundle, "--prompt", &prompt, "--temperature", "0", "--json"];
+        let more: &[&str] = if chat { &["--chat", "--max-tokens", "32"] } else { &["--max-tokens", "1"] };
+        reads(&[&text, more].concat())["text"].as_str().unwrap().to_owned()
+    };
+    let row = |subject: &str, target: &str| {
+        json!({
+            "relation": "r", "subject": subject, "subject_new": "x", "prompt": format!("Of {subject} it is"),
+            "paraphrase_prompts": [format!("Q: What of {subject}?\nA:")], "target_true": target,
+            "target_new": " x", "locality_prompts": [],
+        })
+        .to_string()
+    };
+    let names =
+        ["Spain", "Peru", "Chad", "Italy", "Togo", "Cuba", "Mali", "Oman", "Iran", "Fiji", "Laos", "Iraq"];
+    let rows: Vec<String> = names.iter().map(|name| row(name, &ask(name, false))).collect();
+    fs::write(&data, rows.join("\n")).unwrap();
+    let known = names.iter().filter(|name| {
+        let target = ask(name, false).to_lowercase();
+        !target.trim().is_empty() && ask(name, true).to_lowercase().contains(target.trim())
+    });
+    let known: Vec<&&str> = known.collect();
+    let command = ["edit", "gallery", "--bundle", &bundle, "--data", &data, "--out", &out];
+    let answers: std::collections::BTreeSet<String> = known.iter().map(|n| ask(n, false)).collect();
+    assert!(answers.len() > 1, "facts to exchange: {answers:?}");
+    prints(&command);
+    let gallery: serde_json::Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!((&gallery["asked"], &gallery["known"]), (&json!(names.len()), &json!(known.len())));
+    assert!(gallery["tried"].as_u64() >= gallery["worked"].as_u64());
+    assert_eq!(gallery["worked"] == gallery["tried"], gallery["fails"].is_null());
+    fs::write(&data, &rows[0]).unwrap();
+    assert!(fails(&command).contains("no two entities"));
+}
+
+#[test]
 fn the_suite_measures_swaps() {
     let (dir, bundle) = random_bundle();
     let path = |name: &str| dir.path().join(name).display().to_string();
@@ -230,6 +316,31 @@ fn the_suite_measures_swaps() {
     assert_eq!(none["ns"], none["ns_unedited"]);
     assert!(swap["kl_subject"].as_f64().unwrap() > 0.0);
     assert!(prints(&eval).contains("swap.relations.capitals.es"));
+
+    // A row of the grid for each strength, each method, and the first and the last layers.
+    let grid =
+        ["--json", "--limit", "1", "--alphas", "0,0.5", "--methods", "average", "--layer-counts", "1,2"];
+    let report = reads(&[eval.as_slice(), &grid].concat());
+    let grid: Vec<_> = report["grid"].as_array().unwrap().iter().collect();
+    let settings: Vec<_> = grid
+        .iter()
+        .map(|m| (m["strength"].as_f64().unwrap(), m["method"].clone(), m["layers"].clone()))
+        .collect();
+    let (none, both) = (json!(null), json!([1, 2]));
+    assert_eq!(
+        settings,
+        [
+            (0.0, none.clone(), both.clone()),
+            (0.5, none.clone(), both.clone()),
+            (1.0, json!("average"), both.clone()),
+            (1.0, none.clone(), json!([1])),
+            (1.0, none.clone(), json!([2])),
+            (1.0, none, both),
+        ]
+    );
+    assert_eq!((&grid[0]["kl_unrelated"], &report["swap"]["es"]), (&json!(0.0), &grid[5]["es"]));
+    assert!(report["model"].is_string());
+    assert!(fails(&[eval.as_slice(), &["--layer-counts", "3"]].concat()).contains("2 STEM layers"));
 
     let report = reads(&[&eval, ["--json", "--by", "teach", "--steps", "3"].as_slice()].concat());
     assert_eq!((&report["teach"]["n"], report.get("swap")), (&json!(2), None));

@@ -1,5 +1,8 @@
 //! `xylem edit`: make and show files of edits.
 
+mod apply;
+mod gallery;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,7 +33,9 @@ pub struct Args {
 enum Command {
     Swap(SwapArgs),
     Teach(TeachArgs),
+    Apply(apply::Args),
     List(ListArgs),
+    Gallery(gallery::Args),
 }
 
 /// Give an entity the rows of another: "Spain" those of "Germany".
@@ -90,7 +95,7 @@ pub struct How {
 
 /// How rows are dealt out.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum MethodArg {
+pub enum MethodArg {
     /// Each token the row of its counterpart.
     OneToOne,
     /// The subject's last tokens get the rows; those before are padding.
@@ -200,7 +205,9 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Swap(args) => swap(args),
         Command::Teach(args) => teach(args),
+        Command::Apply(args) => apply::run(args),
         Command::List(args) => list(args),
+        Command::Gallery(args) => gallery::run(args),
     }
 }
 

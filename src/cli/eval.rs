@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use xylem::device::Device;
+use xylem::edits::Swap;
 use xylem::eval::{choice, cloze, edits, nll, read_rows};
 
 use super::model::{self, Kind, Model};
@@ -39,6 +40,15 @@ pub struct Args {
     by: Vec<Way>,
     #[command(flatten)]
     edits: edit::How,
+    /// For `edits`: swaps at these strengths too, each a row of `grid`.
+    #[arg(long, value_name = "A", value_delimiter = ',')]
+    alphas: Vec<f32>,
+    /// For `edits`: swaps by these methods too, where they fit the numbers of tokens.
+    #[arg(long, value_enum, value_name = "METHODS", value_delimiter = ',')]
+    methods: Vec<edit::MethodArg>,
+    /// For `edits`: swaps in the first so many STEM layers too, and in the last so many.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    layer_counts: Vec<usize>,
     /// With --by teach: at most so many steps.
     #[arg(long, value_name = "N", default_value_t = 40)]
     steps: usize,
@@ -128,8 +138,10 @@ pub fn run(args: &Args) -> Result<()> {
             let rows: Vec<edits::Row> = rows(&name, &text, limit)?;
             let swap = args.edits.swap(true);
             let teach = edits::Teach { layers: swap.layers.clone(), steps: args.steps, cpu: Device::cpu };
+            let grid = grid(args, &swap, &session.config().stem_layers)?;
             let ways = edits::Ways {
                 swap: Some(swap).filter(|_| args.by.contains(&Way::Swap)),
+                grid,
                 teach: Some(teach).filter(|_| args.by.contains(&Way::Teach)),
             };
             let base = args.base.as_deref().filter(|_| args.bundle.is_some());
@@ -137,9 +149,37 @@ pub fn run(args: &Args) -> Result<()> {
             let base = base.as_mut().map(|model| &mut model.session);
             let report = pollster::block_on(edits::run(session, base, tokenizer, &rows, &ways, &mut update))?;
             bar.finish_and_clear();
-            print(&report, args.json)
+            print(&OfModel { model: model.hash.as_deref(), report }, args.json)
         }
     }
+}
+
+/// A report, and the hash of the bundle that it is about.
+#[derive(Serialize)]
+struct OfModel<'a, T> {
+    model: Option<&'a str>,
+    #[serde(flatten)]
+    report: T,
+}
+
+/// The swaps to compare with `swap`: each differs from it in one thing.
+fn grid(args: &Args, swap: &Swap, stem_layers: &[usize]) -> Result<Vec<Swap>> {
+    let alphas = args.alphas.iter().map(|alpha| Swap { strength: *alpha, ..swap.clone() });
+    let methods = args.methods.iter().map(|m| Swap { method: Some((*m).into()), ..swap.clone() });
+    let mut all: Vec<Swap> = alphas.chain(methods).collect();
+    for count in &args.layer_counts {
+        let n = stem_layers.len();
+        if !(1..=n).contains(count) {
+            bail!("{count} layers; the model has {n} STEM layers");
+        }
+        let first = Swap { layers: Some(stem_layers[..*count].to_vec()), ..swap.clone() };
+        let last = Swap { layers: Some(stem_layers[n - count..].to_vec()), ..swap.clone() };
+        all.push(first);
+        if *count < n {
+            all.push(last);
+        }
+    }
+    Ok(all)
 }
 
 fn beside(path: &Path, vocab: usize, context: usize) -> Result<Model> {

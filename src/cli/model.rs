@@ -39,8 +39,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub template: Option<Template>,
-    // Of the bundle's manifest, none for a dense checkpoint.
-    hash: Option<String>,
+    /// Of the bundle's manifest, none for a dense checkpoint.
+    pub hash: Option<String>,
 }
 
 impl Model {

@@ -2,12 +2,11 @@
 //!
 //! [`kernels`] and [`engram`] hold one plain function for each small operation, [`linear`] the quantised matrix products
 //! (threads natively, `simd128` in wasm), [`backend`] the weights, the KV cache and the plan's interpreter,
-//! `gradient` (native) the way back from logits to rows.
+//! [`gradient`] the way back from logits to rows.
 //! Activations are f32 throughout. Nothing here knows where weights or rows come from.
 
 pub mod backend;
 pub mod engram;
-#[cfg(feature = "native")]
 pub mod gradient;
 pub mod kernels;
 pub mod linear;

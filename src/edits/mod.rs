@@ -3,8 +3,8 @@
 //! An edit never changes a table. It is kept in a list ([`file`]: what it says, its JSON form, what is allowed),
 //! compiled for a model into an [`Overlay`], and applied at lookup by [`Edited`], which stands between the tables
 //! and the session. With no edit switched on the rows pass through as they are, bit by bit. [`swap`] makes the
-//! edits that give one entity the rows of another, [`preview`] puts an edit in words, `teach` (native) those that make
-//! a wanted answer come. [`knock_out`] takes rows away instead, below the edits: a measurement, never part of a file.
+//! edits that give one entity the rows of another, [`preview`] puts an edit in words, [`teach`] those that make a wanted
+//! answer come. [`knock_out`] takes rows away instead, below the edits: a measurement, never part of a file.
 //!
 //! The same on native and in the browser. Where files come from is not decided here.
 
@@ -14,7 +14,6 @@ pub mod knock_out;
 pub mod overlay;
 pub mod preview;
 pub mod swap;
-#[cfg(feature = "native")]
 pub mod teach;
 
 pub use assign::Gets;

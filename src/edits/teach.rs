@@ -57,6 +57,7 @@ pub struct Taught {
 }
 
 /// The tokens whose rows are changed: the last of each spelling of the subject.
+#[derive(Debug)]
 struct Spelling {
     source: Vec<u32>,
     /// `[n_layers, ffn]`: the rows as they are.
@@ -66,6 +67,7 @@ struct Spelling {
 }
 
 /// The texts, and what is wanted of them.
+#[derive(Debug)]
 struct Course {
     texts: Texts,
     /// Places whose next token is wanted, these tokens, and how much each counts: 1 in all.
@@ -80,11 +82,29 @@ struct Course {
     rows: Vec<f32>,
 }
 
+/// Teaching under way, one step at a time: a step takes seconds, and whoever waits may want to stop.
+#[derive(Debug)]
+pub struct Teaching<'m> {
+    model: &'m CpuBackend,
+    label: String,
+    steps: usize,
+    /// As the lesson names them, and by their place among the STEM layers.
+    named: Option<Vec<usize>>,
+    layers: Vec<usize>,
+    course: Course,
+    spellings: Vec<Spelling>,
+    /// `[n_spellings, n_layers, ffn]`: the change, in units of the rows' root mean squares.
+    change: Vec<f32>,
+    best: Found,
+    before: f64,
+    step: f64,
+    taken: usize,
+}
+
 /// Teaches `lesson` to `model`, whose STEM rows are `rows`; `progress` hears of each step, and the loss.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a lesson without prompts or answer, or whose prompts do not name the subject;
-/// [`Error::Edits`] for layers that are not STEM; what the tables or the tokenizer give.
+/// As [`Teaching::begin`].
 pub async fn teach<R: RowSource>(
     model: &CpuBackend,
     rows: &R,
@@ -92,50 +112,102 @@ pub async fn teach<R: RowSource>(
     lesson: &Lesson,
     progress: &mut dyn FnMut(usize, f64),
 ) -> Result<Taught> {
-    let c = model.config();
-    let layers = stem_layers(model, lesson)?;
-    let (course, spellings) = prepare(model, rows, tokenizer, lesson, &layers).await?;
-    let width = layers.len() * c.intermediate_size;
-    // [n_spellings, n_layers, ffn]: the change, in units of the rows' root mean squares.
-    let mut change = vec![0f32; spellings.len() * width];
-    let mut best = course.run(model, &layers, &spellings, &change)?;
-    let before = best.answer;
-    let (mut step, mut taken) = (FIRST_STEP, 0);
-    while taken < lesson.steps && best.answer > ENOUGH {
-        let length = best.gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        if length == 0.0 || step < FIRST_STEP / 64.0 {
-            break;
+    let mut teaching = Teaching::begin(model, rows, tokenizer, lesson).await?;
+    while teaching.step()? {
+        progress(teaching.taken, teaching.best.answer);
+    }
+    Ok(teaching.finish())
+}
+
+impl<'m> Teaching<'m> {
+    /// Looks the rows up, and reads all texts once.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a lesson without prompts or answer, or whose prompts do not name the subject;
+    /// [`Error::Edits`] for layers that are not STEM; what the tables or the tokenizer give.
+    pub async fn begin<R: RowSource>(
+        model: &'m CpuBackend,
+        rows: &R,
+        tokenizer: &Tokenizer,
+        lesson: &Lesson,
+    ) -> Result<Self> {
+        let layers = stem_layers(model, lesson)?;
+        let (course, spellings) = prepare(model, rows, tokenizer, lesson, &layers).await?;
+        let change = vec![0f32; spellings.len() * layers.len() * model.config().intermediate_size];
+        let best = course.run(model, &layers, &spellings, &change)?;
+        Ok(Self {
+            model,
+            label: format!("{}: {}", lesson.subject.trim(), lesson.answer.trim()),
+            steps: lesson.steps,
+            named: lesson.layers.clone(),
+            layers,
+            course,
+            spellings,
+            change,
+            before: best.answer,
+            best,
+            step: FIRST_STEP,
+            taken: 0,
+        })
+    }
+
+    /// Goes one step on; false, without one, if the answer is likely, the steps are used up, or none would help.
+    ///
+    /// # Errors
+    /// What the run of the texts gives.
+    pub fn step(&mut self) -> Result<bool> {
+        let length = self.best.gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let helpless = length == 0.0 || self.step < FIRST_STEP / 64.0;
+        if self.taken >= self.steps || self.best.answer <= ENOUGH || helpless {
+            return Ok(false);
         }
         // Along the steepest descent: the least change for what it gains.
-        let scale = (step * (change.len() as f64).sqrt() / length) as f32;
-        let next: Vec<f32> = change.iter().zip(&best.gradient).map(|(x, g)| x - scale * g).collect();
-        let found = course.run(model, &layers, &spellings, &next)?;
-        taken += 1;
-        if found.loss < best.loss {
-            (best, change) = (found, next);
-            step *= 1.3;
+        let scale = (self.step * (self.change.len() as f64).sqrt() / length) as f32;
+        let next: Vec<f32> =
+            self.change.iter().zip(&self.best.gradient).map(|(x, g)| x - scale * g).collect();
+        let found = self.course.run(self.model, &self.layers, &self.spellings, &next)?;
+        self.taken += 1;
+        if found.loss < self.best.loss {
+            (self.best, self.change) = (found, next);
+            self.step *= 1.3;
         } else {
-            step /= 3.0;
+            self.step /= 3.0;
         }
-        progress(taken, best.answer);
+        Ok(true)
     }
-    let length = change.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    let edits = spellings.iter().zip(change.chunks_exact(width)).map(|(spelling, change)| Edit {
-        on: true,
-        label: format!("{}: {}", lesson.subject.trim(), lesson.answer.trim()),
-        scope: Scope::Phrase,
-        source: spelling.source.clone(),
-        target: Target::Values(Values::new(ValueType::F16, 1, spelling.changed(change))),
-        strength: 1.0,
-        layers: lesson.layers.clone(),
-    });
-    Ok(Taught {
-        edits: edits.collect(),
-        steps: taken,
-        before: (-before).exp(),
-        after: (-best.answer).exp(),
-        change: length / (change.len() as f64).sqrt(),
-    })
+
+    /// Steps that were taken.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// The probability of the answer's tokens so far, a geometric mean over the texts that are taught.
+    pub fn likely(&self) -> f64 {
+        (-self.best.answer).exp()
+    }
+
+    /// What came of it.
+    pub fn finish(self) -> Taught {
+        let length = self.change.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let width = self.layers.len() * self.model.config().intermediate_size;
+        let edits =
+            self.spellings.iter().zip(self.change.chunks_exact(width)).map(|(spelling, change)| Edit {
+                on: true,
+                label: self.label.clone(),
+                scope: Scope::Phrase,
+                source: spelling.source.clone(),
+                target: Target::Values(Values::new(ValueType::F16, 1, spelling.changed(change))),
+                strength: 1.0,
+                layers: self.named.clone(),
+            });
+        Taught {
+            edits: edits.collect(),
+            steps: self.taken,
+            before: (-self.before).exp(),
+            after: (-self.best.answer).exp(),
+            change: length / (self.change.len() as f64).sqrt(),
+        }
+    }
 }
 
 /// The layers to change, by their place among the STEM layers.
@@ -253,6 +325,7 @@ impl Spelling {
 }
 
 /// What a change comes to.
+#[derive(Debug)]
 struct Found {
     /// Nats of the answer, a mean over all its tokens in all texts.
     answer: f64,

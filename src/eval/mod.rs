@@ -1,5 +1,5 @@
-//! Measuring a model: loss on text (`nll`), multiple choice (`choice`), facts to complete (`cloze`), and edits of facts
-//! (`edits`), all native; and what the page measures too: what is said with which probability ([`score`]), and what an
+//! Measuring a model: loss on text (`nll`), multiple choice (`choice`), facts to complete (`cloze`), edits of facts
+//! (`edits`), and a choice of them (`gallery`), all native; and what the page measures too: what is said with which probability ([`score`]), and what an
 //! edit does to text that it is not about ([`unrelated`]).
 //!
 //! Every suite asks the session for log-probabilities and knows nothing of what computes them.
@@ -10,6 +10,8 @@ pub mod choice;
 pub mod cloze;
 #[cfg(feature = "native")]
 pub mod edits;
+#[cfg(feature = "native")]
+pub mod gallery;
 #[cfg(feature = "native")]
 pub mod nll;
 pub mod score;

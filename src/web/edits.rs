@@ -11,16 +11,22 @@ use super::engine::{Engine, from_js};
 use super::rows::Rows;
 use crate::backend::Backend;
 use crate::device::Device;
+use crate::edits::teach::{self, Teaching};
 use crate::edits::{Edit, Edited, Edits, Method, Overlay, Preview, Scope, Swap};
 use crate::error::{Error, Result};
 use crate::eval::score::endings;
 use crate::eval::unrelated;
+use crate::sampler::Sampling;
 use crate::session::Session;
 use crate::text::{Message, chat};
 
 /// At most so many answers are weighed, for so many strengths.
 const MAX_ANSWERS: usize = 8;
 const MAX_STRENGTHS: usize = 64;
+/// A longer beginning would be read for too long between two chances to stop.
+const MAX_PROMPT_TOKENS: usize = 256;
+/// Tokens of an end that is found.
+const END_TOKENS: usize = 4;
 /// Characters shown on either side of an occurrence.
 const CONTEXT_CHARS: usize = 30;
 
@@ -43,12 +49,27 @@ struct Occurrence {
     after: String,
 }
 
+/// What was taught.
+#[derive(Serialize)]
+struct Lesson {
+    /// As a JSON array.
+    edits: String,
+    steps: usize,
+    before: f64,
+    after: f64,
+    change: f64,
+}
+
 /// What the page hears while something is measured.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
 enum Heard<'a> {
     /// ln P of each answer at a strength.
     Point { strength: f32, log_probs: &'a [f64] },
+    /// The two ends, where the engine was to find them.
+    Answers { answers: &'a [String] },
+    /// A step of teaching, after which the answer's tokens have this probability.
+    Step { taken: usize, likely: f64 },
     /// KL(unedited ‖ edited) a token of a text, in nats; null where the edits touch none of its tokens.
     Text { text: &'a str, kl: Option<f64> },
 }
@@ -121,7 +142,8 @@ impl Engine {
     }
 
     /// Tells `on_event` the probability of each of `answers` behind `prompt`, for each of `strengths` of those edits of the
-    /// file `edits` that `which` numbers; the others stay as they are.
+    /// file `edits` that `which` numbers; the others stay as they are. Without answers the two are taken that the model
+    /// says itself at strengths 0 and 1.
     ///
     /// # Errors
     /// What can't be used, rows that can't be had, a stop; in words for the reader.
@@ -152,6 +174,36 @@ impl Engine {
         self.control.end();
         Ok(reached?)
     }
+}
+
+#[wasm_bindgen]
+impl Engine {
+    /// Looks for rows of `subject` with which each of `prompts` ends with `answer`; tells `on_event` of each step.
+    ///
+    /// # Errors
+    /// A model on the GPU, a lesson that can't be taught, rows that can't be had, a stop; in words for the reader.
+    #[wasm_bindgen(js_name = teachFact)]
+    pub async fn teach_fact(
+        &self,
+        subject: String,
+        prompts: Vec<String>,
+        answer: String,
+        steps: usize,
+        on_event: Function,
+    ) -> Result<JsValue, JsError> {
+        let lesson = teach::Lesson { subject, prompts, answer, layers: None, steps };
+        self.control.begin(on_event);
+        let taught = self.teach(&lesson).await;
+        self.control.end();
+        Ok(to_js(&taught?)?)
+    }
+}
+
+/// `text` to where its first clause ends.
+fn first_words(text: &str) -> String {
+    let text = text.trim_start();
+    let end = text.find([',', '.', ';', ':', '\n', '(', '"']).filter(|end| *end > 0).unwrap_or(text.len());
+    text[..end].trim_end().to_owned()
 }
 
 fn json(edits: &[Edit]) -> String {
@@ -187,8 +239,8 @@ impl Engine {
     ) -> Result<()> {
         let mut session = self.idle_session()?;
         let mut edits = Edits::parse(edits.as_bytes())?;
-        if !(1..=MAX_ANSWERS).contains(&answers.len()) || answers.iter().any(|a| a.trim().is_empty()) {
-            let few = format!("from 1 to {MAX_ANSWERS} are possible, and none is empty");
+        if answers.len() > MAX_ANSWERS || answers.iter().any(|a| a.trim().is_empty()) {
+            let few = format!("at most {MAX_ANSWERS} are possible, and none is empty");
             return Err(Error::invalid("the answers", few));
         }
         if strengths.len() > MAX_STRENGTHS || which.iter().any(|i| *i >= edits.edits.len()) {
@@ -196,19 +248,41 @@ impl Engine {
             return Err(Error::invalid("the strengths", few));
         }
         let prompt = self.tokenizer.encode(prompt)?;
+        let mut set = |session: &mut Session<Device, Edited<Rows>>, strength: f32| {
+            for i in which {
+                edits.edits[*i] = Edit { on: true, strength, ..edits.edits[*i].clone() };
+            }
+            let overlay = edits.overlay(&self.facts.model_hash, &self.config)?;
+            session.rows_mut().set_overlay(overlay);
+            Ok::<_, Error>(())
+        };
+        let mut answers = answers.to_vec();
+        if answers.is_empty() {
+            for strength in [0.0, 1.0] {
+                set(&mut session, strength)?;
+                let said = session.generate(&prompt, &Sampling::greedy(END_TOKENS), &mut ()).await?;
+                answers.push(first_words(&self.tokenizer.decode(&said.tokens)?));
+                self.rest().await?;
+            }
+            if answers[0] == answers[1] {
+                let both = format!("with and without the edit the model says {:?} first", answers[0]);
+                return Err(Error::invalid("the ends", format!("{both}; type two")));
+            }
+            self.control.emit(&Heard::Answers { answers: &answers });
+        }
         let answers = answers.iter().map(|a| self.tokenizer.encode_more(&format!(" {}", a.trim())));
         let answers: Vec<Vec<u32>> = answers.collect::<Result<_>>()?;
+        if prompt.len() > MAX_PROMPT_TOKENS {
+            let count = format!("a beginning of {} tokens", prompt.len());
+            return Err(Error::invalid(count, format!("at most {MAX_PROMPT_TOKENS} are possible")));
+        }
         let longest = prompt.len() + answers.iter().map(Vec::len).max().unwrap_or_default();
         let capacity = session.backend().capacity();
         if longest > capacity {
             return Err(Error::ContextFull { tokens: longest, context: capacity });
         }
         for strength in strengths {
-            for i in which {
-                edits.edits[*i] = Edit { on: true, strength: *strength, ..edits.edits[*i].clone() };
-            }
-            let overlay = edits.overlay(&self.facts.model_hash, &self.config)?;
-            session.rows_mut().set_overlay(overlay);
+            set(&mut session, *strength)?;
             let log_probs = endings(&mut session, &prompt, &answers).await?;
             self.control.emit(&Heard::Point { strength: *strength, log_probs: &log_probs });
             self.rest().await?;
@@ -225,5 +299,26 @@ impl Engine {
             self.rest().await?;
         }
         Ok(())
+    }
+
+    async fn teach(&self, lesson: &teach::Lesson) -> Result<Lesson> {
+        let session = self.idle_session()?;
+        let Some(model) = session.backend().cpu() else {
+            return Err(Error::Unsupported {
+                what: "teaching on the GPU".into(),
+                supported: "the CPU; it can be chosen under Model".into(),
+            });
+        };
+        let rows = session.rows().inner();
+        let mut teaching = Teaching::begin(model, rows, &self.tokenizer, lesson).await?;
+        loop {
+            self.control.emit(&Heard::Step { taken: teaching.taken(), likely: teaching.likely() });
+            self.rest().await?;
+            if !teaching.step()? {
+                break;
+            }
+        }
+        let teach::Taught { edits, steps, before, after, change } = teaching.finish();
+        Ok(Lesson { edits: json(&edits), steps, before, after, change })
     }
 }

@@ -1,11 +1,11 @@
 // Edits in the page, on the real engine with a small random model, against what the native command makes of the same.
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { answered, enginePage, nextResult, scratch, xylem } from "./harness.mjs";
+import { answered, ask, enginePage, nextResult, scratch, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 const GREEDY = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 48, backend: "cpu" };
@@ -196,4 +196,202 @@ test("words selected in the chat become the subject", async (t) => {
   await offer.click();
   assert.equal(await page.getByLabel("Where the text says").inputValue(), word);
   await page.getByLabel("the table answers with the rows of").and(page.locator(":focus")).waitFor();
+});
+
+/** Opens a part of the page and gives it. */
+async function part(page, title) {
+  const section = page.locator(".edits-section", { hasText: title }).first();
+  await section.locator("summary").first().click();
+  return section;
+}
+
+test("a list goes out as a file that the command takes, and comes in again", async (t) => {
+  const page = await edits(t);
+  await answered(page, QUESTION);
+  await add(page, "tree", "What");
+  await page.getByRole("slider", { name: "Strength of tree as What" }).fill("0.5");
+  const edited = await again(page, 1);
+  const section = await part(page, "Export, import, share");
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    section.getByRole("button", { name: "Export a file" }).click(),
+  ]);
+  const file = join(await scratch(t), "edits.json");
+  await download.saveAs(file);
+  assert.deepEqual(await native("--edits", file), edited);
+
+  await button(page, "Remove tree as What").click();
+  await entries(page).first().waitFor({ state: "detached" });
+  await section.locator("input[type=file]").setInputFiles(file);
+  await section.getByText("2 edits added from edits.json.").waitFor();
+  assert.deepEqual(await again(page, 2), edited);
+
+  for (const [spoil, says] of [
+    [(text) => text.replace(/"model": "..../, '"model": "0000'), /made for the model 0000/],
+    [(text) => text.replace('"strength": 0.5', '"strength": 90'), /edit 1 \(tree as What.*strength 90/],
+    [() => "hello", /not a file of edits/],
+    [(text) => text.replace('"version": 1', '"version": 7'), /version 7/],
+  ]) {
+    const text = await readFile(file, "utf8");
+    await writeFile(join(file, "../bad.json"), spoil(text));
+    await section.locator("input[type=file]").setInputFiles(join(file, "../bad.json"));
+    const alert = section.getByRole("alert");
+    await alert.filter({ hasText: says }).waitFor();
+    assert.match(await alert.innerText(), /^bad\.json: /);
+  }
+  assert.equal(await entries(page).count(), 1);
+  assert.deepEqual(page.problems, []);
+});
+
+test("a link asks before its edits come into the list", async (t) => {
+  const page = await edits(t);
+  await add(page, "tree", "What");
+  const section = await part(page, "Export, import, share");
+  await section.getByRole("button", { name: "Copy a link" }).click();
+  await section.getByText(/The link is copied/).waitFor();
+  const link = await page.evaluate(() => navigator.clipboard.readText());
+  await button(page, "Remove tree as What").click();
+  await entries(page).first().waitFor({ state: "detached" });
+
+  await page.goto(link);
+  const dialog = page.getByRole("dialog", { name: "This link brings edits" });
+  await dialog.getByText("tree as What", { exact: true }).waitFor();
+  assert.equal(new URL(page.url()).hash, "");
+  assert.equal(await entries(page).count(), 0);
+  await dialog.getByRole("button", { name: "Leave them" }).click();
+  await page.goto(link);
+  await dialog.getByRole("button", { name: "Add to my edits" }).click();
+  await page.getByRole("checkbox", { name: "tree as What" }).waitFor();
+  const { result } = await answered(page, QUESTION);
+  assert.deepEqual(result.tokens, await nativeSwap(t, "--with", "What"));
+
+  await page.goto(`${link.slice(0, -30)}`);
+  await page
+    .getByRole("dialog", { name: "The edits of this link cannot be used" })
+    .getByText(/not a file of edits/)
+    .waitFor();
+  assert.deepEqual(page.problems, []);
+});
+
+test("before and after differ by the edits alone", async (t) => {
+  const page = await edits(t);
+  const section = await part(page, "Before and after");
+  await section.getByRole("button", { name: "Compare" }).click();
+  await section.getByRole("alert").filter({ hasText: "no question yet" }).waitFor();
+  await section.getByLabel("Question").fill(QUESTION);
+  await section.getByRole("button", { name: "Compare" }).click();
+  await section.getByRole("alert").filter({ hasText: "No edit is switched on" }).waitFor();
+  await add(page, "tree", "What");
+  await section.getByRole("button", { name: "Compare" }).click();
+  await section.getByText(/^Seed \d+\. The answers differ\.$/).waitFor();
+  const [plain, edited] = await page.evaluate(() => window.results.map(({ result }) => result));
+  assert.deepEqual(plain.tokens, await native());
+  assert.deepEqual(edited.tokens, await nativeSwap(t, "--with", "What"));
+  assert.equal(plain.seed, edited.seed);
+  assert.equal(
+    await section.getByRole("region", { name: "With the edits" }).locator("p").innerText(),
+    edited.text.trim(),
+  );
+  // The chat itself is as it was.
+  assert.equal(await page.getByRole("article").count(), 0);
+});
+
+test("the answers are weighed at each strength, and unrelated texts are measured", async (t) => {
+  const page = await edits(t);
+  await add(page, "tree", "What");
+  const section = await part(page, "How the answer tips");
+  await section.getByLabel("Beginning of a sentence").fill("my tree");
+  await section.getByRole("button", { name: "Weigh the answers" }).click();
+  await section.getByText(/the likelier of the two/).waitFor();
+  const ends = [section.getByLabel("One end"), section.getByLabel("Another end")];
+  const found = await Promise.all(ends.map((end) => end.inputValue()));
+  assert.notEqual(found[0], found[1]);
+  await ends[0].fill("ab");
+  await ends[1].fill("cd");
+  await section.getByRole("button", { name: "Weigh the answers" }).click();
+  await section.getByText(/^(ab|cd) .*the likelier of the two/).waitFor();
+  await section.getByText("As a table").click();
+  const rows = await section.locator(".chart tbody tr").allInnerTexts();
+  const [strengths, old] = [0, 1].map((i) => rows.map((row) => Number(row.split(/\s+/)[i])));
+  assert.deepEqual(
+    strengths,
+    Array.from({ length: 16 }, (_, i) => Math.round(i) / 10),
+  );
+  assert.ok(new Set(old).size > 5, `${old}`);
+
+  await section.getByRole("button", { name: "Measure" }).click();
+  await section.getByText(/The furthest moves by/).waitFor();
+  assert.equal(await section.locator("table", { hasText: "Text that no edit" }).locator("tbody tr").count(), 6);
+  assert.deepEqual(page.problems, []);
+});
+
+test("a measurement can be stopped, and gives way to an answer", async (t) => {
+  const page = await edits(t);
+  await add(page, "tree", "What");
+  const section = await part(page, "How the answer tips");
+  const weigh = async () => {
+    await section.getByLabel("Beginning of a sentence").fill("a tree ".repeat(30));
+    await section.getByLabel("One end").fill("ab");
+    await section.getByLabel("Another end").fill("cd");
+    await section.getByRole("button", { name: "Weigh the answers" }).click();
+    await section.getByText(/^Strength 0\.\d$/).waitFor();
+  };
+  await weigh();
+  await section.getByRole("button", { name: "Stop" }).click();
+  await section.getByText("Stopped.", { exact: true }).waitFor();
+  await weigh();
+  await ask(page, QUESTION);
+  await section.getByText("Stopped.", { exact: true }).waitFor();
+  assert.deepEqual((await nextResult(page, 0)).tokens, await nativeSwap(t, "--with", "What"));
+  assert.deepEqual(page.problems, []);
+});
+
+test("a fact is taught on the CPU, and its rows go out as the command takes them", async (t) => {
+  const page = await edits(t);
+  const section = await part(page, "Teach a fact");
+  await section.getByLabel("Subject").fill("Spain");
+  await section.getByLabel(/^Beginning of a sentence/).fill("I think Spain is");
+  await section.getByLabel("Wanted end").fill("ab");
+  await section.getByLabel("Steps at most").fill("4");
+  await section.getByRole("button", { name: "Teach" }).click();
+  const said = await section.getByText(/^In 4 steps the answer went from/).innerText();
+  const [before, after] = said.match(/[\d.]+%/g).map(Number.parseFloat);
+  assert.ok(after > before, said);
+  await entries(page).filter({ hasText: "Spain: ab" }).waitFor();
+  await entries(page).locator("summary", { hasText: "Learned rows" }).click();
+  await page.getByText("a row that was learned").first().waitFor();
+
+  // The page's rows are those that the command finds, but for the rounding of another order of sums.
+  const file = join(await scratch(t), "edits.json");
+  const lesson = [
+    "--subject",
+    "Spain",
+    "--prompt",
+    "I think Spain is",
+    "--answer",
+    "ab",
+    "--steps",
+    "4",
+    "--out",
+    file,
+  ];
+  const printed = await xylem("edit", "teach", "--bundle", model, ...lesson);
+  const [, one, other] = /from a probability of ([\d.]+) to ([\d.]+)/.exec(printed).map(Number);
+  assert.ok(Math.abs(100 * one - before) < 0.2 && Math.abs(100 * other - after) < 0.2, `${said} ${printed}`);
+
+  await section.getByLabel("Subject").fill("Peru");
+  await section.getByRole("button", { name: "Teach" }).click();
+  await section.getByRole("alert").filter({ hasText: 'does not name "Peru"' }).waitFor();
+  const share = await part(page, "Export, import, share");
+  await share.getByRole("button", { name: "Copy a link" }).click();
+  await share.getByRole("alert").filter({ hasText: "no room for learned rows" }).waitFor();
+});
+
+test("teaching says that it needs the CPU", async (t) => {
+  const page = await edits(t, { settings: { ...GREEDY, backend: "gpu" } });
+  const section = await part(page, "Teach a fact");
+  assert.ok(await section.getByRole("button", { name: "Teach" }).isDisabled());
+  await section.getByRole("button", { name: "Use the CPU" }).click();
+  await section.getByText(/needs the CPU backend/).waitFor({ state: "hidden" });
+  await section.locator("button:enabled", { hasText: "Teach" }).waitFor();
 });

@@ -51,6 +51,16 @@ async function lookupsPage(t, { settings = {}, hash = "", media, spoil } = {}) {
   return page;
 }
 
+/** Gives one name the rows of another. */
+async function addEdit(page, subject, other) {
+  await page.getByRole("tab", { name: "Edits" }).click();
+  await page.locator("button[type=submit]:enabled", { hasText: "Add the edit" }).waitFor();
+  await page.getByLabel("Where the text says").fill(subject);
+  await page.getByLabel("the table answers with the rows of").fill(other);
+  await page.keyboard.press("Enter");
+  await page.getByRole("list", { name: "Edits" }).getByRole("listitem").first().waitFor();
+}
+
 /** Shows the view, by default once the model is there: before that an example would be shown. */
 async function open(page, { ready = true } = {}) {
   if (ready) await page.locator('.chip[data-phase="ready"]').waitFor();
@@ -328,10 +338,7 @@ test("an answer goes before a trace", async (t) => {
 
 test("edits show in their layers", async (t) => {
   const page = await lookupsPage(t);
-  await page.addInitScript(() =>
-    localStorage.setItem("xylem.edits", JSON.stringify([{ subject: "rises", with: "falls", strength: 1, on: true }])),
-  );
-  await page.reload();
+  await addEdit(page, "rises", "falls");
   await open(page);
   await answered(page, QUESTION);
   await page.getByLabel("Colours show").selectOption("edited");
@@ -361,9 +368,7 @@ test("edits show in their layers", async (t) => {
 
 test("a link brings the question, the settings, the edits and the cell", async (t) => {
   const page = await lookupsPage(t, { settings: { maxTokens: 17 } });
-  const edits = [{ subject: "rises", with: "falls", strength: 0.5, on: true }];
-  await page.evaluate((value) => localStorage.setItem("xylem.edits", JSON.stringify(value)), edits);
-  await page.reload();
+  await addEdit(page, "rises", "falls");
   await open(page);
   const { result } = await answered(page, QUESTION);
   await page.getByLabel("Colours show").selectOption("gate");
@@ -376,7 +381,7 @@ test("a link brings the question, the settings, the edits and the cell", async (
   const other = await lookupsPage(t, { hash });
   const field = other.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await field.inputValue(), QUESTION);
-  assert.deepEqual(await other.evaluate(() => JSON.parse(localStorage.getItem("xylem.edits"))), edits);
+  await other.getByRole("button", { name: "Add to my edits" }).click();
   // Nothing is sent by itself, and the address is clean again.
   assert.equal(await other.locator(".turn").count(), 0);
   assert.equal(new URL(other.url()).hash, "");

@@ -100,6 +100,12 @@ export class App {
     return answer && this.conversation.messagesBefore(answer, this.#settings.value.system);
   }
 
+  /** What the model would read for `question` in a new chat. */
+  promptOf(question: string): ChatMessage[] {
+    const conversation = new Conversation();
+    return conversation.messagesBefore(conversation.ask(question), this.#settings.value.system);
+  }
+
   stop(): void {
     const answer = this.conversation.lastAnswer;
     if (!answer || !isRunning(answer)) return;

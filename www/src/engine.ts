@@ -14,7 +14,6 @@ import type {
   LoadProgress,
   Look,
   SamplingSettings,
-  Step,
   ToWorker,
 } from "./protocol";
 import { Signal } from "./signal";

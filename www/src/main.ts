@@ -9,6 +9,7 @@ import { h, icon, iconButton } from "./dom";
 import { EditsArchive } from "./edits/archive";
 import { EditsPanel } from "./edits/panel";
 import { selectionButton } from "./edits/selection";
+import { decode, encode, offerLinked, takeLinked } from "./edits/share";
 import { EditsStore } from "./edits/store";
 import { EngineClient, type EngineState } from "./engine";
 import { LoadView } from "./load-view";
@@ -16,7 +17,7 @@ import { lookups } from "./lookups/install";
 import { modelAddress } from "./model-address";
 import { modelPanel } from "./model-panel";
 import { Panel } from "./panel";
-import { storedSettings } from "./settings";
+import { sampling, storedSettings } from "./settings";
 import { settingsPanel } from "./settings-panel";
 import { Toast } from "./toast";
 
@@ -66,19 +67,22 @@ const loadView = new LoadView({
 });
 const toast = new Toast();
 
-const editsPanel = new EditsPanel(
-  edits,
-  engine,
-  {
-    again: () => app.regenerate(),
-    async occurrences(source) {
-      const messages = app.lastPrompt();
-      if (!messages) return [];
-      return engine.call("findOccurrences", messages, settings.value.maxTokens, Uint32Array.from(source));
-    },
+const editsPanel = new EditsPanel(edits, engine, {
+  again: () => app.regenerate(),
+  ask(question) {
+    newChat();
+    ask(question);
   },
-  [],
-);
+  useCpu: () => app.setBackend("cpu"),
+  lastPrompt: () => app.lastPrompt(),
+  promptOf: (question) => app.promptOf(question),
+  sampling: () => sampling(settings.value),
+  async occurrences(source) {
+    const messages = app.lastPrompt();
+    if (!messages) return [];
+    return engine.call("findOccurrences", messages, settings.value.maxTokens, Uint32Array.from(source));
+  },
+});
 const editSelection = selectionButton(chat.element, (name) => {
   panel.show("edits");
   editsPanel.begin(name);
@@ -111,12 +115,8 @@ const lookupsView = lookups({
   settings,
   composer,
   edits: {
-    shared: () => (edits.value.length > 0 ? edits.value : null),
-    take: (value) => {
-      const usable = usableEdits(value);
-      if (usable.length > 0) edits.set(usable);
-      return usable.length > 0;
-    },
+    shared: () => (edits.edits.length > 0 ? encode(edits.model ?? "", edits.edits) : null),
+    take: (part) => offerEdits(decode(part)),
   },
   show: () => panel.show("lookups"),
   ask,
@@ -154,6 +154,21 @@ function newChat(): void {
   composer.focus();
 }
 
+/** The address may bring edits; they wait for the model, which checks them. */
+function openLinkedEdits(): void {
+  const linked = takeLinked();
+  if (linked) offerEdits(linked);
+}
+
+function offerEdits(linked: Uint8Array): void {
+  let offered = false;
+  engine.state.watch((state) => {
+    if (offered || state.phase !== "ready") return;
+    offered = true;
+    void offerLinked(linked, state.info.modelHash, engine, edits, () => panel.show("edits"));
+  });
+}
+
 function refresh(): void {
   composer.setBusy(app.busy, app.stopping);
   chat.refresh();
@@ -189,7 +204,7 @@ engine.state.watch((state) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (event.defaultPrevented || event.isComposing || about.open) return;
+  if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;
   const typing = event.target instanceof Element && event.target.matches("input, textarea, select");
   const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
   if (event.key === "Escape") {
@@ -208,6 +223,8 @@ addEventListener("pagehide", () => {
 });
 
 app.start();
+openLinkedEdits();
+addEventListener("hashchange", openLinkedEdits);
 chat.draw();
 // A reader who asked the browser to save data decides on a hundred megabytes by hand.
 if (!savesData()) app.load();

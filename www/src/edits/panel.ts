@@ -3,13 +3,22 @@
 import { h, iconButton } from "../dom";
 import type { EngineClient, EngineState } from "../engine";
 import { reasonOf } from "../format";
+import { type Asking, compareSection } from "./compare";
 import { EditForm } from "./form";
+import { gallerySection } from "./gallery";
 import { groupsOf } from "./groups";
 import { editItem, type ItemContext } from "./item";
+import { limitsSection } from "./limits";
 import type { Edit, Occurrence, Preview } from "./protocol";
+import { shareSection } from "./share";
 import type { EditsStore } from "./store";
+import { teachSection } from "./teach";
+import { weighSection } from "./weigh";
 
-export type PanelActions = {
+export type PanelActions = Asking & {
+  /** Asks this in a new chat. */
+  ask(question: string): void;
+  useCpu(): void;
   /** Answers the last question again. */
   again(): void;
   /** Where tokens stand in what the model last read. */
@@ -33,13 +42,12 @@ export class EditsPanel {
   #drawing = 0;
   #phase: EngineState["phase"] | null = null;
 
-  /** `more`: what comes below the list. */
-  constructor(store: EditsStore, engine: EngineClient, actions: PanelActions, more: HTMLElement[]) {
+  constructor(store: EditsStore, engine: EngineClient, actions: PanelActions) {
     this.#store = store;
     this.#engine = engine;
     this.#actions = actions;
     this.#form = new EditForm(
-      async (subject, others) => this.#make(subject, others),
+      (subject, others) => this.make(subject, others),
       (edits) => store.add(edits),
     );
     this.#apply.addEventListener("change", () => store.setOff(!this.#apply.checked));
@@ -59,7 +67,16 @@ export class EditsPanel {
       this.#bar,
       this.#problem,
       this.#list,
-      ...more,
+      h(
+        "div",
+        { class: "edits-sections" },
+        gallerySection(store, engine, (subject, others) => this.make(subject, others), actions.ask),
+        compareSection(store, engine, actions),
+        weighSection(store, engine),
+        teachSection(store, engine, actions.useCpu),
+        shareSection(store, engine),
+        limitsSection(engine),
+      ),
     );
     this.element.addEventListener("keydown", (event) => this.#key(event));
     store.state.watch(() => void this.#draw());
@@ -83,7 +100,8 @@ export class EditsPanel {
     this.#form.begin(subject);
   }
 
-  async #make(subject: string, others: string[]): Promise<Edit[]> {
+  /** The edits that give `subject` the rows of `others`, in both spellings. */
+  async make(subject: string, others: string[]): Promise<Edit[]> {
     const options = { scope: "phrase" as const, strength: 1, layers: null, method: null, atStart: true };
     return JSON.parse(await this.#engine.call("makeEdits", subject, others, options)) as Edit[];
   }

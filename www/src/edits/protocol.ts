@@ -48,7 +48,13 @@ export type Occurrence = { position: number; before: string; after: string };
 
 /** What is heard while the answers are weighed, or the unrelated texts read. */
 export type Point = { type: "point"; strength: number; logProbs: number[] };
+/** Two ends that the engine found itself: what it says without the edit and with it. */
+export type Answers = { type: "answers"; answers: string[] };
 export type ReadText = { type: "text"; text: string; kl: number | null };
+
+export type TeachStep = { type: "step"; taken: number; likely: number };
+/** `edits` is JSON; `before` and `after` are probabilities, `change` a share of the rows' length. */
+export type Taught = { edits: string; steps: number; before: number; after: number; change: number };
 
 /** The engine's methods for edits. A `file` is JSON, and lists of edits come back as JSON arrays. */
 export type EditMethods = {
@@ -62,9 +68,16 @@ export type EditMethods = {
     file: string,
     which: Uint32Array,
     strengths: Float32Array,
-    onEvent: (event: Point) => void,
+    onEvent: (event: Point | Answers) => void,
   ): Promise<void>;
   measureReach(file: string, onEvent: (event: ReadText) => void): Promise<void>;
+  teachFact(
+    subject: string,
+    prompts: string[],
+    answer: string,
+    steps: number,
+    onEvent: (event: TeachStep) => void,
+  ): Promise<Taught>;
 };
 
 /** The file that holds `edits`, which were made for the model with this hash. */

@@ -3,6 +3,7 @@
 import type { App } from "../app";
 import type { Composer } from "../composer";
 import type { EngineClient } from "../engine";
+import { reasonOf } from "../format";
 import type { Settings } from "../settings";
 import type { Signal } from "../signal";
 import { fromHash, toHash } from "./share";
@@ -15,10 +16,10 @@ export type Page = {
   settings: Signal<Settings>;
   composer: Composer;
   edits: {
-    /** What a link is to bring along; null for none. */
-    shared(): unknown;
-    /** Takes what a link brought, which may be anything; whether some of it can be used. */
-    take(value: unknown): boolean;
+    /** What a link is to bring along; null for none. Throws for edits that have no room in a link. */
+    shared(): string | null;
+    /** Offers the reader what a link brought, which may be anything. */
+    take(part: string): void;
   };
   /** Shows the tab. */
   show(): void;
@@ -41,30 +42,29 @@ export function lookups(page: Page): LookupsView {
     page.composer.fill(shared.question);
     if (shared.show) view.show(shared.show);
     if (shared.cell) view.pin(shared.cell);
-    const edited = shared.edits !== null && page.edits.take(shared.edits);
-    page.say(
-      `A link brought this question and its settings${edited ? ", and edits" : ""}. Send it to see what it shows.`,
-    );
+    if (shared.edits !== null) page.edits.take(shared.edits);
+    page.say("A link brought this question and its settings. Send it to see what it shows.");
     // Only what the reader does next counts.
     history.replaceState(null, "", location.pathname + location.search);
   }
   return view;
 }
 
-async function share({ app, settings, edits }: Page, view: LookupsView): Promise<boolean> {
+/** Copies the link; gives the reason if it can't. */
+async function share({ app, settings, edits }: Page, view: LookupsView): Promise<string | null> {
   const question = app.conversation.turns.findLast(({ role }) => role === "user")?.content ?? "";
-  const hash = toHash({
-    question,
-    settings: settings.value,
-    edits: edits.shared(),
-    show: view.quantity,
-    cell: view.pinned,
-  });
   try {
+    const hash = toHash({
+      question,
+      settings: settings.value,
+      edits: edits.shared(),
+      show: view.quantity,
+      cell: view.pinned,
+    });
     await navigator.clipboard.writeText(new URL(hash, location.href).href);
-    return true;
-  } catch {
-    return false;
+    return null;
+  } catch (cause) {
+    return reasonOf(cause);
   }
 }
 

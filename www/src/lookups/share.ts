@@ -8,15 +8,14 @@ import type { Place } from "./grid";
 export type Shared = {
   question: string;
   settings: Pick<Settings, (typeof SHARED)[number]>;
-  /** As JSON gives it; what can be used of it, the edits' own code decides. Null for none. */
-  edits: unknown;
+  /** What can be used of it, the edits' own code decides. Null for none. */
+  edits: string | null;
   show: string | null;
   cell: Place | null;
 };
 
 const SHARED = ["temperature", "topP", "topK", "repetitionPenalty", "maxTokens", "seed", "system"] as const;
 const MAX_QUESTION = 8000;
-const MAX_EDITS_CHARACTERS = 16_000;
 const MAX_PLACE = 1e6;
 
 export function toHash({ question, settings, edits, show, cell }: Shared): string {
@@ -25,7 +24,7 @@ export function toHash({ question, settings, edits, show, cell }: Shared): strin
     SHARED.filter((key) => settings[key] !== DEFAULTS[key]).map((key) => [key, settings[key]]),
   );
   if (Object.keys(chosen).length > 0) parts.set("settings", JSON.stringify(chosen));
-  if (edits !== null) parts.set("edits", JSON.stringify(edits));
+  if (edits !== null) parts.set("edits", edits);
   if (show) parts.set("show", show);
   if (cell) parts.set("cell", `${cell.position}.${cell.layer}`);
   return `#${parts}`;
@@ -43,7 +42,7 @@ export function fromHash(hash: string): Shared | null {
   return {
     question,
     settings: { ...sampling(settings), system: settings.system },
-    edits: parse((parts.get("edits") ?? "").slice(0, MAX_EDITS_CHARACTERS)),
+    edits: parts.get("edits"),
     show: parts.get("show"),
     cell: isPlace(position) && isPlace(layer) ? { position, layer } : null,
   };

@@ -21,7 +21,8 @@ const EXAMPLE = "An example, made beforehand";
 
 export type ViewActions = {
   /** Copies a link to this state. */
-  share(): Promise<boolean>;
+  /** Gives why nothing was copied, or null. */
+  share(): Promise<string | null>;
   tour(): void;
 };
 
@@ -103,9 +104,7 @@ export class LookupsView {
       file.value = "";
     });
     const share = button("Copy link", () => {
-      void actions
-        .share()
-        .then((done) => this.#say(done ? "The link is copied." : "The browser did not allow copying."));
+      void actions.share().then((problem) => this.#say(problem ?? "The link is copied."));
     });
     this.#empty = h(
       "div",

@@ -1,0 +1,192 @@
+// The list as a file, from a file, and as a link.
+
+import { h } from "../dom";
+import type { EngineClient } from "../engine";
+import { plural, reasonOf } from "../format";
+import { type Edit, fileOf } from "./protocol";
+import { section } from "./section";
+import type { EditsStore } from "./store";
+
+/** As much as the engine reads. */
+const MAX_FILE_BYTES = 16 << 20;
+/** Longer links get lost on the way. */
+const MAX_LINK_CHARACTERS = 8000;
+const FRAGMENT = "#edits=";
+
+export function shareSection(store: EditsStore, engine: EngineClient): HTMLElement {
+  const status = h("p", { class: "hint", role: "status" });
+  const problem = h("p", { class: "problem", role: "alert", hidden: true });
+  const say = (text: string, wrong = ""): void => {
+    status.textContent = text;
+    problem.textContent = wrong;
+    problem.hidden = wrong === "";
+  };
+  const file = h("input", {
+    type: "file",
+    accept: ".json,application/json",
+    hidden: true,
+    onchange: () => {
+      const chosen = file.files?.[0];
+      file.value = "";
+      if (!chosen) return;
+      read(chosen, engine)
+        .then((edits) => {
+          store.add(edits);
+          say(`${plural(edits.length, "edit")} added from ${chosen.name}.`);
+        })
+        .catch((cause: unknown) => say("", `${chosen.name}: ${reasonOf(cause)}`));
+    },
+  });
+  const share = async (): Promise<void> => {
+    const link = linkOf(store.model ?? "", store.edits);
+    await navigator.clipboard.writeText(link);
+    say(`The link is copied, ${plural(link.length, "character")} long.`);
+  };
+  const save = h("button", { type: "button", class: "button quiet", onclick: () => download(store) }, "Export a file");
+  const link = h(
+    "button",
+    {
+      type: "button",
+      class: "button quiet",
+      onclick: () => void share().catch((cause: unknown) => say("", reasonOf(cause))),
+    },
+    "Copy a link",
+  );
+  const load = h("button", { type: "button", class: "button quiet", onclick: () => file.click() }, "Import a file");
+  store.state.watch(({ edits }) => {
+    save.disabled = edits.length === 0;
+    link.disabled = edits.length === 0;
+  });
+  return section(
+    "Export, import, share",
+    h("div", { class: "buttons" }, save, load, link),
+    file,
+    status,
+    problem,
+    h(
+      "p",
+      { class: "hint" },
+      "A file holds everything and is the one that the command takes with --edits. A link holds recipes only (which name " +
+        "gets whose rows), not rows that were learned. Both are for this very version of the model.",
+    ),
+  );
+}
+
+async function read(file: File, engine: EngineClient): Promise<Edit[]> {
+  if (file.size > MAX_FILE_BYTES) throw new Error(`a file of more than ${MAX_FILE_BYTES >> 20} MiB is not read`);
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  return JSON.parse(await engine.call("checkEdits", bytes)) as Edit[];
+}
+
+function download(store: EditsStore): void {
+  const pretty = `${JSON.stringify(JSON.parse(store.file()), null, 2)}\n`;
+  const url = URL.createObjectURL(new Blob([pretty], { type: "application/json" }));
+  h("a", { href: url, download: "edits.json" }).click();
+  URL.revokeObjectURL(url);
+}
+
+/** The list as a part of a link; learned rows have no room there. */
+export function encode(model: string, edits: readonly Edit[]): string {
+  if (edits.some(({ target }) => "values" in target)) {
+    throw new Error("A link has no room for learned rows; export a file, or remove the taught facts.");
+  }
+  const bytes = new TextEncoder().encode(fileOf(model, edits));
+  return btoa(String.fromCharCode(...bytes))
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replaceAll("=", "");
+}
+
+/** The file in a part of a link. Of one that holds none, the engine says so. */
+export function decode(part: string): Uint8Array {
+  if (part.length > MAX_LINK_CHARACTERS) return new Uint8Array();
+  try {
+    const text = atob(part.replaceAll("-", "+").replaceAll("_", "/"));
+    return Uint8Array.from(text, (character) => character.charCodeAt(0));
+  } catch {
+    return new Uint8Array();
+  }
+}
+
+function linkOf(model: string, edits: readonly Edit[]): string {
+  const { origin, pathname, search } = location;
+  const link = `${origin}${pathname}${search}${FRAGMENT}${encode(model, edits)}`;
+  if (link.length > MAX_LINK_CHARACTERS) throw new Error("So many edits make no link; export a file.");
+  return link;
+}
+
+/** The file in the page's address, taken out of it; null if there is none. */
+export function takeLinked(): Uint8Array | null {
+  const { hash } = location;
+  if (!hash.startsWith(FRAGMENT)) return null;
+  history.replaceState(null, "", location.pathname + location.search);
+  return decode(hash.slice(FRAGMENT.length));
+}
+
+/** Asks whether the edits of a link should come into the list. Nothing of them applies before. */
+export async function offerLinked(
+  linked: Uint8Array,
+  model: string,
+  engine: EngineClient,
+  store: EditsStore,
+  added: () => void,
+): Promise<void> {
+  try {
+    const edits = JSON.parse(await engine.call("checkEdits", linked)) as Edit[];
+    await store.open(model);
+    ask(edits, () => {
+      store.add(edits);
+      added();
+    });
+  } catch (cause) {
+    refuse(reasonOf(cause));
+  }
+}
+
+function ask(edits: readonly Edit[], add: () => void): void {
+  const names = new Set(edits.map(({ label }) => label || "without a name"));
+  const problem = h("p", { class: "problem", role: "alert", hidden: true });
+  const take = h("button", { type: "button", class: "button" }, "Add to my edits");
+  const dialog = showDialog(
+    "This link brings edits",
+    [
+      h("ul", { class: "linked" }, ...[...names].map((name) => h("li", { dir: "auto" }, name))),
+      h(
+        "p",
+        {},
+        "They change which rows answer for these names, in all your chats, until you switch them off under Edits. The " +
+          "names are those that the maker of the link gave them; the list under Edits shows what each does.",
+      ),
+      problem,
+    ],
+    [take],
+  );
+  take.addEventListener("click", () => {
+    try {
+      add();
+      dialog.close();
+    } catch (cause) {
+      problem.textContent = reasonOf(cause);
+      problem.hidden = false;
+    }
+  });
+}
+
+function refuse(reason: string): void {
+  showDialog("The edits of this link cannot be used", [h("p", { class: "problem" }, reason)], []);
+}
+
+function showDialog(title: string, content: HTMLElement[], buttons: HTMLElement[]): HTMLDialogElement {
+  const leave = h("button", { type: "button", class: "button quiet", onclick: () => dialog.close() }, "Leave them");
+  const dialog = h(
+    "dialog",
+    { class: "about ask", "aria-labelledby": "ask-title" },
+    h("h2", { id: "ask-title" }, title),
+    ...content,
+    h("div", { class: "buttons" }, ...buttons, leave),
+  );
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
