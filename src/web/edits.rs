@@ -8,16 +8,14 @@ use wasm_bindgen::prelude::*;
 
 use super::control::to_js;
 use super::engine::{Engine, from_js};
-use super::rows::Rows;
+use super::rows::PageSession;
 use crate::backend::Backend;
-use crate::device::Device;
 use crate::edits::teach::{self, Teaching};
-use crate::edits::{Edit, Edited, Edits, Method, Overlay, Preview, Scope, Swap};
+use crate::edits::{Edit, Edits, Method, Overlay, Preview, Scope, Swap};
 use crate::error::{Error, Result};
 use crate::eval::score::endings;
 use crate::eval::unrelated;
 use crate::sampler::Sampling;
-use crate::session::Session;
 use crate::text::{Message, chat};
 
 /// At most so many answers are weighed, for so many strengths.
@@ -218,7 +216,7 @@ impl Engine {
         Ok(edits)
     }
 
-    pub(super) fn idle_session(&self) -> Result<MutexGuard<'_, Session<Device, Edited<Rows>>>> {
+    pub(super) fn idle_session(&self) -> Result<MutexGuard<'_, PageSession>> {
         let busy = || Error::invalid("the measurement", "came while an answer was being written");
         self.session.try_lock().ok_or_else(busy)
     }
@@ -248,7 +246,7 @@ impl Engine {
             return Err(Error::invalid("the strengths", few));
         }
         let prompt = self.tokenizer.encode(prompt)?;
-        let mut set = |session: &mut Session<Device, Edited<Rows>>, strength: f32| {
+        let mut set = |session: &mut PageSession, strength: f32| {
             for i in which {
                 edits.edits[*i] = Edit { on: true, strength, ..edits.edits[*i].clone() };
             }

@@ -13,12 +13,12 @@ use super::control::{Control, Event, to_js};
 use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
 use super::look::{Look, part};
-use super::rows::{ModelRows, Rows};
+use super::rows::{PageSession, Rows};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
 use crate::bundle::Cost;
 use crate::config::Config;
 use crate::device::Device;
-use crate::edits::{Edited, Edits, Overlay};
+use crate::edits::{Edited, Edits, Instead, KnockOut, Knocked, Overlay};
 use crate::engram::WithEngram;
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
@@ -35,7 +35,7 @@ const CPU_CHUNK: usize = 32;
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Engine {
-    pub(super) session: Mutex<Session<Device, Edited<ModelRows>>>,
+    pub(super) session: Mutex<PageSession>,
     pub(super) tokenizer: Tokenizer,
     pub(super) template: Option<Template>,
     pub(super) config: Config,
@@ -187,7 +187,8 @@ impl Engine {
         let (hasher, engram) = engram.unzip();
         let heads = Rows { tables: engram.clone(), control: control.clone() };
         let rows = WithEngram::new(stem, config.stem_width(), hasher.map(|hasher| (hasher, heads)));
-        let session = Mutex::new(Session::new(device, Edited::new(rows), config.clone(), chunk));
+        let session =
+            Mutex::new(Session::new(device, Edited::new(Knocked::new(rows)), config.clone(), chunk));
         Ok(Self { session, tokenizer, template, config, tables, engram, control, look, facts })
     }
 
@@ -238,6 +239,27 @@ impl Engine {
             let pages: Vec<u32> = engram.iter().map(|page| page - first).collect();
             tables.download(&pages).await?;
         }
+        Ok(())
+    }
+
+    /// Knocks out the rows of `layers` (of all STEM layers unless given) for the answers that follow: `instead` says what
+    /// takes their place, none brings them back.
+    ///
+    /// # Errors
+    /// Layers without rows, rows that can't be had, an answer under way; in words for the reader.
+    #[wasm_bindgen(js_name = knockOut)]
+    pub async fn knock_out(&self, instead: JsValue, layers: Option<Vec<usize>>) -> Result<(), JsError> {
+        let instead: Option<Instead> = from_js("the knock-out", instead)?;
+        let mut session = self.idle_session()?;
+        let out = match instead {
+            Some(instead) => {
+                self.control.resume();
+                let rows = session.rows().inner().inner();
+                Some(KnockOut::new(instead, layers.as_deref(), &self.config, rows).await?)
+            }
+            None => None,
+        };
+        session.rows_mut().inner_mut().set(out);
         Ok(())
     }
 

@@ -11,15 +11,21 @@ use wasm_bindgen_futures::spawn_local;
 use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event};
 use super::http::Host;
+use crate::device::Device;
+use crate::edits::{Edited, Knocked};
 use crate::engram::WithEngram;
 use crate::error::{Error, Result};
+use crate::session::Session;
 use crate::tables::{Origin, RowSource, Store, Tables};
 
 /// A lookup is worth a word from so many milliseconds on.
 const LONG_MS: u32 = 300;
 
 /// All rows of a model.
-pub type ModelRows = WithEngram<Rows, Rows<EngramPages>>;
+type ModelRows = WithEngram<Rows, Rows<EngramPages>>;
+
+/// What runs: rows that may be knocked out, and edits over them.
+pub type PageSession = Session<Device, Edited<Knocked<ModelRows>>>;
 
 /// The rows of one of the model's tables, if it has that one.
 #[derive(Debug)]

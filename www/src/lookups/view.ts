@@ -20,8 +20,7 @@ const KEEP_UP_MS = 200;
 const EXAMPLE = "An example, made beforehand";
 
 export type ViewActions = {
-  /** Copies a link to this state. */
-  /** Gives why nothing was copied, or null. */
+  /** Copies a link to this state; gives why it could not, or null. */
   share(): Promise<string | null>;
   tour(): void;
 };
