@@ -1,5 +1,6 @@
 //! The class `Engine` of `pkg/xylem.js`; `www/src/protocol.ts` describes its values.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures::lock::Mutex;
@@ -43,6 +44,8 @@ pub struct Engine {
     engram: Option<Rc<Tables<Host, EngramPages>>>,
     pub(super) control: Rc<Control>,
     look: Look,
+    /// What is knocked out.
+    out: RefCell<Option<Out>>,
     pub(super) facts: Facts,
 }
 
@@ -118,6 +121,13 @@ struct Settings {
     seed: Option<u64>,
 }
 
+/// Rows to knock out: of these layers, of all unless given.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Out {
+    instead: Instead,
+    layers: Option<Vec<usize>>,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -189,7 +199,18 @@ impl Engine {
         let rows = WithEngram::new(stem, config.stem_width(), hasher.map(|hasher| (hasher, heads)));
         let session =
             Mutex::new(Session::new(device, Edited::new(Knocked::new(rows)), config.clone(), chunk));
-        Ok(Self { session, tokenizer, template, config, tables, engram, control, look, facts })
+        Ok(Self {
+            session,
+            tokenizer,
+            template,
+            config,
+            tables,
+            engram,
+            control,
+            look,
+            out: RefCell::default(),
+            facts,
+        })
     }
 
     /// What is loaded, and what it takes.
@@ -204,22 +225,25 @@ impl Engine {
         Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows, engram })?)
     }
 
-    /// Answers the last of `messages`, with the rows edited as the file `edits` says, if there is one.
+    /// Answers the last of `messages`, with the rows edited as the file `edits` says, if there is one, and without those that
+    /// `knock_out` takes away.
     ///
     /// # Errors
-    /// Messages, settings or edits that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
+    /// Messages, settings, edits or a knock-out that can't be used, rows that can't be had, a GPU that fails; in words for the reader.
     pub async fn chat(
         &self,
         messages: JsValue,
         settings: JsValue,
         edits: Option<String>,
+        knock_out: JsValue,
         on_event: Function,
     ) -> Result<JsValue, JsError> {
         let messages: Vec<Message> = from_js("the messages", messages)?;
         let settings: Settings = from_js("the settings", settings)?;
         let overlay = self.overlay(edits.as_deref())?;
+        let out: Option<Out> = from_js("the knock-out", knock_out)?;
         self.control.begin(on_event);
-        let answer = self.answer(&messages, &settings, overlay).await;
+        let answer = self.answer(&messages, &settings, overlay, out).await;
         self.control.end();
         Ok(to_js(&answer?)?)
     }
@@ -239,27 +263,6 @@ impl Engine {
             let pages: Vec<u32> = engram.iter().map(|page| page - first).collect();
             tables.download(&pages).await?;
         }
-        Ok(())
-    }
-
-    /// Knocks out the rows of `layers` (of all STEM layers unless given) for the answers that follow: `instead` says what
-    /// takes their place, none brings them back.
-    ///
-    /// # Errors
-    /// Layers without rows, rows that can't be had, an answer under way; in words for the reader.
-    #[wasm_bindgen(js_name = knockOut)]
-    pub async fn knock_out(&self, instead: JsValue, layers: Option<Vec<usize>>) -> Result<(), JsError> {
-        let instead: Option<Instead> = from_js("the knock-out", instead)?;
-        let mut session = self.idle_session()?;
-        let out = match instead {
-            Some(instead) => {
-                self.control.resume();
-                let rows = session.rows().inner().inner();
-                Some(KnockOut::new(instead, layers.as_deref(), &self.config, rows).await?)
-            }
-            None => None,
-        };
-        session.rows_mut().inner_mut().set(out);
         Ok(())
     }
 
@@ -313,7 +316,13 @@ impl Engine {
 }
 
 impl Engine {
-    async fn answer(&self, messages: &[Message], settings: &Settings, overlay: Overlay) -> Result<Answer> {
+    async fn answer(
+        &self,
+        messages: &[Message],
+        settings: &Settings,
+        overlay: Overlay,
+        out: Option<Out>,
+    ) -> Result<Answer> {
         let mut session = match self.session.try_lock() {
             Some(session) => session,
             // A look at the last answer gives way.
@@ -324,6 +333,17 @@ impl Engine {
         // An overlay makes the cache forget, so that one that says the same must stay.
         if *session.rows().overlay() != overlay {
             session.rows_mut().set_overlay(overlay);
+        }
+        if *self.out.borrow() != out {
+            let knock_out = match &out {
+                Some(Out { instead, layers }) => {
+                    let rows = session.rows().inner().inner();
+                    Some(KnockOut::new(*instead, layers.as_deref(), &self.config, rows).await?)
+                }
+                None => None,
+            };
+            session.rows_mut().inner_mut().set(knock_out);
+            self.out.replace(out);
         }
         let seed = settings.seed.unwrap_or_else(|| (Math::random() * f64::from(u32::MAX)) as u64);
         let sampling = Sampling {

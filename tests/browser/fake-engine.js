@@ -97,7 +97,7 @@ export class Engine {
     return INFO;
   }
 
-  async chat(messages, settings, _edits, onEvent) {
+  async chat(messages, settings, _edits, _knockOut, onEvent) {
     this.#stopped = false;
     this.#answers += 1;
     const question = messages.at(-1).content;

@@ -491,3 +491,33 @@ for (const colorScheme of ["light", "dark"]) {
     assert.deepEqual(wide, []);
   });
 }
+
+test("rows are knocked out for one answer, as the command does it", async (t) => {
+  const page = await lookupsPage(t);
+  await open(page);
+  const before = await answered(page, QUESTION);
+  const tab = page.getByRole("tabpanel", { name: "Lookups" });
+  await tab.getByText("Knock-outs", { exact: true }).click();
+  const [plain, other] = ["As it is", "Knocked out"].map((name) => tab.getByRole("region", { name }).locator("p"));
+  for (const [instead, layers] of [
+    ["zero", "all"],
+    ["mean", "all"],
+    ["shuffle", "1"],
+  ]) {
+    await tab.getByLabel("In place of the rows").selectOption(instead);
+    await tab.getByLabel("In", { exact: true }).selectOption(layers);
+    await tab.getByRole("button", { name: "Knock out" }).click();
+    await tab.getByText("The answers differ.").waitFor();
+    assert.equal(await plain.innerText(), before.result.text.trim());
+    const options = ["--knock-out", instead, ...(layers === "all" ? [] : ["--knock-out-layers", layers])];
+    const sampling = ["--temperature", "0", "--repetition-penalty", "1.3", "--max-tokens", String(SETTINGS.maxTokens)];
+    const text = ["--prompt", QUESTION, "--chat", "--context", "4096", "--json"];
+    const native = JSON.parse(await xylem("generate", "--bundle", model, ...text, ...sampling, ...options));
+    assert.equal(await other.innerText(), native.text.trim(), instead);
+    await page.reload();
+    await open(page);
+    await tab.getByText("Knock-outs", { exact: true }).click();
+  }
+  await page.getByRole("button", { name: "New chat" }).click();
+  assert.deepEqual((await answered(page, QUESTION)).result.tokens, before.result.tokens);
+});

@@ -11,6 +11,7 @@ import type {
   GenEvent,
   GenResult,
   Kept,
+  KnockOut,
   LoadProgress,
   Look,
   SamplingSettings,
@@ -109,11 +110,12 @@ export class EngineClient {
     edits: string | null,
     onEvent: (event: GenEvent) => void,
     kind: Job["kind"] = "answer",
+    knockOut: KnockOut | null = null,
   ): Promise<GenResult> {
     return this.#alone(kind, () => {
       return new Promise((resolve, reject) => {
         this.#running = { onEvent, resolve, reject };
-        this.#post({ type: "chat", messages, settings, edits });
+        this.#post({ type: "chat", messages, settings, edits, knockOut });
       });
     });
   }

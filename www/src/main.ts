@@ -67,16 +67,19 @@ const loadView = new LoadView({
 });
 const toast = new Toast();
 
+const asking = {
+  lastPrompt: () => app.lastPrompt(),
+  promptOf: (question: string) => app.promptOf(question),
+  sampling: () => sampling(settings.value),
+};
 const editsPanel = new EditsPanel(edits, engine, {
+  ...asking,
   again: () => app.regenerate(),
   ask(question) {
     newChat();
     ask(question);
   },
   useCpu: () => app.setBackend("cpu"),
-  lastPrompt: () => app.lastPrompt(),
-  promptOf: (question) => app.promptOf(question),
-  sampling: () => sampling(settings.value),
   async occurrences(source) {
     const messages = app.lastPrompt();
     if (!messages) return [];
@@ -114,9 +117,11 @@ const lookupsView = lookups({
   engine,
   settings,
   composer,
+  asking,
   edits: {
     shared: () => (edits.edits.length > 0 ? encode(edits.model ?? "", edits.edits) : null),
     take: (part) => offerEdits(decode(part)),
+    inUse: () => edits.fileInUse(),
   },
   show: () => panel.show("lookups"),
   ask,

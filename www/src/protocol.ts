@@ -91,6 +91,12 @@ export type Seen = {
   gateOpen: number[] | null;
 };
 
+/** What may take the place of rows. */
+export const INSTEAD = ["zero", "mean", "shuffle"] as const;
+export type Instead = (typeof INSTEAD)[number];
+/** Rows knocked out for one answer, in these STEM layers or in all. */
+export type KnockOut = { instead: Instead; layers: number[] | null };
+
 export type GenEvent =
   | { type: "prefill"; done: number; total: number }
   // `text` is what became complete with this token; it may be empty inside a multi-byte character.
@@ -118,6 +124,7 @@ export type Engine = EditMethods & {
     messages: ChatMessage[],
     settings: SamplingSettings,
     edits: string | null,
+    knockOut: KnockOut | null,
     onEvent: (event: GenEvent) => void,
   ): Promise<GenResult>;
   download(pages: Uint32Array): Promise<void>;
@@ -171,7 +178,13 @@ export type Look = { name: "trace" } | { name: "card"; position: number; layer: 
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
   // `edits`: a file of edits, or none.
-  | { type: "chat"; messages: ChatMessage[]; settings: SamplingSettings; edits: string | null }
+  | {
+      type: "chat";
+      messages: ChatMessage[];
+      settings: SamplingSettings;
+      edits: string | null;
+      knockOut: KnockOut | null;
+    }
   // Any other method of the engine; its result or its refusal has the same `id`, as has each event before.
   | { type: "call"; id: number; method: keyof EditMethods; args: unknown[] }
   | { type: "prefetch"; text: string }

@@ -118,8 +118,8 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "chat": {
       if (!engine) throw new Error("The model is not loaded yet.");
-      const { messages, settings, edits } = message;
-      const answer = engine.chat(messages, settings, edits, (event) => post({ type: "event", event }));
+      const { messages, settings, edits, knockOut } = message;
+      const answer = engine.chat(messages, settings, edits, knockOut, (event) => post({ type: "event", event }));
       answering = answer.catch(() => undefined);
       const result = await answer;
       post({ type: "result", result, info: engine.info() });

@@ -3,7 +3,8 @@
 import { h, iconButton } from "../dom";
 import type { EngineClient, EngineState } from "../engine";
 import { reasonOf } from "../format";
-import { type Asking, compareSection } from "./compare";
+import type { Asking } from "../side-by-side";
+import { compareSection } from "./compare";
 import { EditForm } from "./form";
 import { gallerySection } from "./gallery";
 import { groupsOf } from "./groups";

@@ -5,7 +5,9 @@ import type { Composer } from "../composer";
 import type { EngineClient } from "../engine";
 import { reasonOf } from "../format";
 import type { Settings } from "../settings";
+import type { Asking } from "../side-by-side";
 import type { Signal } from "../signal";
+import { knockOuts } from "./knock-outs";
 import { fromHash, toHash } from "./share";
 import { Tour, type TourStep } from "./tour";
 import { LookupsView } from "./view";
@@ -20,7 +22,10 @@ export type Page = {
     shared(): string | null;
     /** Offers the reader what a link brought, which may be anything. */
     take(part: string): void;
+    /** What an answer is to be given with; null for no edits at all. */
+    inUse(): string | null;
   };
+  asking: Asking;
   /** Shows the tab. */
   show(): void;
   ask(question: string): void;
@@ -36,6 +41,7 @@ export function lookups(page: Page): LookupsView {
     tour: () => tour.start(),
   });
   document.body.append(tour.element);
+  view.element.append(knockOuts(page.engine, page.asking, page.edits.inUse));
   const shared = fromHash(location.hash);
   if (shared) {
     page.settings.set({ ...page.settings.value, ...shared.settings });
