@@ -400,7 +400,7 @@ impl<T: Transport, S: Store> Tables<T, S> {
                     break;
                 }
                 // Browsers fail where a host compresses ranges. If the whole shard can't be had either, it is gone.
-                Err(Error::Network { .. }) if self.state().ranges == Ranges::Unknown => break,
+                Err(Error::Network { .. }) if self.state().ranges != Ranges::Served => break,
                 Err(error) => return Err(error),
             };
             self.state().stats.bytes_fetched += bytes.len() as u64;
@@ -409,7 +409,8 @@ impl<T: Transport, S: Store> Tables<T, S> {
                 return Ok(());
             }
         }
-        drop(probe);
+        // Where it is still not known, the shard will tell.
+        let _probe = probe.filter(|_| self.state().ranges == Ranges::Unknown);
         self.fetch_shard(&span).await
     }
 

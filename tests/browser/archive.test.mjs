@@ -198,7 +198,7 @@ test("a browser without room answers all the same, and says so", async (t) => {
   const worker = await readFile(join(root, "dist/worker.js"), "utf8");
   const full = `IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError"); };\n`;
   const host = {
-    answer(request) {
+    answer(request, response) {
       if (request.url !== "/worker.js") return false;
       response.writeHead(200, { "content-type": "text/javascript" }).end(full + worker);
       return true;
