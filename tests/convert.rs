@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use xylem::backend::{Backend, Output, Step, Want};
 use xylem::bundle::{Bundle, Dtype};
-use xylem::convert::{Base, Dense, Precision, Recipe, build};
+use xylem::convert::{Base, Dense, Precision, Recipe, Untrained, build};
 use xylem::cpu::CpuBackend;
 use xylem::engram::compress::Compressed;
 use xylem::engram::draw::Sizes;
@@ -438,6 +438,30 @@ fn a_recipe_can_bring_engram_layers() {
     let mut odd = raw.clone();
     odd.push(("blk.1.engram_key.lora_a", Type::F32, vec![1, 32], vec![0; 128]));
     refused(&odd, head(&ids_sha256), "`blk.1.engram_key.lora_a` is unknown");
+}
+
+#[test]
+fn untrained_engram_layers_change_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    checkpoint(&path, TYPES[0], true, 3);
+    let base = Base::open(&path).unwrap();
+    let dense = Dense(base.config().clone());
+    let sizes =
+        Sizes { layers: vec![0, 1], tables: vec![50, 90], heads: 2, head_width: 16, kernel: 4, seed: 5 };
+    let changes = Untrained::new(&dense, &base, &sizes).unwrap();
+    let [plain, engram] = ["plain", "engram"].map(|name| dir.path().join(name));
+    build::write(&base, &dense, Precision::Keep, "tiny", &plain, &()).unwrap();
+    let manifest = build::write(&base, &changes, Precision::Keep, "tiny", &engram, &()).unwrap();
+    assert_eq!(bundle_logits(&engram), bundle_logits(&plain));
+    let layers = &manifest.config.engram.as_ref().unwrap().layers;
+    assert_eq!(layers.iter().map(|l| l.layer).collect::<Vec<_>>(), [0, 1]);
+    assert!(manifest.source.rows.contains("Engram untrained"));
+    // There is something to train: the projections are not zero.
+    let core = fs::read(engram.join("core-000.bin")).unwrap();
+    let key = manifest.tensor("blk.0.engram_key").unwrap();
+    assert!(core[key.offset as usize..][..key.bytes()].iter().filter(|b| **b != 0).count() > key.bytes() / 2);
+    assert!(Untrained::new(&dense, &base, &Sizes { head_width: 15, ..sizes }).is_err());
 }
 
 #[test]

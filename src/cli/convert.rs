@@ -9,7 +9,8 @@ use clap::ValueEnum;
 use indicatif::{HumanBytes, ProgressBar};
 use serde::Serialize;
 use xylem::bundle::{Dtype, Manifest};
-use xylem::convert::{Base, Changes, Dense, Precision, Progress, Recipe, build, closed_form};
+use xylem::convert::{Base, Changes, Dense, Precision, Progress, Recipe, Untrained, build, closed_form};
+use xylem::engram::draw::Sizes;
 use xylem::text::{Tokenizer, documents};
 
 use super::progress;
@@ -40,6 +41,18 @@ pub struct Args {
     /// The text to estimate rows from, documents separated by a line `<|endoftext|>`; a built-in one unless given.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
+    /// Layers that get untrained Engram layers, as a list: they change nothing until they are trained.
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', conflicts_with = "recipe")]
+    engram_layers: Vec<usize>,
+    /// The least sizes of an Engram head's table: for pairs, triples, and so on.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [12289, 12289])]
+    engram_tables: Vec<u32>,
+    /// Engram heads for each length of n-gram.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    engram_heads: usize,
+    /// Width of an Engram head's row.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    engram_width: usize,
     /// How matrices are stored.
     #[arg(long, value_enum, default_value = "keep")]
     precision: Storage,
@@ -93,7 +106,19 @@ pub fn run(args: &Args) -> Result<()> {
     let bars = Bars(Mutex::new(None));
     let write = |changes: &dyn Changes| {
         let name = args.name.clone().unwrap_or_else(|| base.name());
-        build::write(&base, changes, args.precision.into(), &name, &args.out, &bars)
+        if args.engram_layers.is_empty() {
+            return build::write(&base, changes, args.precision.into(), &name, &args.out, &bars);
+        }
+        let sizes = Sizes {
+            layers: args.engram_layers.clone(),
+            tables: args.engram_tables.clone(),
+            heads: args.engram_heads,
+            head_width: args.engram_width,
+            kernel: 4,
+            seed: 0,
+        };
+        let changes = Untrained::new(changes, &base, &sizes)?;
+        build::write(&base, &changes, args.precision.into(), &name, &args.out, &bars)
     };
     let manifest = if let Some(dir) = &args.recipe {
         write(&Recipe::open(dir, &base)?)?

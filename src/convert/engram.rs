@@ -1,17 +1,87 @@
-//! What a recipe says of Engram layers, and their table in the bundle.
+//! Engram layers in a conversion: untrained ones, what a recipe says of trained ones, and their table in the bundle.
 
 use serde::Deserialize;
 
 use super::Base;
 use super::build::{Changes, Progress};
 use super::recipe::{Matrix, sha256};
-use crate::bundle::Table;
+use crate::bundle::manifest::expected_tensors;
 use crate::bundle::quant::quantize_row;
 use crate::bundle::writer::{TableSpec, Writer};
+use crate::bundle::{Table, random};
+use crate::config::Config;
 use crate::engram::Engram;
 use crate::engram::compress::Compressed;
+use crate::engram::draw::Sizes;
 use crate::error::Result;
 use crate::text::Tokenizer;
+
+/// Adds layers that are not trained: their tables are zero, so that they change no logit, but all is there to train.
+pub struct Untrained<'a> {
+    inner: &'a dyn Changes,
+    config: Config,
+    compressed: Compressed,
+    seed: u64,
+    row: Vec<f32>,
+}
+
+impl<'a> Untrained<'a> {
+    /// `inner` with layers of these sizes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) for sizes that don't fit the model, or what the tokenizer gives.
+    pub fn new(inner: &'a dyn Changes, base: &Base, sizes: &Sizes) -> Result<Self> {
+        let config = inner.config();
+        let compressed = Compressed::new(&Tokenizer::new(base.tokenizer_json(), None)?, config.vocab_size)?;
+        let pad = config.eos_tokens.first().map_or(0, |token| compressed.ids[*token as usize]);
+        let engram = sizes.draw(compressed.count, pad)?;
+        let config = Config { engram: Some(engram), ..config.clone() };
+        Ok(Self { inner, config, compressed, seed: sizes.seed, row: vec![0.0; sizes.head_width] })
+    }
+}
+
+impl Changes for Untrained<'_> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, Engram untrained", self.inner.describe())
+    }
+
+    fn tensor(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        if !is_engram(name) {
+            return self.inner.tensor(name);
+        }
+        let shape = expected_tensors(&self.config).into_iter().find(|(n, _)| n == name).map(|(_, s)| s);
+        Ok(shape.map(|shape| match shape[..] {
+            [_, _] => random::weights(name, &shape, self.seed),
+            _ if name.ends_with("_norm") => vec![1.0; self.config.hidden_size],
+            _ => vec![0.0; shape.iter().product()],
+        }))
+    }
+
+    fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
+        self.inner.rows(tokens, out)
+    }
+
+    fn compressed(&self) -> Option<&Compressed> {
+        Some(&self.compressed)
+    }
+
+    fn engram_row(&self, _record: u32) -> &[f32] {
+        &self.row
+    }
+
+    fn hot(&self) -> &[u32] {
+        self.inner.hot()
+    }
+}
+
+/// Whether the bundle's tensor `name` belongs to an Engram layer.
+pub fn is_engram(name: &str) -> bool {
+    name.contains(".engram_")
+}
 
 /// `engram` in `recipe.json`.
 #[derive(Debug, Clone, Deserialize)]

@@ -17,5 +17,6 @@ pub mod vocabulary;
 
 pub use base::Base;
 pub use build::{Changes, Dense, Progress};
+pub use engram::Untrained;
 pub use recipe::Recipe;
 pub use store::Precision;

@@ -193,7 +193,7 @@ impl<'a> Recipe<'a> {
             for (part, shape) in self.parts(&name) {
                 let stem = part.trim_end_matches(".weight");
                 if let [rows, width] = shape[..] {
-                    if is_engram(&name) {
+                    if engram::is_engram(&name) {
                         all.push((part, [rows, width]));
                         continue;
                     }
@@ -215,7 +215,7 @@ impl<'a> Recipe<'a> {
 
     /// As [`Base::parts`]; an Engram layer's tensors are in no checkpoint, and each is one part.
     fn parts(&self, name: &str) -> Vec<(String, Vec<usize>)> {
-        if !is_engram(name) {
+        if !engram::is_engram(name) {
             return self.base.parts(name);
         }
         let all = expected_tensors(&self.config).into_iter();
@@ -247,7 +247,7 @@ impl<'a> Recipe<'a> {
         }
         let core = expected_tensors(&self.config).into_iter().map(|(name, _)| format!("{name}.weight"));
         let rows = self.config.engram.iter().flat_map(engram::tensors).map(|(name, _)| name);
-        for name in core.filter(|name| is_engram(name)).chain(rows) {
+        for name in core.filter(|name| engram::is_engram(name)).chain(rows) {
             if !self.tensors.contains_key(&name) {
                 return Err(format!("the tensor `{name}` is missing"));
             }
@@ -433,11 +433,6 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(wrong(path, format!("{bytes} bytes, at most {limit} were expected")));
     }
     fs::read(path).map_err(|e| Error::io(path, e))
-}
-
-/// Whether the bundle's tensor `name` belongs to an Engram layer.
-fn is_engram(name: &str) -> bool {
-    name.contains(".engram_")
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {

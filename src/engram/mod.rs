@@ -12,7 +12,8 @@
 //!
 //! with a causal convolution of each channel by itself, over positions as far apart as the longest n-gram is long.
 //! The operations are in [`crate::plan`] and the kernels in `crate::cpu::engram`; here is what comes before them.
-//! There is one residual stream, and the projections have no bias, unlike in the demonstration.
+//! There is one residual stream, the projections have no bias, and all norms have the model's epsilon, unlike in the
+//! demonstration.
 
 #[cfg(feature = "native")]
 pub mod compress;

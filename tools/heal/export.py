@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import engram as ng
 from model import FFN, HIDDEN, KVD, LAYERS, Q, Dense, load_gguf
 from student import FIRST, STEM, Student
 
@@ -78,11 +79,14 @@ def tensors_of(student):
             cols = slice(i * FFN, (i + 1) * FFN)
             state["rows"][:-1, cols] = put(f"blk.{n}.stem_rows", state["rows"][:-1, cols].contiguous())
     out["output_norm.weight"] = state["norms.out"].float()
+    if student.engram is not None:
+        out |= ng.tensors_of(student.engram, put, state)
     return out, state
 
 
 def read_recipe(folder):
-    """The state of the student that a recipe was written from, with the values as they were rounded."""
+    """The state of the student that a recipe was written from, with the values as they were rounded, and what the recipe
+    says of Engram layers."""
     with open(os.path.join(folder, "recipe.json")) as f:
         head = json.load(f)
     if head["stem_layers"] != STEM:
@@ -111,7 +115,20 @@ def read_recipe(folder):
             state[f"maps.{n - FIRST}"] = get(f"blk.{n}.stem_map")
             rows.append(get(f"blk.{n}.stem_rows"))
     state["rows"] = F.pad(torch.cat(rows, 1), (0, 0, 0, 1))
-    return state
+    config = (head.get("engram") or {}).get("config")
+    if config:
+        state |= ng.state_of(config, get)
+    return {"student": state, "engram": config}
+
+
+def engram_of(config, tok):
+    """The Engram layers of a `config`, if there is one, and their compressed ids."""
+    if not config:
+        return None, None
+    ids, count = ng.compress(tok)
+    if count != config["compressed_vocab"]:
+        raise SystemExit(f"{count} compressed ids, the Engram layers have {config['compressed_vocab']}")
+    return ng.Engram(config, ids), ids
 
 
 def write(out, folder):
@@ -149,9 +166,10 @@ def main():
     a = p.parse_args()
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
-    state = torch.load(a.checkpoint)
-    state = state.get("student", state)
-    student = Student(dense, state["tokens"])
+    saved = torch.load(a.checkpoint)
+    state = saved.get("student", saved)
+    engram, ids = engram_of(saved.get("engram"), tok)
+    student = Student(dense, state["tokens"], engram=engram)
     student.load_state_dict(state)
     out, written = tensors_of(student)
     training = json.load(open(a.provenance)) if a.provenance else {}
@@ -169,6 +187,8 @@ def main():
     recipe = {
         "format": "xylem-recipe", "version": 1, "name": a.name, "base": BASE, "stem_layers": STEM, "files": files, "training": training,
     }
+    if engram is not None:
+        recipe["engram"] = ng.head_of(engram.config, ids)
     with open(os.path.join(a.out, "recipe.json"), "w") as f:
         json.dump(recipe, f, indent=1)
     print(sum(f["bytes"] for f in files), "bytes in", len(files), "files")

@@ -135,10 +135,15 @@ class KlHead(torch.autograd.Function):
 
 
 class Student(nn.Module):
-    def __init__(self, dense, tokens, rank=32, wide=48):
-        """`tokens`: the ids that have a residual row. `wide`: rank where several matrices share a factor."""
+    def __init__(self, dense, tokens, rank=32, wide=48, engram=None):
+        """`tokens`: the ids that have a residual row. `wide`: rank where several matrices share a factor.
+
+        `engram`: Engram layers (`engram.py`), from FIRST on, or none.
+        """
         super().__init__()
-        self.dense = dense
+        self.dense, self.engram = dense, engram
+        if engram is not None and min(engram.layers) < FIRST:
+            raise SystemExit(f"Engram layers {list(engram.layers)}: those below {FIRST} are the base's own")
         self.register_buffer("tokens", torch.as_tensor(tokens, dtype=torch.long))
         slot = torch.full((VOCAB,), len(tokens), dtype=torch.long)
         slot[self.tokens] = torch.arange(len(tokens))
@@ -168,7 +173,7 @@ class Student(nn.Module):
         """Takes over an earlier student, also one that had changed its dense FFNs: these changes are dropped."""
         state = {k.replace("_gu_", "_gate_") if k.startswith("core.") else k: v for k, v in state.items()}
         mine = self.state_dict()
-        self.load_state_dict({k: v for k, v in state.items() if k in mine})
+        self.load_state_dict(mine | {k: v for k, v in state.items() if k in mine})
 
     def lora(self, x, n, name, w):
         return LoraLinear.apply(x, w, self.core[f"{n}_{name}_a"].to(DTYPE), self.core[f"{n}_{name}_b"].to(DTYPE))
@@ -197,16 +202,21 @@ class Student(nn.Module):
         act = Swiglu.apply(self.lora(h, n, "gate", self.gate[n]), up)
         return x + F.linear(act, self.down[str(n)].to(DTYPE))
 
-    def forward(self, x, row_ids):
+    def forward(self, x, row_ids, ids=None):
         """Normalised last states [batch * length, HIDDEN] from the base's stream x before layer FIRST.
 
-        row_ids [batch, length]: whose rows each position reads, the input tokens unless edited.
+        row_ids [batch, length]: whose rows each position reads; ids: the input tokens, which these are unless edited.
+        N-grams are those of the input.
         """
         batch, length = row_ids.shape
+        if self.engram is not None:
+            records = self.engram.records(row_ids if ids is None else ids)
         cos, sin = (t[:length].contiguous() for t in rope_table(length))
         unique, back = row_ids.flatten().unique(return_inverse=True)
         table = self.table(unique)
         for n in range(FIRST, LAYERS):
+            if self.engram is not None and n in self.engram.layers:
+                x = self.engram(n, x, records, batch)
             up = F.embedding(back, table[n - FIRST]) if n in STEM else None
             x = self.layer(x, n, batch, length, cos, sin, up)
         return Norm.apply(x, self.norms["out"])

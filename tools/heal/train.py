@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.nn.functional as F
 
+import engram as ng
 import entities as en
 from data import ASSISTANT, END, SYSTEM, USER
-from export import read_recipe
+from export import engram_of, read_recipe
 from model import DTYPE, EOT, LAYERS, Dense, dense_forward, load_gguf, rms
 from student import FIRST, KlHead, Norm, Student, Swiglu, rotate_c
 
@@ -250,7 +251,7 @@ class Probe:
     @torch.no_grad()
     def facts(self, student):
         start, _ = self.teacher.compute(self.prompts)
-        say = lambda rows: F.linear(student(start, rows).view(*rows.shape, -1)[:, -1], self.dense.embd).float()
+        say = lambda rows: F.linear(student(start, rows, self.prompts).view(*rows.shape, -1)[:, -1], self.dense.embd).float()
         true = self.answers.argmax(-1)
         cloze = (say(self.prompts).argmax(-1) == true).float().mean().item()
         rows = self.prompts.clone()
@@ -285,6 +286,11 @@ def main():
     p.add_argument("--lr-down", type=float, default=1e-4)
     p.add_argument("--lr-maps", type=float, default=1e-4)
     p.add_argument("--lr-rows", type=float, default=2e-3)
+    p.add_argument("--engram-layers", type=int, nargs="*", default=[], help="new Engram layers; a run goes on with those it has")
+    p.add_argument("--engram-tables", type=int, nargs="*", default=[12289, 12289], help="of pairs, triples: least size of a head's table")
+    p.add_argument("--engram-heads", type=int, default=8, help="of each order")
+    p.add_argument("--engram-width", type=int, default=32, help="of a head's row")
+    p.add_argument("--lr-engram", type=float, default=6e-4, help="of its projections; the tables' is five times as much")
     p.add_argument("--probe-minutes", type=float, default=5)
     p.add_argument("--workers", type=int, default=2, help="threads, each with one job at a time")
     a = p.parse_args()
@@ -294,13 +300,20 @@ def main():
     os.makedirs(a.out, exist_ok=True)
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
-    state = read_recipe(a.init) if os.path.isdir(a.init) else torch.load(a.init)
-    state = state.get("student", state)
-    student = Student(dense, state["tokens"])
+    saved = read_recipe(a.init) if os.path.isdir(a.init) else torch.load(a.init)
+    state, config = saved.get("student", saved), saved.get("engram")
+    if a.engram_layers and not config:
+        ids, count = ng.compress(tok)
+        config = ng.draw(a.engram_layers, a.engram_tables, a.engram_heads, a.engram_width, ids, count)
+    engram, _ = engram_of(config, tok)
+    student = Student(dense, state["tokens"], engram=engram)
     student.start_from(state)
     rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
     groups = [{"params": list(getattr(student, k).parameters()), "lr": lr} for k, lr in rates.items()]
     groups.append({"params": [student.rows], "lr": a.lr_rows})
+    if engram is not None:
+        groups.append({"params": [q for name, q in engram.named_parameters() if name != "table"], "lr": a.lr_engram})
+        groups.append({"params": [engram.table], "lr": 5 * a.lr_engram})
     optim = torch.optim.Adam(groups, betas=(0.9, 0.98), fused=True)
     peaks = [g["lr"] for g in groups]
 
@@ -324,7 +337,7 @@ def main():
 
     def save():
         torch.save(
-            {"student": student.state_dict(), "optim": optim.state_dict(), "step": step, "tokens": tokens, "spent": time.time() - begin},
+            {"student": student.state_dict(), "engram": config, "optim": optim.state_dict(), "step": step, "tokens": tokens, "spent": time.time() - begin},
             last + ".new",
         )
         os.replace(last + ".new", last)
@@ -340,7 +353,7 @@ def main():
             with torch.no_grad():
                 start = dense_forward(dense, read, 0, FIRST, **FUSED)
             there, here = compare[:, 0].long(), compare[:, 1].long()
-            state, target, weight, exchange = student(start, rows)[here], target[there], compare[:, 2].float(), compare[:, 3:].long()
+            state, target, weight, exchange = student(start, rows, read)[here], target[there], compare[:, 2].float(), compare[:, 3:].long()
         else:
             start, target = teacher(keys, ids)
             state, weight, exchange = student(start, ids), rest[0].flatten(), None
