@@ -68,10 +68,14 @@ const loadView = new LoadView({
 const toast = new Toast();
 
 const editsPanel = new EditsPanel(edits, engine, {
-  again: () => app.regenerate(),
+  again() {
+    app.regenerate();
+    showChat();
+  },
   ask(question) {
     newChat();
     ask(question);
+    showChat();
   },
   useCpu: () => app.setBackend("cpu"),
   lastPrompt: () => app.lastPrompt(),
@@ -152,6 +156,11 @@ function newChat(): void {
   const old = app.newChat();
   toast.show("A new chat has begun.", "Undo", () => app.restore(old));
   composer.focus();
+}
+
+/** On a narrow screen the panel would cover the answer. */
+function showChat(): void {
+  if (panel.covers) panel.close();
 }
 
 /** The address may bring edits; they wait for the model, which checks them. */
