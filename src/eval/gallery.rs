@@ -146,16 +146,17 @@ pub async fn find<B: Backend, R: RowSource>(
         if worked {
             works.push(shown);
         } else {
-            fails.push((shown, *other));
+            fails.push((shown, *one, *other));
         }
     }
     gallery.worked = works.len();
     gallery.works = choose(works, search);
     // Most clearly: the old answer is the surest.
-    fails.sort_by(|(a, _), (b, _)| (b.after[0] - b.after[1]).total_cmp(&(a.after[0] - a.after[1])));
-    if let Some((shown, other)) = fails.into_iter().next() {
-        let ends = [tokenizer.encode_more(&shown.old)?, tokenizer.encode_more(&shown.new)?];
-        let own = tokenizer.encode(&facts[other].row.prompt)?;
+    fails.sort_by(|(a, ..), (b, ..)| (b.after[0] - b.after[1]).total_cmp(&(a.after[0] - a.after[1])));
+    if let Some((shown, one, other)) = fails.into_iter().next() {
+        let [one, other] = [facts[one].row, facts[other].row];
+        let ends = [tokenizer.encode_more(&one.target_true)?, tokenizer.encode_more(&other.target_true)?];
+        let own = tokenizer.encode(&other.prompt)?;
         let known_new = endings(session, &own, &ends[1..]).await?[0].exp();
         let swap = Swap { strength: OVERSHOOT, ..whole() };
         let edits = swap.edits(tokenizer, &shown.subject, &[&shown.with])?;

@@ -395,3 +395,21 @@ test("teaching says that it needs the CPU", async (t) => {
   await section.getByText(/needs the CPU backend/).waitFor({ state: "hidden" });
   await section.locator("button:enabled", { hasText: "Teach" }).waitFor();
 });
+
+test("an example is one click; a second one asks again without another edit", async (t) => {
+  const page = await edits(t);
+  const section = await part(page, "Edits that work");
+  await section.getByText("measured with another version of the model").waitFor();
+  await section.getByRole("button", { name: "Try Spain as Germany" }).click();
+  await page.getByRole("checkbox", { name: "Spain as Germany" }).waitFor();
+  const first = await nextResult(page, 0);
+  await page.getByRole("article", { name: "You" }).getByText("What is the capital of Spain?").waitFor();
+  await page.getByRole("checkbox", { name: "Spain as Germany" }).uncheck();
+  await section.getByRole("button", { name: "Try Spain as Germany" }).click();
+  assert.deepEqual((await nextResult(page, 1)).tokens, first.tokens);
+  assert.equal(await entries(page).count(), 1);
+  // Its sentence and its two ends are known.
+  const weigh = await part(page, "How the answer tips");
+  assert.equal(await weigh.getByLabel("Beginning of a sentence").inputValue(), "The capital of Spain is");
+  assert.equal(await weigh.getByLabel("Another end").inputValue(), "Berlin");
+});

@@ -8,6 +8,18 @@ import { ask, fakePage, lastAnswer } from "./harness.mjs";
 
 const PHONE = { viewport: { width: 390, height: 844 } };
 
+/** The tab "Edits" with an edit in the list, and all that can be unfolded. */
+async function openEdits(page) {
+  await page.getByRole("tab", { name: "Edits" }).click();
+  await page.getByLabel("Where the text says").fill("Spain");
+  await page.getByLabel("the table answers with the rows of").fill("Germany");
+  await page.keyboard.press("Enter");
+  await page.getByRole("checkbox", { name: "Spain as Germany" }).waitFor();
+  await page.locator(".edits-page details").evaluateAll((all) => {
+    for (const details of all) details.open = true;
+  });
+}
+
 /** The page itself, and every part that should scroll on its own axis only. */
 function overflow(page) {
   return page.evaluate(() =>
@@ -36,6 +48,8 @@ test("nothing scrolls sideways on a phone", async (t) => {
     await page.getByRole("tab", { name: tab }).click();
     assert.deepEqual(await overflow(page), []);
   }
+  await openEdits(page);
+  assert.deepEqual(await overflow(page), []);
 });
 
 test("a failure fits a phone", async (t) => {
@@ -92,12 +106,16 @@ test("every control has a name", async (t) => {
   await ask(page, "how?");
   await lastAnswer(page);
   for (const tab of ["Model", "Edits", "Lookups", "Settings"]) {
-    await page.getByRole("tab", { name: tab }).click();
+    if (tab === "Edits") await openEdits(page);
+    else await page.getByRole("tab", { name: tab }).click();
     const nameless = await page.evaluate(() =>
       [...document.querySelectorAll("button, input, select, textarea, a")]
         .filter((control) => control.checkVisibility())
         .filter(
-          (control) => !control.textContent.trim() && !control.getAttribute("aria-label") && !control.labels?.length,
+          (control) =>
+            !(control.matches("select") ? "" : control.textContent.trim()) &&
+            !control.getAttribute("aria-label") &&
+            !control.labels?.length,
         )
         .map((control) => control.outerHTML),
     );
@@ -130,6 +148,8 @@ for (const colorScheme of ["light", "dark"]) {
     await check("lookups");
     await page.getByRole("tab", { name: "Settings" }).click();
     await check("settings");
+    await openEdits(page);
+    await check("edits");
     await page.getByRole("tab", { name: "Model" }).click();
     await page.getByRole("button", { name: "Unload" }).click();
     await check("unloaded");

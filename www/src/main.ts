@@ -74,10 +74,14 @@ const asking = {
 };
 const editsPanel = new EditsPanel(edits, engine, {
   ...asking,
-  again: () => app.regenerate(),
+  again() {
+    app.regenerate();
+    showChat();
+  },
   ask(question) {
     newChat();
     ask(question);
+    showChat();
   },
   useCpu: () => app.setBackend("cpu"),
   async occurrences(source) {
@@ -157,6 +161,11 @@ function newChat(): void {
   const old = app.newChat();
   toast.show("A new chat has begun.", "Undo", () => app.restore(old));
   composer.focus();
+}
+
+/** On a narrow screen the panel would cover the answer. */
+function showChat(): void {
+  if (panel.covers) panel.close();
 }
 
 /** The address may bring edits; they wait for the model, which checks them. */

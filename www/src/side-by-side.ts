@@ -62,5 +62,5 @@ export function sideBySide(
 
 function answer(title: string): { title: string; element: HTMLElement; text: HTMLElement } {
   const text = h("p", { class: "compare-text", dir: "auto" });
-  return { title, text, element: h("section", { "aria-label": title }, h("h4", {}, title), text) };
+  return { title, text, element: h("section", { "aria-label": title }, h("h3", {}, title), text) };
 }

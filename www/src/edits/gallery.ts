@@ -60,7 +60,12 @@ export function gallerySection(
     other.hidden = state.phase !== "ready" || state.info.modelHash === gallery.model;
   });
   const attempt = async (shown: Shown): Promise<void> => {
-    store.add(await make(shown.subject, [shown.with]));
+    const made = await make(shown.subject, [shown.with]);
+    const labels = new Set(made.map(({ label }) => label));
+    // A second click asks again; the edit is in the list already.
+    const known = store.edits.some(({ label }) => labels.has(label));
+    if (known) store.switchOn(labels);
+    else store.add(made);
     ask(shown.question);
   };
   const button = (shown: Shown): HTMLElement =>
@@ -86,7 +91,7 @@ export function gallerySection(
     other,
     h("ul", { class: "gallery" }, ...works.map((shown) => h("li", {}, ...card(shown), button(shown)))),
     problem,
-    fails && h("h4", {}, "One that fails"),
+    fails && h("h3", {}, "One that fails"),
     fails && h("div", { class: "gallery" }, ...card(fails), h("p", { class: "hint" }, why(fails)), button(fails)),
     h(
       "p",

@@ -59,7 +59,7 @@ export function limitsSection(engine: EngineClient): HTMLElement {
       ),
       item(
         "What is not in the rows.",
-        "The token's embedding, attention and the dense layers still know what the text says, and so does the chat above.",
+        "The token's embedding, attention and the dense layers still know what the text says, and what the chat already says stays there.",
       ),
     ),
     h(

@@ -8,7 +8,7 @@ export function section(title: string, ...children: Child[]): HTMLDetailsElement
   return h(
     "details",
     { class: "edits-section" },
-    h("summary", {}, h("h3", {}, title)),
+    h("summary", {}, h("h2", {}, title)),
     h("div", { class: "edits-section-body" }, ...children),
   );
 }

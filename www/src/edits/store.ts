@@ -74,6 +74,13 @@ export class EditsStore {
     this.#change({ edits: all, off: false });
   }
 
+  /** Lets the edits with these labels apply. */
+  switchOn(labels: ReadonlySet<string>): void {
+    const { edits, off } = this.state.value;
+    if (!off && edits.every(({ label, on }) => on || !labels.has(label))) return;
+    this.#change({ edits: edits.map((edit) => (labels.has(edit.label) ? { ...edit, on: true } : edit)), off: false });
+  }
+
   setOff(off: boolean): void {
     this.#change({ ...this.state.value, off });
   }

@@ -78,7 +78,7 @@ export function weighSection(store: EditsStore, engine: EngineClient): HTMLEleme
     ),
     bar.element,
     chart.element,
-    h("h4", {}, "What else moves"),
+    h("h3", {}, "What else moves"),
     ...reachPart(store, engine),
   );
 }
@@ -112,7 +112,7 @@ function reachPart(store: EditsStore, engine: EngineClient): HTMLElement[] {
     await engine.measure("measureReach", [file], ({ text, kl }) => {
       done += 1;
       largest = Math.max(largest, kl ?? 0);
-      const value = kl === null ? "0, has none of the tokens" : kl.toPrecision(2);
+      const value = kl === null ? "0, untouched" : kl.toPrecision(2);
       rows.append(h("tr", {}, h("td", { dir: "auto" }, shortened(text)), h("td", {}, value)));
       say(`${done} of 6 texts`, done / 6);
     });
@@ -125,7 +125,7 @@ function reachPart(store: EditsStore, engine: EngineClient): HTMLElement[] {
     h(
       "p",
       { class: "hint" },
-      "KL(without ‖ with all edits that are on) of what the model says after each token; 0 is the same to the bit.",
+      "KL(without ‖ with all edits that are on) of what the model says after each token; untouched: none of its tokens is changed, so all is the same to the bit.",
     ),
     bar.element,
     table,
