@@ -78,9 +78,10 @@ test("pages that come in numbers are written once", async (t) => {
   const { info } = await answered(page, QUESTION);
   await page.waitForTimeout(1000);
   const writes = await page.workers()[0].evaluate(() => self.writes);
-  // The Engram table of so small a model comes nearly whole, a page more or less at a time; files are few.
-  assert.ok(info.engram.bytesFetched > 1e6);
-  assert.ok(writes > 200 && writes < info.tablePages + 20, `${writes} for ${info.tablePages} pages`);
+  // A page may come along with others more than once, and is then written again; files are few.
+  const fetched = (info.engram.bytesFetched + info.rows.bytesFetched) / 4000;
+  assert.ok(fetched > 256, "more than is written together");
+  assert.ok(writes > 200 && writes < fetched + 20, `${writes} for ${fetched} pages`);
 });
 
 test("pages of both tables are kept for the next visit", async (t) => {
