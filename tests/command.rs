@@ -177,6 +177,59 @@ fn a_bad_checkpoint_leaves_the_good_bundle_alone() {
 }
 
 #[test]
+fn the_bench_of_tables_adds_up() {
+    let (dir, bundle) = random_bundle();
+    let data = dir.path().join("text.txt");
+    fs::write(&data, "One document here.\n<|endoftext|>\nAnother, and the last.\n").unwrap();
+    let data = data.display().to_string();
+    let bench = |more: &[&str]| {
+        let all = ["bench", "tables", "--bundle", &bundle, "--data", &data, "--json"];
+        reads(&[all.as_slice(), more].concat())
+    };
+    let link = ["--budgets", "0,1,all", "--answer", "12", "--runs", "1", "--link", "1000,3"];
+    let report = bench(&link);
+    let number = |value: &serde_json::Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {report}"));
+    let text = &report["text"];
+    // A token a byte.
+    assert_eq!((&text["documents"], &text["tokens"]), (&2.into(), &(18 + 22).into()));
+    let bytes = report["table"]["record_bytes"].as_u64().unwrap();
+    let per_token = number(&text["records"]) * bytes as f64 / 40.0;
+    assert!((number(&text["bytes_per_token"]) - per_token).abs() < 1e-6);
+    let replays = report["replays"].as_array().unwrap();
+    let kinds: Vec<_> = replays.iter().map(|r| r["policy"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["lru", "lru", "lru", "lfu", "lfu", "lfu"]);
+    for replay in replays {
+        let count = |name: &str| replay[name].as_u64().unwrap();
+        assert_eq!(count("memory") + count("fetched"), count("unique_rows"), "{replay}");
+        assert_eq!((count("rows"), count("unique_rows")), (40, 40));
+        assert!((number(&replay["hit_rate"]) - count("memory") as f64 / 40.0).abs() < 1e-9);
+        // Nothing is kept without room; with room for all, no page comes twice.
+        assert_eq!(count("memory") == 0, count("budget") == 0, "{replay}");
+        if count("budget") == report["table"]["bytes"].as_u64().unwrap() {
+            assert!(count("bytes_fetched") <= count("budget"));
+        }
+    }
+    let answer = &report["answer"];
+    assert!(answer["new_tokens"].as_u64().unwrap() > 1);
+    assert_eq!((&answer["identical"], &answer["link"]["identical"]), (&true.into(), &true.into()));
+    assert!(number(&answer["cold"]["first_token"]["bytes"]) > 0.0);
+    for warm in [&answer["resident"], &answer["warm"], &answer["link"]["second"]] {
+        assert_eq!(number(&warm["first_token"]["bytes"]) + number(&warm["a_token"]["requests"]), 0.0);
+    }
+    assert!(number(&answer["link"]["cold"]["first_token_ms"]["median"]) >= 3.0);
+    assert!(number(&answer["link"]["cold"]["a_token"]["requests_max"]) <= 1.0);
+
+    let report = bench(&["--tokens", "25", "--step", "10", "--runs", "0", "--budgets", "all"]);
+    assert_eq!((&report["text"]["tokens"], report.get("answer")), (&25.into(), None));
+    assert!(report["replays"][0]["unique_rows"].as_u64().unwrap() < 25);
+    let says = xylem(&["bench", "tables", "--bundle", &bundle, "--data", &data, "--link", "20"]);
+    assert_eq!(says.status.code(), Some(2));
+    assert!(
+        fails(&["bench", "tables", "--bundle", &bundle, "--data", "/no/such/text"]).contains("/no/such/text")
+    );
+}
+
+#[test]
 fn inspect_counts_parameters() {
     let (_dir, bundle) = random_bundle();
     let report = reads(&["inspect", "--bundle", &bundle, "--json"]);

@@ -8,11 +8,14 @@ use super::manifest::{FileRef, MAX_MANIFEST_BYTES, Manifest};
 use crate::backend::{Backend, write_core};
 use crate::engram::WithEngram;
 use crate::error::{Error, Result};
-use crate::tables::{self, FileTransport, Tables};
+use crate::tables::{self, FileTransport, Tables, Transport};
 use crate::text::{Template, Tokenizer};
 
 /// The rows of a bundle.
-pub type Rows = WithEngram<Option<Tables<FileTransport>>, Tables<FileTransport>>;
+pub type Rows = RowsThrough<FileTransport>;
+
+/// The rows of a bundle whose tables are read through `T`.
+pub type RowsThrough<T> = WithEngram<Option<Tables<T>>, Tables<T>>;
 
 /// A bundle whose manifest has been read and checked.
 #[derive(Debug)]
@@ -89,10 +92,19 @@ impl Bundle {
     /// # Errors
     /// [`Error::Io`] or [`Error::Bundle`] if an index or the compressed ids are missing or damaged.
     pub fn rows(&self) -> Result<Rows> {
+        self.rows_through(&FileTransport::new(&self.dir))
+    }
+
+    /// As [`rows`](Self::rows), with pages that come by `transport`.
+    ///
+    /// # Errors
+    /// As [`rows`](Self::rows).
+    pub fn rows_through<T: Transport + Clone>(&self, transport: &T) -> Result<RowsThrough<T>> {
         let ids = self.manifest.engram_ids.as_ref().map(|file| self.file(file)).transpose()?;
         let hasher = self.manifest.hasher(&ids.unwrap_or_default())?;
-        let engram = hasher.zip(tables::open_dir(&self.dir, self.manifest.engram_table())?);
-        Ok(WithEngram::new(self.tables()?, self.manifest.config.stem_width(), engram))
+        let open = |table| tables::open_through(&self.dir, table, transport.clone());
+        let engram = hasher.zip(open(self.manifest.engram_table())?);
+        Ok(WithEngram::new(open(self.manifest.stem_table())?, self.manifest.config.stem_width(), engram))
     }
 
     /// A whole file, checked.

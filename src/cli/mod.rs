@@ -1,5 +1,6 @@
 //! The subcommands, one a file: arguments, printing and progress bars. What they do is the library's work.
 
+mod bench;
 mod chat;
 mod convert;
 mod edit;
@@ -38,6 +39,7 @@ enum Command {
     Serve(serve::Args),
     Inspect(inspect::Args),
     Trace(trace::Args),
+    Bench(bench::Args),
     Random(random::Args),
 }
 
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Random(args) => random::run(&args),
     };
     match result {

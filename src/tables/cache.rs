@@ -1,19 +1,53 @@
-//! Pages held in memory within a budget: the least recently used make room.
+//! Pages held in memory within a budget: those used least make room.
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::Serialize;
+
 pub use held::Held;
+
+/// Which page makes room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// The least recently used.
+    #[default]
+    Lru,
+    /// The least frequently used, of several the least recently used. Uses are counted while a page is held and
+    /// forgotten when it goes.
+    Lfu,
+}
 
 /// Pages by number.
 #[derive(Debug, Default)]
 pub struct Cache {
-    pages: HashMap<u32, (i64, Held)>,
-    // Time of last use → page. Times are distinct; pages that nobody asked for yet have negative ones.
-    by_use: BTreeMap<i64, u32>,
+    pages: HashMap<u32, Slot>,
+    // The first goes first. Times are distinct, so keys are too.
+    by_key: BTreeMap<Key, u32>,
+    policy: Policy,
     newest: i64,
     oldest: i64,
     bytes: usize,
     budget: usize,
+}
+
+/// A page with its number of uses and the time of the last. One that nobody asked for yet has no use and a negative time.
+#[derive(Debug)]
+struct Slot {
+    uses: u64,
+    time: i64,
+    held: Held,
+}
+
+type Key = (u64, i64);
+
+impl Policy {
+    fn key(self, slot: &Slot) -> Key {
+        match self {
+            Self::Lru => (0, slot.time),
+            Self::Lfu => (slot.uses, slot.time),
+        }
+    }
 }
 
 impl Cache {
@@ -33,19 +67,26 @@ impl Cache {
         self.shrink(budget);
     }
 
+    /// Changes which page makes room from now on; none goes.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.by_key = self.pages.iter().map(|(page, slot)| (policy.key(slot), *page)).collect();
+    }
+
     /// The page, which counts as a use.
     pub fn get(&mut self, page: u32) -> Option<Held> {
-        let (used, held) = self.pages.get_mut(&page)?;
-        self.by_use.remove(used);
+        let slot = self.pages.get_mut(&page)?;
+        self.by_key.remove(&self.policy.key(slot));
         self.newest += 1;
-        *used = self.newest;
-        self.by_use.insert(*used, page);
-        Some(held.clone())
+        slot.time = self.newest;
+        slot.uses += 1;
+        self.by_key.insert(self.policy.key(slot), page);
+        Some(slot.held.clone())
     }
 
     /// All pages held, in no order; no use.
     pub fn held(&self) -> Vec<(u32, Held)> {
-        self.pages.iter().map(|(page, (_, held))| (*page, held.clone())).collect()
+        self.pages.iter().map(|(page, slot)| (*page, slot.held.clone())).collect()
     }
 
     /// Whether the page is held; no use.
@@ -58,7 +99,7 @@ impl Cache {
         if held.len() <= self.budget && !self.contains(page) {
             self.shrink(self.budget - held.len());
             self.newest += 1;
-            self.put(self.newest, page, held);
+            self.put(page, Slot { uses: 1, time: self.newest, held });
         }
     }
 
@@ -66,22 +107,22 @@ impl Cache {
     pub fn insert_idle(&mut self, page: u32, bytes: &[u8]) {
         if bytes.len() + self.bytes <= self.budget && !self.contains(page) {
             self.oldest -= 1;
-            self.put(self.oldest, page, Held::new(bytes));
+            self.put(page, Slot { uses: 0, time: self.oldest, held: Held::new(bytes) });
         }
     }
 
-    fn put(&mut self, used: i64, page: u32, held: Held) {
-        self.bytes += held.len();
-        self.by_use.insert(used, page);
-        self.pages.insert(page, (used, held));
+    fn put(&mut self, page: u32, slot: Slot) {
+        self.bytes += slot.held.len();
+        self.by_key.insert(self.policy.key(&slot), page);
+        self.pages.insert(page, slot);
     }
 
     fn shrink(&mut self, target: usize) {
         while self.bytes > target
-            && let Some((_, page)) = self.by_use.pop_first()
-            && let Some((_, held)) = self.pages.remove(&page)
+            && let Some((_, page)) = self.by_key.pop_first()
+            && let Some(slot) = self.pages.remove(&page)
         {
-            self.bytes -= held.len();
+            self.bytes -= slot.held.len();
         }
     }
 }
@@ -161,6 +202,48 @@ mod tests {
         assert_eq!([0, 2, 3].map(|p| cache.contains(p)), [true, false, true]);
         cache.insert(4, Held::new(&[4; 26]));
         assert_eq!((cache.contains(4), cache.bytes()), (false, 20));
+    }
+
+    #[test]
+    fn the_least_frequently_used_makes_room() {
+        let mut cache = Cache::new(30);
+        cache.set_policy(Policy::Lfu);
+        for page in 0..3 {
+            cache.insert(page, Held::new(&[page as u8; 10]));
+        }
+        // Uses: 3, 2, 1; page 0 was used longest ago.
+        for page in [0, 0, 1] {
+            cache.get(page);
+        }
+        cache.insert(3, Held::new(&[3; 10]));
+        assert_eq!([0, 1, 2, 3].map(|p| cache.contains(p)), [true, true, false, true]);
+        // A page that comes back begins anew.
+        cache.insert(2, Held::new(&[2; 10]));
+        assert_eq!([0, 1, 2, 3].map(|p| cache.contains(p)), [true, true, true, false]);
+        // Equally often used: the one used longest ago goes, which is page 1.
+        cache.get(2);
+        cache.insert(4, Held::new(&[4; 10]));
+        assert_eq!([0, 1, 2, 4].map(|p| cache.contains(p)), [true, false, true, true]);
+        // By recency page 0 would be the first to go; pages keep their times when the policy changes.
+        cache.set_policy(Policy::Lru);
+        cache.insert(5, Held::new(&[5; 10]));
+        assert_eq!([0, 2, 4, 5].map(|p| cache.contains(p)), [false, true, true, true]);
+        assert_eq!(cache.bytes(), 30);
+    }
+
+    #[test]
+    fn idle_pages_go_first_by_frequency_too() {
+        let mut cache = Cache::new(30);
+        cache.set_policy(Policy::Lfu);
+        cache.insert(0, Held::new(&[0; 10]));
+        cache.insert_idle(1, &[1; 10]);
+        cache.insert_idle(2, &[2; 10]);
+        cache.insert(3, Held::new(&[3; 10]));
+        assert_eq!([0, 1, 2, 3].map(|p| cache.contains(p)), [true, true, false, true]);
+        cache.get(1);
+        cache.get(1);
+        cache.insert(4, Held::new(&[4; 10]));
+        assert_eq!([0, 1, 3, 4].map(|p| cache.contains(p)), [false, true, true, true]);
     }
 
     #[test]

@@ -15,6 +15,13 @@ pub struct FileTransport {
     dir: PathBuf,
 }
 
+impl FileTransport {
+    /// Reads files of the folder `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+}
+
 impl Transport for FileTransport {
     async fn range(&self, file: &FileRef, range: Range<u64>, _fresh: bool) -> Result<Option<Vec<u8>>> {
         let path = self.dir.join(&file.file);
@@ -41,9 +48,20 @@ impl Transport for FileTransport {
 /// # Errors
 /// [`Error::Io`] or [`Error::Bundle`] if the table's index is missing or damaged.
 pub fn open_dir(dir: &Path, table: Option<&Table>) -> Result<Option<Tables<FileTransport>>> {
+    open_through(dir, table, FileTransport::new(dir))
+}
+
+/// As [`open_dir`], with pages that come by `transport`; the index is read from the folder.
+///
+/// # Errors
+/// As [`open_dir`].
+pub fn open_through<T: Transport>(
+    dir: &Path,
+    table: Option<&Table>,
+    transport: T,
+) -> Result<Option<Tables<T>>> {
     let Some(table) = table else { return Ok(None) };
     let path = dir.join(&table.index.file);
     let index = fs::read(&path).map_err(|e| Error::io(path, e))?;
-    let transport = FileTransport { dir: dir.to_owned() };
     Tables::new(table, &index, transport, (), DEFAULT_BUDGET).map(Some)
 }

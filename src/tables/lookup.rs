@@ -10,7 +10,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
 use web_time::Instant;
 
-use super::cache::{Cache, Held};
+use super::cache::{Cache, Held, Policy};
 use super::layout::{Layout, Span};
 use super::{Origin, RowSource, Tier};
 use crate::bundle::quant::{dequantize_row, row_bytes};
@@ -223,6 +223,11 @@ impl<T: Transport, S: Store> Tables<T, S> {
     /// Changes what the pages in memory may take, in bytes.
     pub fn set_budget(&self, budget: usize) {
         self.state().cache.set_budget(budget);
+    }
+
+    /// Changes which pages make room in memory.
+    pub fn set_policy(&self, policy: Policy) {
+        self.state().cache.set_policy(policy);
     }
 
     /// Calls `visit` with the number and the stored bytes of each record whose page is in memory, which counts as no use

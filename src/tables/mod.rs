@@ -10,10 +10,11 @@ pub mod layout;
 pub mod lookup;
 pub mod origin;
 #[cfg(all(test, feature = "native"))]
-mod tests;
+pub(crate) mod tests;
 
+pub use cache::Policy;
 #[cfg(feature = "native")]
-pub use files::{FileTransport, open_dir};
+pub use files::{FileTransport, open_dir, open_through};
 pub use lookup::{Stats, Store, Tables, Transport};
 pub use origin::{Origin, Tier};
 

@@ -500,7 +500,7 @@ fn spans_join_over_small_gaps_only() {
 }
 
 /// A bundle of random weights in `dir`.
-fn bundle(dir: &std::path::Path, config: &Config) -> Manifest {
+pub(crate) fn bundle(dir: &std::path::Path, config: &Config) -> Manifest {
     let writer = Writer::create(dir).unwrap();
     let core = random::core(config, 1, |_| Dtype::Q8).into_iter();
     let core = core.map(|(t, planes)| Ok((t.name, t.dtype, t.shape, planes)));
