@@ -92,6 +92,35 @@ test("rows come while the message is still being written", async (t) => {
   assert.equal(await page.evaluate(() => window.results.length), 1, "nothing was sent");
 });
 
+test("over a slow link a new token waits for one request at most, the second time for none", async (t) => {
+  // 50 ms and 20 Mbit/s, shared by all requests under way.
+  let free = 0;
+  const slow = async ({ url, headers }) => {
+    if (!/stem-\d+\.bin$/.test(url)) return false;
+    const [first, last] = headers.range.match(/\d+/g).map(Number);
+    const arrived = Date.now() + 50;
+    free = Math.max(free, arrived) + ((last + 1 - first) * 8) / 20_000;
+    await new Promise((resolve) => setTimeout(resolve, free - Date.now()));
+    return false;
+  };
+  const prompt = await realPage(t, { settings: { maxTokens: 1 }, intercept: slow });
+  await answered(prompt, QUESTION);
+  const page = await realPage(t, { intercept: slow });
+  const { result, info } = await answered(page, QUESTION);
+  assert.deepEqual(result.tokens, (await native()).tokens);
+  const asked = table(page.requests).length;
+  const added = asked - table(prompt.requests).length;
+  assert.ok(added > 0 && added <= result.generatedTokens, `${added} requests for ${result.generatedTokens} tokens`);
+  t.diagnostic(
+    `${added} requests for ${result.generatedTokens} new tokens, waited ${Math.round(info.rows.stallMs)} ms in all`,
+  );
+
+  await page.getByRole("button", { name: "New chat" }).click();
+  const second = await answered(page, QUESTION);
+  assert.deepEqual(second.result.tokens, result.tokens);
+  assert.equal(table(page.requests).length, asked);
+});
+
 test("a host that serves no ranges gives whole shards", async (t) => {
   const page = await realPage(t, {
     intercept(request) {

@@ -22,7 +22,7 @@ export function knockOuts(engine: EngineClient, asking: Asking, edits: () => str
   const layers = h("select", { class: "field", id: "knock-out-layers" });
   const body = h(
     "div",
-    {},
+    { class: "knock-outs" },
     h(
       "p",
       { class: "hint" },
