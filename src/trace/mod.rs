@@ -19,17 +19,3 @@ pub use card::Card;
 pub use gauge::{Gauge, Gauges};
 pub use record::{Trace, TracedToken};
 pub use run::{Text, trace};
-
-use crate::config::Config;
-use crate::error::{Error, Result};
-
-/// Whether the parts of a model's stream are known: what Engram layers add is none of them yet.
-fn check(config: &Config) -> Result<()> {
-    if config.engram.is_some() {
-        return Err(Error::Unsupported {
-            what: "a trace of a model with Engram layers".into(),
-            supported: "models with STEM and dense layers".into(),
-        });
-    }
-    Ok(())
-}

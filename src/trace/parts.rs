@@ -7,7 +7,7 @@ use crate::cpu::{Probe, View};
 use crate::plan::{Op, Up};
 
 /// A probe that keeps the parts of the residual stream: the embedding, then of each layer what attention and the FFN
-/// added. Their sum is the stream before the last norm.
+/// added, and of each Engram layer what its memory added. Their sum is the stream before the last norm.
 #[derive(Debug)]
 pub struct Parts {
     hidden: usize,
@@ -16,6 +16,8 @@ pub struct Parts {
     gauges: Gauges,
     // [1 + 2 n_layers, n, hidden]
     parts: Vec<f32>,
+    // [n_engram, n, hidden]
+    engram: Vec<f32>,
     // [n, hidden], after all layers.
     x: Vec<f32>,
     // [n_stem, n]: norms of the rows as they were used.
@@ -36,6 +38,7 @@ impl Parts {
             n: 0,
             gauges: Gauges::new(config),
             parts: Vec::new(),
+            engram: Vec::new(),
             x: Vec::new(),
             row_norms: Vec::new(),
             watched,
@@ -48,6 +51,13 @@ impl Parts {
     /// `[1 + 2 n_layers][hidden]`: the parts of the step's token `i`, in the order in which they were added.
     pub fn of(&self, i: usize) -> impl Iterator<Item = &[f32]> {
         self.parts.chunks_exact(self.n * self.hidden).map(move |part| &part[i * self.hidden..][..self.hidden])
+    }
+
+    /// `[n_engram][hidden]`: what the memory of each Engram layer added for the step's token `i`.
+    pub fn engram(&self, i: usize) -> impl Iterator<Item = &[f32]> {
+        self.engram
+            .chunks_exact(self.n * self.hidden)
+            .map(move |part| &part[i * self.hidden..][..self.hidden])
     }
 
     /// `[hidden]`: what the FFN of `layer` added for token `i`.
@@ -88,6 +98,13 @@ impl Probe for Parts {
                 self.row_norms.clear();
                 self.parts.clear();
                 self.parts.extend_from_slice(view.x);
+                self.engram.clear();
+            }
+            // The stream as it is before the memory's values are added to it.
+            Op::EngramGate { .. } => self.engram.extend(view.x.iter().map(|x| -x)),
+            Op::EngramConv { .. } => {
+                let start = self.engram.len() - view.x.len();
+                self.engram[start..].iter_mut().zip(view.x).for_each(|(added, x)| *added += x);
             }
             Op::AttnOutput { .. } => self.parts.extend_from_slice(view.norm),
             Op::NormGate { up, .. } => {

@@ -41,6 +41,9 @@ pub struct TracedModel {
     pub n_layers: usize,
     /// Those with rows.
     pub stem_layers: Vec<usize>,
+    /// Those with a memory of n-grams.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engram_layers: Vec<usize>,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the FFN and of a row.
@@ -101,8 +104,12 @@ pub struct Next {
     pub embedding: f32,
     /// `[n_layers]`: what each layer's attention adds.
     pub attention: Vec<f32>,
-    /// `[n_layers]`: what each layer's FFN adds. The three together make `logit − mean_logit`.
+    /// `[n_layers]`: what each layer's FFN adds.
     pub ffn: Vec<f32>,
+    /// `[n_engram]`: what each Engram layer's memory adds before its attention. All of them together make
+    /// `logit − mean_logit`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engram: Vec<f32>,
     /// The likeliest tokens, best first.
     pub top: Vec<Candidate>,
 }
@@ -142,10 +149,12 @@ impl Trace {
             return Err(wrong(format!("{} of {} tokens", trace.prompt_tokens, trace.tokens.len())));
         }
         let (layers, stem) = (trace.model.n_layers, trace.model.stem_layers.len());
+        let engram = trace.model.engram_layers.len();
         for (i, token) in trace.tokens.iter().enumerate() {
             let next = &token.next;
             let by_layer = [&token.contribution, &token.gate_open, &next.attention, &next.ffn];
-            if by_layer.iter().any(|values| values.len() != layers) || token.row_norm.len() != stem {
+            let complete = by_layer.iter().all(|values| values.len() == layers);
+            if !complete || token.row_norm.len() != stem || next.engram.len() != engram {
                 return Err(wrong(format!("token {i} does not have the values of {layers} layers")));
             }
         }
@@ -162,6 +171,7 @@ impl TracedModel {
             hash: manifest.hash(),
             n_layers: c.n_layers,
             stem_layers: c.stem_layers.clone(),
+            engram_layers: c.engram.iter().flat_map(|e| &e.layers).map(|l| l.layer).collect(),
             hidden_size: c.hidden_size,
             intermediate_size: c.intermediate_size,
             vocab_size: c.vocab_size,

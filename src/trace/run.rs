@@ -29,7 +29,7 @@ pub struct Text<'a> {
 /// What the session's cache holds of the same text stays.
 ///
 /// # Errors
-/// [`Error::Unsupported`] on a GPU or with Engram layers, and what a step gives.
+/// [`Error::Unsupported`] on a GPU, and what a step gives.
 pub async fn trace<R: RowSource>(
     session: &mut Session<Device, R>,
     text: Text<'_>,
@@ -37,7 +37,6 @@ pub async fn trace<R: RowSource>(
     mut each: impl AsyncFnMut(usize, Vec<TracedToken>) -> bool,
 ) -> Result<()> {
     let config = session.config().clone();
-    super::check(&config)?;
     let mut parts = Parts::new(&config, 0);
     let mut mean = None;
     let mut position = 0;
@@ -95,7 +94,8 @@ fn next(
     let x = parts.stream(i);
     let scale = head.scale(x);
     let direction = head.direction(id, mean);
-    let shares: Vec<f32> = parts.of(i).map(|part| scale * kernels::dot(&direction, part)).collect();
+    let share = |part: &[f32]| scale * kernels::dot(&direction, part);
+    let shares: Vec<f32> = parts.of(i).map(share).collect();
     let layers = shares[1..].chunks_exact(2);
     let probability = |logit: f32| (logit - best.log_sum_exp).exp();
     let top = best.top.iter().take(CANDIDATES).map(|(id, logit)| {
@@ -110,6 +110,7 @@ fn next(
         embedding: shares[0],
         attention: layers.clone().map(|pair| pair[0]).collect(),
         ffn: layers.map(|pair| pair[1]).collect(),
+        engram: parts.engram(i).map(share).collect(),
         top: top.collect::<Result<_>>()?,
     })
 }

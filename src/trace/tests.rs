@@ -15,6 +15,7 @@ use crate::cpu::{CpuBackend, Probe, View};
 use crate::device::Device;
 use crate::edits::file::tests::swap;
 use crate::edits::{Edited, Method, Overlay};
+use crate::engram::config::tests::tiny_engram;
 use crate::plan::Op;
 use crate::sampler::Sampling;
 use crate::session::Session;
@@ -29,8 +30,15 @@ fn config() -> Config {
     Config { stem_layers: vec![0, 2], ..tiny() }
 }
 
+fn with_engram() -> Config {
+    Config { engram: Some(tiny_engram()), ..config() }
+}
+
 fn session() -> Small {
-    let config = config();
+    session_of(config())
+}
+
+fn session_of(config: Config) -> Small {
     let core = random::core(&config, 5, |_| Dtype::Q8);
     let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
     let mut backend = CpuBackend::new(&tensors, &config, 100);
@@ -73,10 +81,12 @@ impl Probe for Streams {
 
 #[test]
 fn attributions_and_the_mean_make_the_logit() {
-    let mut plain = session();
-    let Output::Logits(logits) = block_on(plain.step(&TOKENS, Want::Logits)).unwrap() else { panic!() };
-    for chunk in [1, 4, 64] {
-        let all = traced(&mut session(), chunk);
+    for (config, chunk) in
+        [(config(), 1), (config(), 4), (config(), 64), (with_engram(), 1), (with_engram(), 64)]
+    {
+        let mut plain = session_of(config.clone());
+        let Output::Logits(logits) = block_on(plain.step(&TOKENS, Want::Logits)).unwrap() else { panic!() };
+        let all = traced(&mut session_of(config.clone()), chunk);
         assert_eq!(all.iter().map(|t| t.id).collect::<Vec<_>>(), TOKENS);
         for (i, token) in all.iter().enumerate() {
             let logits = &logits[i * 300..][..300];
@@ -89,11 +99,14 @@ fn attributions_and_the_mean_make_the_logit() {
             }
             let mean = logits.iter().sum::<f32>() / 300.0;
             assert!((next.mean_logit - mean).abs() < 1e-3 * spread, "{} {mean}", next.mean_logit);
-            let parts = next.embedding + next.attention.iter().chain(&next.ffn).sum::<f32>();
+            assert_eq!(next.engram.len(), config.engram.as_ref().map_or(0, |engram| engram.layers.len()));
+            let layers = next.attention.iter().chain(&next.ffn).chain(&next.engram);
+            let parts = next.embedding + layers.sum::<f32>();
             let whole = next.logit - next.mean_logit;
             assert!((parts - whole).abs() < 1e-3 * spread, "{parts} for {whole}");
             // The parts are no trifles that would sum to anything.
             assert!(next.attention.iter().chain(&next.ffn).any(|a| a.abs() > 0.05 * spread));
+            assert!(next.engram.is_empty() || next.engram.iter().any(|a| a.abs() > 0.01 * spread));
             let sum: f32 = logits.iter().map(|l| l.exp()).sum();
             assert!((next.probability - next.logit.exp() / sum).abs() < 1e-4);
             assert!(next.top.windows(2).all(|w| w[0].probability >= w[1].probability));
@@ -242,6 +255,7 @@ fn the_json_form_is_checked() {
         hash: "h".into(),
         n_layers: config.n_layers,
         stem_layers: config.stem_layers.clone(),
+        engram_layers: vec![],
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
         vocab_size: config.vocab_size,

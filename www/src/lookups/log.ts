@@ -19,7 +19,7 @@ export type Seen = {
 };
 
 /** The layers of the model in question. */
-export type Shape = { layers: number; stem: ReadonlySet<number> };
+export type Shape = { layers: number; stem: ReadonlySet<number>; engram: readonly number[] };
 
 /** What the steps of the newest answer took, in all. */
 export type Times = { steps: number; rowsMs: number; forwardMs: number };
@@ -38,7 +38,7 @@ const UNHEARD = {
 export class Log {
   /** By position. */
   tokens: Seen[] = [];
-  shape: Shape = { layers: 0, stem: new Set() };
+  shape: Shape = { layers: 0, stem: new Set(), engram: [] };
   promptTokens = 0;
   times: Times = { steps: 0, rowsMs: 0, forwardMs: 0 };
   /** Of the trace that was read from a file. */
@@ -50,7 +50,7 @@ export class Log {
 
   /** A model was loaded: what was heard of another is gone. */
   model(info: EngineInfo): void {
-    this.clear({ layers: info.nLayers, stem: new Set(info.stemLayers) });
+    this.clear({ layers: info.nLayers, stem: new Set(info.stemLayers), engram: info.engramLayers });
   }
 
   clear(shape: Shape = this.shape): void {
@@ -104,7 +104,8 @@ export class Log {
 
   /** A trace that was read from a file takes the place of what was heard. */
   open(name: string, trace: Trace): void {
-    this.clear({ layers: trace.model.n_layers, stem: new Set(trace.model.stem_layers) });
+    const { n_layers: layers, stem_layers: stem, engram_layers: engram = [] } = trace.model;
+    this.clear({ layers, stem: new Set(stem), engram });
     this.file = { name, trace };
     this.head = trace;
     this.promptTokens = trace.prompt_tokens;

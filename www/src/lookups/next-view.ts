@@ -20,7 +20,7 @@ export class NextView {
   });
 
   /** `isNext`: whether the token that is explained stands in the text. */
-  show(token: TracedToken, isNext: boolean): void {
+  show(token: TracedToken, isNext: boolean, engramLayers: readonly number[]): void {
     const { next } = token;
     const share = (value: number): string => `${(100 * value).toFixed(value < 0.01 ? 2 : 1)}%`;
     const candidates = next.top.map(({ id, text, probability }) => {
@@ -41,8 +41,12 @@ export class NextView {
     const layers = next.ffn.map((_, layer) => layer);
     const parts = [...next.ffn.map((value, layer) => ["FFN", layer, value] as const)]
       .concat(next.attention.map((value, layer) => ["attention", layer, value] as never))
+      .concat((next.engram ?? []).map((value, i) => ["memory of n-grams", engramLayers[i] ?? i, value] as never))
       .toSorted((a, b) => b[2] - a[2]);
     const [best] = parts;
+    const memory = (next.engram ?? [])
+      .map((value, i) => `, the memory of n-grams of layer ${engramLayers[i]} ${value.toFixed(2)}`)
+      .join("");
     const total = next.logit - next.mean_logit;
     this.element.replaceChildren(
       section(
@@ -60,7 +64,7 @@ export class NextView {
           "p",
           { class: "hint" },
           `What each layer adds directly to the score of “${shown(next.text)}”, above the mean of all tokens. The embedding ` +
-            `adds ${next.embedding.toFixed(2)}; together it makes ${total.toFixed(2)}.` +
+            `adds ${next.embedding.toFixed(2)}${memory}; together it makes ${total.toFixed(2)}.` +
             (best ? ` Most comes from the ${best[0]} of layer ${best[1]}: ${best[2].toFixed(2)}.` : ""),
         ),
         this.#chart.element,

@@ -16,6 +16,8 @@ export type Next = {
   embedding: number;
   attention: number[];
   ffn: number[];
+  /** One an Engram layer; absent where there are none. */
+  engram?: number[];
   top: Candidate[];
 };
 
@@ -36,6 +38,7 @@ export type TracedModel = {
   hash: string;
   n_layers: number;
   stem_layers: number[];
+  engram_layers?: number[];
   hidden_size: number;
   intermediate_size: number;
   vocab_size: number;
@@ -113,6 +116,9 @@ function parseModel(value: Record<string, unknown>): TracedModel {
     hash: text(value.hash, "hash"),
     n_layers: layers,
     stem_layers: layerList(value.stem_layers, "stem_layers", layers),
+    ...(value.engram_layers === undefined
+      ? {}
+      : { engram_layers: layerList(value.engram_layers, "engram_layers", layers) }),
     hidden_size: size("hidden_size"),
     intermediate_size: size("intermediate_size"),
     vocab_size: size("vocab_size"),
@@ -131,7 +137,7 @@ function parseToken(value: unknown, at: string, model: TracedModel): TracedToken
     row_norm: numbers(token.row_norm, `${at}: row_norm`, model.stem_layers.length),
     contribution: numbers(token.contribution, `${at}: contribution`, layers),
     gate_open: numbers(token.gate_open, `${at}: gate_open`, layers),
-    next: parseNext(record(token.next, `${at}: next`), `${at}: next`, layers),
+    next: parseNext(record(token.next, `${at}: next`), `${at}: next`, model),
   };
 }
 
@@ -152,7 +158,8 @@ function parseLookup(value: Record<string, unknown>, at: string): { tier: Tier; 
   return { tier, ms: number(value.ms, `${at}: ms`) };
 }
 
-function parseNext(value: Record<string, unknown>, at: string, layers: number): Next {
+function parseNext(value: Record<string, unknown>, at: string, model: TracedModel): Next {
+  const { n_layers: layers, engram_layers: engram } = model;
   const field = (name: string): number => number(value[name], `${at}: ${name}`);
   return {
     id: whole(value.id, `${at}: id`),
@@ -163,6 +170,7 @@ function parseNext(value: Record<string, unknown>, at: string, layers: number): 
     embedding: field("embedding"),
     attention: numbers(value.attention, `${at}: attention`, layers),
     ffn: numbers(value.ffn, `${at}: ffn`, layers),
+    ...(engram ? { engram: numbers(value.engram, `${at}: engram`, engram.length) } : {}),
     top: list(value.top, `${at}: top`, MAX_CANDIDATES).map((candidate) => {
       const { id, text: piece, probability } = record(candidate, `${at}: top`);
       return {

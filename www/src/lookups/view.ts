@@ -259,8 +259,8 @@ export class LookupsView {
     this.#forget();
     this.log.clear(
       this.#info
-        ? { layers: this.#info.nLayers, stem: new Set(this.#info.stemLayers) }
-        : { layers: 0, stem: new Set() },
+        ? { layers: this.#info.nLayers, stem: new Set(this.#info.stemLayers), engram: this.#info.engramLayers }
+        : { layers: 0, stem: new Set(), engram: [] },
     );
     this.#keepUp();
     this.#say("");
@@ -436,7 +436,7 @@ export class LookupsView {
     );
     if (token.traced) {
       if (nextPlace && !nextPlace.contains(this.#next.element)) nextPlace.replaceChildren(this.#next.element);
-      this.#next.show(token.traced, place.position + 1 < this.log.tokens.length);
+      this.#next.show(token.traced, place.position + 1 < this.log.tokens.length, this.log.shape.engram);
     } else {
       nextPlace?.replaceChildren(
         h(
