@@ -217,7 +217,11 @@ fn the_bench_of_tables_adds_up() {
         assert_eq!(number(&warm["first_token"]["bytes"]) + number(&warm["a_token"]["requests"]), 0.0);
     }
     assert!(number(&answer["link"]["cold"]["first_token_ms"]["median"]) >= 3.0);
-    assert!(number(&answer["link"]["cold"]["a_token"]["requests_max"]) <= 1.0);
+    let token = &answer["link"]["cold"]["a_token"];
+    assert!(number(&token["requests_max"]) <= 1.0);
+    let trips = &answer["link"]["cold_round_trips"];
+    assert!((number(&trips["asked"]) - number(&token["asked_wait_ms"]) / 3.0).abs() < 1e-9);
+    assert!(number(&trips["mean"]) <= number(&trips["max"]));
 
     let report = bench(&["--tokens", "25", "--step", "10", "--runs", "0", "--budgets", "all"]);
     assert_eq!((&report["text"]["tokens"], report.get("answer")), (&25.into(), None));

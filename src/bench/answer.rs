@@ -196,6 +196,8 @@ pub struct NewToken {
     pub wait_share: f64,
     /// Share of the steps that asked for something.
     pub asked: f64,
+    /// Mean milliseconds that those waited; 0 if there were none.
+    pub asked_wait_ms: f64,
     /// Requests, mean.
     pub requests: f64,
     /// The most requests of a step.
@@ -213,6 +215,8 @@ impl Arm {
         let steps: Vec<StepCost> = runs.iter().flat_map(|run| run.steps.iter().copied()).collect();
         let sum = |value: fn(&StepCost) -> f64| steps.iter().map(value).sum::<f64>();
         let n = (steps.len() as f64).max(1.0);
+        let asked = steps.iter().filter(|s| s.traffic.requests > 0).count() as f64;
+        let asked_waited = sum(|s| if s.traffic.requests > 0 { s.wait_ms } else { 0.0 });
         let (waited, computed) = (sum(|s| s.wait_ms), sum(|s| s.forward_ms));
         let traffic = runs.first().map(|run| run.first_token).unwrap_or_default();
         Ok(Self {
@@ -224,7 +228,8 @@ impl Arm {
                 wait_ms: waited / n,
                 wait_ms_max: steps.iter().fold(0.0, |max, s| s.wait_ms.max(max)),
                 wait_share: waited / (waited + computed).max(f64::MIN_POSITIVE),
-                asked: sum(|s| f64::from(u8::from(s.traffic.requests > 0))) / n,
+                asked: asked / n,
+                asked_wait_ms: asked_waited / asked.max(1.0),
                 requests: sum(|s| s.traffic.requests as f64) / n,
                 requests_max: steps.iter().map(|s| s.traffic.requests).max().unwrap_or_default(),
                 bytes: sum(|s| s.traffic.bytes as f64) / n,
@@ -260,12 +265,21 @@ pub struct OverLink {
     pub identical: bool,
     /// Tables with empty memory.
     pub cold: Arm,
-    /// The mean wait of a new token in round trips; nothing for a link without any.
-    pub cold_round_trips: Option<f64>,
-    /// The longest.
-    pub cold_round_trips_max: Option<f64>,
+    /// The waits of new tokens with empty memory; nothing for a link without round trips.
+    pub cold_round_trips: Option<RoundTrips>,
     /// The same tables, the second time.
     pub second: Arm,
+}
+
+/// Waits of new tokens in round trips of the link; the time that the bytes take on it is part of them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RoundTrips {
+    /// Mean.
+    pub mean: f64,
+    /// Mean of those that asked for something.
+    pub asked: f64,
+    /// The longest.
+    pub max: f64,
 }
 
 /// A model that answers one prompt again and again, greedily.
@@ -382,15 +396,14 @@ impl<'a, B: Backend> Bench<'a, B> {
         }
         let identical = self.identical([&cold, &second]);
         let (cold, second) = (Arm::of(&cold, self.table_bytes)?, Arm::of(&second, self.table_bytes)?);
-        let round_trips = |ms: f64| (link.round_trip_ms > 0.0).then_some(ms / link.round_trip_ms);
-        Ok(OverLink {
-            link,
-            identical,
-            cold_round_trips: round_trips(cold.a_token.wait_ms),
-            cold_round_trips_max: round_trips(cold.a_token.wait_ms_max),
-            cold,
-            second,
-        })
+        let round_trips = |ms: f64| ms / link.round_trip_ms;
+        let token = &cold.a_token;
+        let cold_round_trips = (link.round_trip_ms > 0.0).then(|| RoundTrips {
+            mean: round_trips(token.wait_ms),
+            asked: round_trips(token.asked_wait_ms),
+            max: round_trips(token.wait_ms_max),
+        });
+        Ok(OverLink { link, identical, cold_round_trips, cold, second })
     }
 
     fn tables(&self, link: Option<Link>) -> Result<Rc<Streams>> {

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use indicatif::HumanBytes;
 use serde::Serialize;
 use xylem::backend::Backend;
-use xylem::bench::answer::Arm;
+use xylem::bench::answer::{Arm, RoundTrips};
 use xylem::bench::{Bench, Link, OverLink, Replayed, Spread, Streamed, TextRecords, replay};
 use xylem::bundle::{Bundle, Table};
 use xylem::cpu::CpuBackend;
@@ -304,9 +304,11 @@ fn lines(report: &Report) -> Vec<String> {
         lines.push(arm("cold", &over.cold));
         lines.push(arm("second time", &over.second));
         let most = over.cold.a_token.requests_max;
-        let trips = over.cold_round_trips.zip(over.cold_round_trips_max);
-        let trips =
-            trips.map(|(mean, max)| format!("{mean:.2} round trips (max {max:.2}), ")).unwrap_or_default();
+        let trips = over.cold_round_trips.map(|trips| {
+            let RoundTrips { mean, asked, max } = trips;
+            format!("{mean:.2} round trips, {asked:.2} if it asks (max {max:.2}), ")
+        });
+        let trips = trips.unwrap_or_default();
         lines.push(format!("cold, a new token: {trips}{most} requests at most; {}", same(over.identical)));
     }
     lines
