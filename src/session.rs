@@ -425,7 +425,13 @@ mod tests {
     fn rows_that_come_late_change_nothing() {
         struct Late(MemoryRows);
         impl RowSource for Late {
-            async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+            async fn gather_traced(
+                &self,
+                _: &[u32],
+                tokens: &[u32],
+                out: &mut Vec<f32>,
+                _: &mut Vec<Origin>,
+            ) -> Result<()> {
                 let mut asked = false;
                 poll_fn(|context| {
                     context.waker().wake_by_ref();
@@ -473,7 +479,13 @@ mod tests {
     fn rows_can_stop_it_too() {
         struct Until(MemoryRows, Cell<usize>);
         impl RowSource for Until {
-            async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+            async fn gather_traced(
+                &self,
+                _: &[u32],
+                tokens: &[u32],
+                out: &mut Vec<f32>,
+                _: &mut Vec<Origin>,
+            ) -> Result<()> {
                 let left = self.1.get().checked_sub(1).ok_or(Error::Stopped)?;
                 self.1.set(left);
                 self.0.gather(tokens, out).await

@@ -14,7 +14,7 @@ use xylem::edits::{Edit, Edited, Method, Overlay, Recipe, Scope, Target};
 use xylem::error::Result;
 use xylem::sampler::Sampling;
 use xylem::session::{Observer, Session};
-use xylem::tables::{FileTransport, RowSource, Tables};
+use xylem::tables::{FileTransport, Origin, RowSource, Tables};
 
 /// Layers 1 and 2 of 4 are STEM.
 const TEXT: [u32; 12] = [5, 40, 41, 17, 99, 40, 3, 41, 44, 40, 41, 77];
@@ -57,12 +57,14 @@ fn edit(scope: Scope, source: &[u32], ids: &[u32], method: Method) -> Edit {
 struct Exchanged(Tables<FileTransport>, Vec<u32>);
 
 impl RowSource for Exchanged {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.0.gather(tokens, out).await
-    }
-
-    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather(&self.1[before.len()..before.len() + tokens.len()], out).await
+    async fn gather_traced(
+        &self,
+        before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        _: &mut Vec<Origin>,
+    ) -> Result<()> {
+        self.0.gather(&self.1[before.len()..before.len() + tokens.len()], out).await
     }
 }
 

@@ -34,14 +34,6 @@ pub struct Resident {
 }
 
 impl RowSource for Source {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_at(&[], tokens, out).await
-    }
-
-    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_traced(before, tokens, out, &mut Vec::new()).await
-    }
-
     async fn gather_traced(
         &self,
         before: &[u32],

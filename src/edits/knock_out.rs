@@ -82,6 +82,31 @@ impl KnockOut {
     fn other(&self, id: u32) -> u32 {
         ((id as usize + self.vocab / 2) % self.vocab) as u32
     }
+
+    /// The rows that `tokens` get instead of their own, `[n, width]`; none but for `Shuffle`.
+    async fn others(&self, tokens: &[u32], rows: &impl RowSource) -> Result<Vec<f32>> {
+        let mut others = Vec::new();
+        if self.instead == Instead::Shuffle {
+            let ids: Vec<u32> = tokens.iter().map(|id| self.other(*id)).collect();
+            rows.gather_alone(&ids, &mut others).await?;
+        }
+        Ok(others)
+    }
+
+    /// Knocks out of `rows`, which are those of `n` tokens, like `others`.
+    fn apply(&self, rows: &mut [f32], n: usize, others: &[f32]) {
+        let width = rows.len() / n.max(1);
+        for (i, rows) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+            for layer in &self.layers {
+                let span = layer * self.ffn..(layer + 1) * self.ffn;
+                match self.instead {
+                    Instead::Zero => rows[span].fill(0.0),
+                    Instead::Mean => rows[span.clone()].copy_from_slice(&self.mean[span]),
+                    Instead::Shuffle => rows[span.clone()].copy_from_slice(&others[i * width..][span]),
+                }
+            }
+        }
+    }
 }
 
 /// Rows of which some may be knocked out.
@@ -109,14 +134,6 @@ impl<R> Knocked<R> {
 }
 
 impl<R: RowSource> RowSource for Knocked<R> {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_at(&[], tokens, out).await
-    }
-
-    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_traced(before, tokens, out, &mut Vec::new()).await
-    }
-
     async fn gather_traced(
         &self,
         before: &[u32],
@@ -124,35 +141,33 @@ impl<R: RowSource> RowSource for Knocked<R> {
         out: &mut Vec<f32>,
         origins: &mut Vec<Origin>,
     ) -> Result<()> {
-        let start = out.len();
+        let Some(knock) = &self.out else {
+            return self.inner.gather_traced(before, tokens, out, origins).await;
+        };
+        let (start, first) = (out.len(), origins.len());
         let own = self.inner.gather_traced(before, tokens, out, origins);
-        let Some(knock) = &self.out else { return own.await };
-        let mut others = Vec::new(); // [n, n_stem, ffn]
-        if knock.instead == Instead::Shuffle {
-            let ids: Vec<u32> = tokens.iter().map(|id| knock.other(*id)).collect();
-            if let Err(error) = try_join(own, self.inner.gather_alone(&ids, &mut others)).await {
+        match try_join(own, knock.others(tokens, &self.inner)).await {
+            Ok(((), others)) => knock.apply(&mut out[start..], tokens.len(), &others),
+            Err(error) => {
                 out.truncate(start);
+                origins.truncate(first);
                 return Err(error);
-            }
-        } else {
-            own.await?;
-        }
-        let width = (out.len() - start) / tokens.len().max(1);
-        for (i, rows) in out[start..].chunks_exact_mut(width.max(1)).enumerate() {
-            for layer in &knock.layers {
-                let span = layer * knock.ffn..(layer + 1) * knock.ffn;
-                match knock.instead {
-                    Instead::Zero => rows[span].fill(0.0),
-                    Instead::Mean => rows[span.clone()].copy_from_slice(&knock.mean[span]),
-                    Instead::Shuffle => rows[span.clone()].copy_from_slice(&others[i * width..][span]),
-                }
             }
         }
         Ok(())
     }
 
     async fn gather_alone(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather(tokens, out).await
+        let Some(knock) = &self.out else { return self.inner.gather_alone(tokens, out).await };
+        let start = out.len();
+        match try_join(self.inner.gather_alone(tokens, out), knock.others(tokens, &self.inner)).await {
+            Ok(((), others)) => knock.apply(&mut out[start..], tokens.len(), &others),
+            Err(error) => {
+                out.truncate(start);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn prefetch(&self, tokens: &[u32]) {

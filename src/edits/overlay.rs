@@ -238,15 +238,6 @@ impl<R> Edited<R> {
 }
 
 impl<R: RowSource> RowSource for Edited<R> {
-    /// The rows of `tokens` as at the beginning of a text.
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_at(&[], tokens, out).await
-    }
-
-    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_traced(before, tokens, out, &mut Vec::new()).await
-    }
-
     async fn gather_traced(
         &self,
         before: &[u32],
@@ -326,7 +317,13 @@ mod tests {
     }
 
     impl RowSource for Noted {
-        async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        async fn gather_traced(
+            &self,
+            _: &[u32],
+            tokens: &[u32],
+            out: &mut Vec<f32>,
+            _: &mut Vec<Origin>,
+        ) -> Result<()> {
             self.rows.gather(tokens, out).await
         }
 

@@ -41,15 +41,6 @@ impl<S, E> WithEngram<S, E> {
 }
 
 impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
-    /// The rows of `tokens` as one text from its beginning on.
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_at(&[], tokens, out).await
-    }
-
-    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_traced(before, tokens, out, &mut Vec::new()).await
-    }
-
     /// The origins are those of the STEM rows.
     async fn gather_traced(
         &self,
@@ -122,7 +113,13 @@ mod tests {
     struct Noted(MemoryRows, Mutex<Vec<u32>>);
 
     impl RowSource for Noted {
-        async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        async fn gather_traced(
+            &self,
+            _: &[u32],
+            tokens: &[u32],
+            out: &mut Vec<f32>,
+            _: &mut Vec<Origin>,
+        ) -> Result<()> {
             self.1.lock().unwrap().extend(tokens);
             self.0.gather(tokens, out).await
         }

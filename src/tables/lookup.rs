@@ -506,10 +506,6 @@ impl<T: Transport, S: Store> Drop for Claim<'_, T, S> {
 }
 
 impl<T: Transport, S: Store> RowSource for Tables<T, S> {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_traced(&[], tokens, out, &mut Vec::new()).await
-    }
-
     async fn gather_traced(
         &self,
         _before: &[u32],

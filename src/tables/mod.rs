@@ -24,34 +24,35 @@ use crate::error::{Error, Result};
 #[allow(async_fn_in_trait, reason = "used with static dispatch only")]
 pub trait RowSource {
     /// Appends `[n, n_stem, ffn]` to `out`: the rows of each of the `n` tokens, duplicates included. For a model with
-    /// [Engram layers](crate::engram), `[n, n_engram, width]` values of theirs stand behind, token by token.
+    /// [Engram layers](crate::engram), `[n, n_engram, width]` values of theirs stand behind, token by token. The tokens
+    /// follow `before` from the beginning of their text on: rows may depend on what stands before them.
+    ///
+    /// Appends to `origins` where the rows of each token came from; a source that can't tell appends nothing.
     ///
     /// # Errors
     /// [`Error::Bundle`] or [`Error::Network`] if a row can't be had; `out` is then as it was.
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()>;
-
-    /// As [`gather`](Self::gather), for tokens that follow `before` from the beginning of their text on: where rows
-    /// depend on what stands before them, this is what a session asks for.
-    ///
-    /// # Errors
-    /// As [`gather`](Self::gather).
-    async fn gather_at(&self, _before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather(tokens, out).await
-    }
-
-    /// As [`gather_at`](Self::gather_at), and appends to `origins` where the rows of each token came from. A source that
-    /// can't tell appends nothing.
-    ///
-    /// # Errors
-    /// As [`gather`](Self::gather).
     async fn gather_traced(
         &self,
         before: &[u32],
         tokens: &[u32],
         out: &mut Vec<f32>,
-        _origins: &mut Vec<Origin>,
-    ) -> Result<()> {
-        self.gather_at(before, tokens, out).await
+        origins: &mut Vec<Origin>,
+    ) -> Result<()>;
+
+    /// As [`gather_traced`](Self::gather_traced), for whom the origins are nothing.
+    ///
+    /// # Errors
+    /// As [`gather_traced`](Self::gather_traced).
+    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_traced(before, tokens, out, &mut Vec::new()).await
+    }
+
+    /// As [`gather_at`](Self::gather_at), at the beginning of a text.
+    ///
+    /// # Errors
+    /// As [`gather_traced`](Self::gather_traced).
+    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.gather_at(&[], tokens, out).await
     }
 
     /// As [`gather`](Self::gather), for tokens that stand in no text: rows that depend on their neighbours, which
@@ -74,20 +75,6 @@ pub trait RowSource {
 
 /// The rows of a model that may have none: `None` gathers nothing.
 impl<R: RowSource> RowSource for Option<R> {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        match self {
-            Some(rows) => rows.gather(tokens, out).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn gather_at(&self, before: &[u32], tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        match self {
-            Some(rows) => rows.gather_at(before, tokens, out).await,
-            None => Ok(()),
-        }
-    }
-
     async fn gather_traced(
         &self,
         before: &[u32],
@@ -131,7 +118,13 @@ pub struct MemoryRows {
 }
 
 impl RowSource for MemoryRows {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+    async fn gather_traced(
+        &self,
+        _before: &[u32],
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+        _origins: &mut Vec<Origin>,
+    ) -> Result<()> {
         let start = out.len();
         for id in tokens {
             let at = *id as usize * self.row_width;

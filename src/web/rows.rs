@@ -35,10 +35,6 @@ pub struct Rows<S = Archive> {
 }
 
 impl<S: Store + 'static> RowSource for Rows<S> {
-    async fn gather(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.gather_traced(&[], tokens, out, &mut Vec::new()).await
-    }
-
     async fn gather_traced(
         &self,
         before: &[u32],
