@@ -1,7 +1,6 @@
 // The page's side of the engine: starts the worker, follows its state, and can always throw it away and start another.
 
-import type { EditMethods } from "./edits/protocol";
-import type { Card, Trace, TracePart } from "./lookups/trace";
+import type { LookMethods } from "./lookups/trace";
 import type {
   Backend,
   ChatMessage,
@@ -13,7 +12,7 @@ import type {
   Kept,
   KnockOut,
   LoadProgress,
-  Look,
+  Methods,
   SamplingSettings,
   ToWorker,
 } from "./protocol";
@@ -41,12 +40,6 @@ type Running = {
   reject: (error: GenerationError) => void;
 };
 
-type LookCall = {
-  onPart: (part: TracePart) => void;
-  resolve: (value: Trace | Card) => void;
-  reject: (error: Error) => void;
-};
-
 type Call = {
   onEvent: (event: unknown) => void;
   resolve: (value: unknown) => void;
@@ -56,10 +49,10 @@ type Call = {
 /** What the engine does one at a time. An answer goes first: it ends a measurement, which never ends an answer. */
 type Job = { kind: "answer" | "measurement"; ended: Promise<void> };
 
-type OnEvent<M extends keyof EditMethods> =
-  Parameters<EditMethods[M]> extends [...unknown[], (event: infer E) => void] ? E : never;
-type Args<M extends keyof EditMethods> =
-  Parameters<EditMethods[M]> extends [...infer A, (event: OnEvent<M>) => void] ? A : Parameters<EditMethods[M]>;
+type OnEvent<M extends keyof Methods> =
+  Parameters<Methods[M]> extends [...unknown[], (event: infer E) => void] ? E : never;
+type Args<M extends keyof Methods> =
+  Parameters<Methods[M]> extends [...infer A, (event: OnEvent<M>) => void] ? A : Parameters<Methods[M]>;
 
 export class EngineClient {
   readonly state = new Signal<EngineState>({ phase: "idle" });
@@ -70,8 +63,6 @@ export class EngineClient {
   /** Hears what happens while an answer is written; of steps only while they are watched. */
   onEvent: (event: GenEvent) => void = () => {};
   #watching = false;
-  #looks = new Map<number, LookCall>();
-  #lastLook = 0;
   #worker: Worker | null = null;
   #running: Running | null = null;
   readonly #calls = new Map<number, Call>();
@@ -131,42 +122,31 @@ export class EngineClient {
     this.#post({ type: "watch", on });
   }
 
-  /** Runs the text of the last answer again; `onPart` gets some tokens at a time. Gives the trace without its tokens. */
-  trace(onPart: (part: TracePart) => void): Promise<Trace> {
-    return this.#look({ name: "trace" }, onPart) as Promise<Trace>;
-  }
-
-  /** Everything about one cell of the last answer's text. */
-  card(position: number, layer: number): Promise<Card> {
-    return this.#look({ name: "card", position, layer }, () => {}) as Promise<Card>;
-  }
-
-  #look(look: Look, onPart: (part: TracePart) => void): Promise<Trace | Card> {
-    if (!this.#worker) return Promise.reject(new Error("The model is not loaded."));
-    this.#lastLook += 1;
-    const call = this.#lastLook;
-    return new Promise((resolve, reject) => {
-      this.#looks.set(call, { onPart, resolve, reject });
-      this.#post({ type: "look", call, look });
-    });
-  }
-
   /** A method of the engine that needs no more than a moment. */
-  call<M extends keyof EditMethods>(method: M, ...args: Args<M>): Promise<Awaited<ReturnType<EditMethods[M]>>> {
-    return this.#call(method, args, () => undefined) as Promise<Awaited<ReturnType<EditMethods[M]>>>;
+  call<M extends keyof Methods>(method: M, ...args: Args<M>): Promise<Awaited<ReturnType<Methods[M]>>> {
+    return this.#call(method, args, () => undefined) as Promise<Awaited<ReturnType<Methods[M]>>>;
   }
 
-  /** A method that takes a while, tells of what it finds, and can be stopped. */
-  measure<M extends keyof EditMethods>(
+  /** A method that tells of what it finds, and gives way to an answer by itself. */
+  look<M extends keyof LookMethods>(
     method: M,
     args: Args<M>,
     onEvent: (event: OnEvent<M>) => void,
-  ): Promise<Awaited<ReturnType<EditMethods[M]>>> {
-    const run = (): Promise<unknown> => this.#call(method, args, onEvent as (event: unknown) => void);
-    return this.#alone("measurement", run) as Promise<Awaited<ReturnType<EditMethods[M]>>>;
+  ): Promise<Awaited<ReturnType<Methods[M]>>> {
+    return this.#call(method, args, onEvent as (event: unknown) => void) as Promise<Awaited<ReturnType<Methods[M]>>>;
   }
 
-  #call(method: keyof EditMethods, args: unknown[], onEvent: (event: unknown) => void): Promise<unknown> {
+  /** A method that takes a while, tells of what it finds, and can be stopped. */
+  measure<M extends keyof Methods>(
+    method: M,
+    args: Args<M>,
+    onEvent: (event: OnEvent<M>) => void,
+  ): Promise<Awaited<ReturnType<Methods[M]>>> {
+    const run = (): Promise<unknown> => this.#call(method, args, onEvent as (event: unknown) => void);
+    return this.#alone("measurement", run) as Promise<Awaited<ReturnType<Methods[M]>>>;
+  }
+
+  #call(method: keyof Methods, args: unknown[], onEvent: (event: unknown) => void): Promise<unknown> {
     if (this.state.value.phase !== "ready") {
       return Promise.reject(new GenerationError("The model is not loaded yet.", false));
     }
@@ -223,17 +203,6 @@ export class EngineClient {
         if (this.#watching) this.watch(true);
         this.state.set({ phase: "ready", info: message.info });
         return;
-      case "part":
-        this.#looks.get(message.call)?.onPart(message.part);
-        return;
-      case "looked":
-        this.#looks.get(message.call)?.resolve(message.value);
-        this.#looks.delete(message.call);
-        return;
-      case "unseen":
-        this.#looks.get(message.call)?.reject(new Error(message.message));
-        this.#looks.delete(message.call);
-        return;
       case "event":
         this.onEvent(message.event);
         this.#running?.onEvent(message.event);
@@ -280,8 +249,6 @@ export class EngineClient {
     this.#worker?.terminate();
     this.#worker = null;
     this.kept.set(null);
-    for (const { reject } of this.#looks.values()) reject(new Error(reason));
-    this.#looks.clear();
     const running = this.#running;
     this.#running = null;
     running?.reject(new GenerationError(reason, true));

@@ -1,7 +1,7 @@
 // What the engine in the worker offers (the wasm module's interface), and the messages between page and worker.
 
 import type { EditMethods } from "./edits/protocol";
-import type { Card, Tier, Trace, TracePart } from "./lookups/trace";
+import type { LookMethods, Tier } from "./lookups/trace";
 
 export type Role = "system" | "user" | "assistant";
 export type ChatMessage = { role: Role; content: string };
@@ -117,8 +117,11 @@ export type GenResult = {
   seed: number;
 };
 
+/** The engine's methods that the page calls by name. */
+export type Methods = EditMethods & LookMethods;
+
 /** The class `Engine` of `pkg/xylem.js`. */
-export type Engine = EditMethods & {
+export type Engine = Methods & {
   info(): EngineInfo;
   chat(
     messages: ChatMessage[],
@@ -131,8 +134,6 @@ export type Engine = EditMethods & {
   /** Brings the rows of a text that may soon be sent into memory. */
   prefetch(text: string): void;
   watch(on: boolean): void;
-  trace(onPart: (part: TracePart) => void): Promise<Trace>;
-  card(position: number, layer: number): Promise<Card>;
   stop(): void;
 };
 
@@ -172,9 +173,6 @@ export type EngineModule = {
   };
 };
 
-/** A look at the text of the last answer: all of it, or one cell. */
-export type Look = { name: "trace" } | { name: "card"; position: number; layer: number };
-
 export type ToWorker =
   | { type: "load"; manifestUrl: string; backend: Backend }
   // `edits`: a file of edits, or none.
@@ -186,10 +184,9 @@ export type ToWorker =
       knockOut: KnockOut | null;
     }
   // Any other method of the engine; its result or its refusal has the same `id`, as has each event before.
-  | { type: "call"; id: number; method: keyof EditMethods; args: unknown[] }
+  | { type: "call"; id: number; method: keyof Methods; args: unknown[] }
   | { type: "prefetch"; text: string }
   | { type: "watch"; on: boolean }
-  | { type: "look"; call: number; look: Look }
   | { type: "stop" }
   | { type: "forget" }
   | { type: "download"; on: boolean };
@@ -198,9 +195,6 @@ export type FromWorker =
   | { type: "progress"; progress: LoadProgress }
   | { type: "loaded"; info: EngineInfo }
   | { type: "event"; event: GenEvent }
-  | { type: "part"; call: number; part: TracePart }
-  | { type: "looked"; call: number; value: Trace | Card }
-  | { type: "unseen"; call: number; message: string }
   | { type: "kept"; kept: Kept; download: Download }
   | { type: "result"; result: GenResult; info: EngineInfo }
   | { type: "heard"; id: number; event: unknown }

@@ -2,7 +2,7 @@
 
 import { DeviceArchive } from "./archive";
 import { reasonOf } from "./format";
-import type { Download, Engine, EngineModule, FromWorker, LoadProgress, Look, ToWorker } from "./protocol";
+import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
 
 let engine: Engine | null = null;
 const archive = new DeviceArchive();
@@ -11,6 +11,11 @@ const archive = new DeviceArchive();
 const PIECE = 64;
 const download: Download = { running: false, problem: null };
 let answering: Promise<unknown> = Promise.resolve();
+
+/** What the download waits for. */
+function goesFirst(work: Promise<unknown>): void {
+  answering = Promise.allSettled([answering, work]);
+}
 
 function post(message: FromWorker): void {
   self.postMessage(message);
@@ -77,28 +82,14 @@ async function downloadTable(engine: Engine): Promise<void> {
   postKept();
 }
 
-/** A look that fails is no end of the engine, unless it broke off. */
-async function look(call: number, what: Look): Promise<void> {
-  try {
-    if (!engine) throw new Error("The model is not loaded yet.");
-    const value =
-      what.name === "trace"
-        ? await engine.trace((part) => post({ type: "part", call, part }))
-        : await engine.card(what.position, what.layer);
-    post({ type: "looked", call, value });
-  } catch (error) {
-    if (isFatal(error)) throw error;
-    post({ type: "unseen", call, message: reasonOf(error) });
-  }
-}
-
+/** A call that fails is no end of the engine, unless it broke off. */
 async function call(engine: Engine, { id, method, args }: Extract<ToWorker, { type: "call" }>): Promise<void> {
   try {
     const onEvent = (event: unknown): void => post({ type: "heard", id, event });
     // The page's side has the types of each method; one that tells of nothing does not mind a listener.
     const run = engine[method] as (...args: unknown[]) => unknown;
     const called = Promise.resolve(run.call(engine, ...args, onEvent));
-    answering = called.catch(() => undefined);
+    goesFirst(called);
     post({ type: "called", id, value: await called });
   } catch (error) {
     if (isFatal(error)) throw error;
@@ -120,7 +111,7 @@ async function handle(message: ToWorker): Promise<void> {
       if (!engine) throw new Error("The model is not loaded yet.");
       const { messages, settings, edits, knockOut } = message;
       const answer = engine.chat(messages, settings, edits, knockOut, (event) => post({ type: "event", event }));
-      answering = answer.catch(() => undefined);
+      goesFirst(answer);
       const result = await answer;
       post({ type: "result", result, info: engine.info() });
       postKept();
@@ -131,9 +122,6 @@ async function handle(message: ToWorker): Promise<void> {
       return;
     case "watch":
       engine?.watch(message.on);
-      return;
-    case "look":
-      await look(message.call, message.look);
       return;
     case "call": {
       if (!engine) throw new Error("The model is not loaded yet.");

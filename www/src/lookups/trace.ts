@@ -75,6 +75,14 @@ export type Card = {
   rows: Row[];
 };
 
+/** The engine's methods for looks at the text of the last answer. */
+export type LookMethods = {
+  /** Runs the text again, some tokens at a time. Gives the trace without its tokens. */
+  trace(onEvent: (part: TracePart) => void): Promise<Trace>;
+  /** Everything about one cell. */
+  card(position: number, layer: number): Promise<Card>;
+};
+
 export const FORMAT = "xylem-trace";
 export const VERSION = 1;
 export const MAX_FILE_BYTES = 64 << 20;

@@ -313,7 +313,7 @@ export class LookupsView {
     this.#asked += 1;
     const asked = this.#asked;
     try {
-      const card = await this.#engine.card(place.position, place.layer);
+      const card = await this.#engine.call("card", place.position, place.layer);
       if (asked !== this.#asked) return;
       this.#card = card;
     } catch (cause) {
@@ -330,7 +330,7 @@ export class LookupsView {
     this.#draw();
     let done = false;
     try {
-      const head = await this.#engine.trace((part) => {
+      const head = await this.#engine.look("trace", [], (part) => {
         if (this.log.file) return;
         this.log.part(part);
         this.#say(`Tracing: ${part.position + part.tokens.length} of ${plural(this.log.tokens.length, "token")}`);
