@@ -1,18 +1,25 @@
 //! Text to tokens and back, by the tokenizers library.
 
-use tokenizers::{
-    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-};
+use tokenizers::pipeline::{EncodeOptions, PipelineDecodeStream, PipelineToken, PipelineTokenizer};
 
+use super::vocabulary::{Piece, Vocabulary};
 use crate::error::{Error, Result};
 
 /// A model's tokenizer.
-#[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: PipelineTokenizer,
+    vocabulary: Vocabulary,
     bos: Option<u32>,
-    // The texts that the tokenizer would read as special tokens.
-    special: Vec<String>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
+fn failed(error: impl ToString) -> Error {
+    Error::Tokenizer(error.to_string())
 }
 
 impl Tokenizer {
@@ -21,10 +28,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the library can't use it.
     pub fn new(json: &[u8], bos: Option<u32>) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        let added = inner.get_added_tokens_decoder();
-        let special = added.into_values().filter(|t| t.special).map(|t| t.content).collect();
-        Ok(Self { inner, bos, special })
+        let mut json = serde_json::from_slice(json).map_err(failed)?;
+        let vocabulary = Vocabulary::take(&mut json)?;
+        tokenizers::canonicalize_value(&mut json).map_err(failed)?;
+        let inner = tokenizers::from_json(&json.to_string()).map_err(failed)?;
+        Ok(Self { inner, vocabulary, bos })
     }
 
     /// The tokens of `text`, in which the names of special tokens stand for these tokens.
@@ -46,8 +54,22 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the library fails.
     pub fn encode_more(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let mut tokens = Vec::new();
+        for piece in self.vocabulary.cut(text) {
+            match piece {
+                Piece::Added(id) => tokens.push(id),
+                Piece::Text(text) => {
+                    let mut found = Vec::new();
+                    self.inner
+                        .encode_into(text, &EncodeOptions::no_specials(), &mut found)
+                        .map_err(failed)?;
+                    let known = self.vocabulary.written.len();
+                    tokens
+                        .extend(found.into_iter().map(PipelineToken::id).filter(|id| (*id as usize) < known));
+                }
+            }
+        }
+        Ok(tokens)
     }
 
     /// The text of `tokens`, without special tokens.
@@ -55,7 +77,24 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the library fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))
+        let mut text = String::new();
+        let mut run = Vec::new();
+        for id in tokens.iter().copied().filter(|id| !self.vocabulary.is_special(*id)) {
+            match self.apart(id) {
+                None => run.push(id),
+                Some(name) => {
+                    text += &self.inner.decode(&run, false).map_err(failed)?;
+                    run.clear();
+                    text += name;
+                }
+            }
+        }
+        Ok(text + &self.inner.decode(&run, false).map_err(failed)?)
+    }
+
+    /// The name of an added token that the library can't decode: it takes what is written for bytes.
+    fn apart(&self, id: u32) -> Option<&str> {
+        self.vocabulary.name(id).filter(|_| self.vocabulary.byte_level)
     }
 
     /// The text of one token, be it special or not. Bytes that are no whole character are U+FFFD.
@@ -63,37 +102,40 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the library fails.
     pub fn piece(&self, id: u32) -> Result<String> {
-        self.inner.decode(&[id], false).map_err(|e| Error::Tokenizer(e.to_string()))
+        match self.vocabulary.name(id) {
+            Some(name) => Ok(name.to_owned()),
+            None => self.inner.decode(&[id], false).map_err(failed),
+        }
     }
 
     /// The text of tokens that come one by one.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, inner: self.inner.decode_stream(true), tokens: Vec::new(), sent: 0 }
+        TextStream { tokenizer: self, inner: self.inner.decode_stream(false), tokens: Vec::new(), sent: 0 }
     }
 
     /// The token as it is written in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.vocabulary.written.get(id as usize)?.clone()
     }
 
     /// The id of a token as it is written in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.vocabulary.ids.get(token).copied()
     }
 
     /// Number of tokens, special ones included.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.vocabulary.len()
     }
 
     /// `text` in which no special token's name stands for that token any more: a zero-width space goes in after
     /// its first character. For text of unknown origin, which could otherwise end its turn of a chat.
     pub fn defuse(&self, text: &str) -> String {
         let mut safe = text.to_owned();
-        for name in &self.special {
+        for name in self.vocabulary.special_names() {
             let split = name.chars().next().map_or(0, char::len_utf8);
-            if split < name.len() && safe.contains(name.as_str()) {
-                safe = safe.replace(name.as_str(), &format!("{}\u{200b}{}", &name[..split], &name[split..]));
+            if split < name.len() && safe.contains(name) {
+                safe = safe.replace(name, &format!("{}\u{200b}{}", &name[..split], &name[split..]));
             }
         }
         safe
@@ -104,14 +146,7 @@ impl Tokenizer {
 #[allow(missing_debug_implementations, reason = "the library's stream has none")]
 pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
-    inner: DecodeStream<
-        't,
-        ModelWrapper,
-        NormalizerWrapper,
-        PreTokenizerWrapper,
-        PostProcessorWrapper,
-        DecoderWrapper,
-    >,
+    inner: PipelineDecodeStream<'t>,
     tokens: Vec<u32>,
     // Bytes of text given so far.
     sent: usize,
@@ -124,7 +159,14 @@ impl TextStream<'_> {
     /// [`Error::Tokenizer`] if the library fails.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.tokens.push(id);
-        let text = self.inner.step(id).map_err(|e| Error::Tokenizer(e.to_string()))?.unwrap_or_default();
+        let text = if self.tokenizer.vocabulary.is_special(id) {
+            String::new()
+        } else if self.tokenizer.apart(id).is_some() {
+            self.inner = self.tokenizer.inner.decode_stream(false);
+            self.rest()?
+        } else {
+            self.inner.step(id).map_err(failed)?.unwrap_or_default()
+        };
         self.sent += text.len();
         Ok(text)
     }
@@ -134,6 +176,10 @@ impl TextStream<'_> {
     /// # Errors
     /// [`Error::Tokenizer`] if the library fails.
     pub fn finish(self) -> Result<String> {
+        self.rest()
+    }
+
+    fn rest(&self) -> Result<String> {
         let whole = self.tokenizer.decode(&self.tokens)?;
         Ok(whole.get(self.sent..).unwrap_or_default().to_owned())
     }
