@@ -120,7 +120,8 @@ impl Tokenizer {
 
     /// The id of a token as it is written in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.vocabulary.ids.get(token).copied()
+        let id = self.vocabulary.written.iter().position(|written| written.as_deref() == Some(token));
+        id.map(|id| id as u32)
     }
 
     /// Number of tokens, special ones included.

@@ -4,8 +4,6 @@
 //! refuses a byte-level vocabulary that lacks a byte, which SmolLM2's does. So added tokens are found here, and each
 //! missing byte gets a token past the last, which encoding drops, as earlier versions of the library did.
 
-use std::collections::HashMap;
-
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -20,8 +18,6 @@ const MAX_VOCAB: u32 = 1 << 22;
 pub struct Vocabulary {
     /// By id.
     pub written: Vec<Option<String>>,
-    /// By what is written.
-    pub ids: HashMap<String, u32>,
     /// Whether tokens are written in the characters that stand for bytes.
     pub byte_level: bool,
     // Tokens that text names: their names, longest first, and ids.
@@ -69,7 +65,7 @@ impl Vocabulary {
             let id = id.ok_or_else(|| {
                 Error::Tokenizer(format!("the id of {token:?} is no number below {MAX_VOCAB}"))
             })?;
-            found.ids.insert(token.clone(), id);
+            found.write(id, token.clone());
         }
         for token in tokens {
             if token.normalized || token.single_word || token.lstrip || token.rstrip {
@@ -90,27 +86,32 @@ impl Vocabulary {
             if token.special {
                 found.special.push(token.id);
             }
-            found.ids.insert(token.content.clone(), token.id);
+            found.write(token.id, token.content.clone());
             found.added.push((token.content, token.id));
         }
         found.added.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
         found.special.sort_unstable();
         found.added_ids = found.added.iter().map(|(_, id)| *id).collect();
         found.added_ids.sort_unstable();
-        let count = found.ids.values().max().map_or(0, |id| id + 1);
-        found.written = vec![None; count as usize];
-        found.ids.iter().for_each(|(token, id)| found.written[*id as usize] = Some(token.clone()));
         if byte_level {
             let missing: Vec<String> =
                 byte_tokens().into_iter().filter(|byte| !vocab.contains_key(byte)).collect();
-            vocab.extend(missing.into_iter().zip((count..).map(Value::from)));
+            vocab.extend(missing.into_iter().zip((found.written.len()..).map(Value::from)));
         }
         Ok(found)
     }
 
+    fn write(&mut self, id: u32, token: String) {
+        let id = id as usize;
+        if self.written.len() <= id {
+            self.written.resize(id + 1, None);
+        }
+        self.written[id] = Some(token);
+    }
+
     /// Number of tokens.
     pub fn len(&self) -> usize {
-        self.ids.len()
+        self.written.iter().flatten().count()
     }
 
     /// The name of an added token, if `id` is one.
