@@ -150,6 +150,27 @@ fn both_backends_write_the_same_and_suites_run() {
 }
 
 #[test]
+fn the_memory_is_switched_off_alone() {
+    let (_dir, path) = bundle(&[]);
+    let (_plain, plain) = common::random_bundle();
+    let write = |bundle: &str, more: &[&str]| {
+        let text = ["--prompt", "Hello, world.", "--max-tokens", "20", "--temperature", "0", "--json"];
+        reads(&[&["generate", "--bundle", bundle], text.as_slice(), more].concat())["tokens"].clone()
+    };
+    let (without, off) = (write(&plain, &[]), write(&path, &["--knock-out", "engram-off"]));
+    assert_eq!(off, without);
+    assert_ne!(write(&path, &[]), without);
+    let one = write(&path, &["--knock-out", "engram-off", "--knock-out-layers", "1"]);
+    assert!(one != off && one != write(&path, &[]));
+    let off = ["--prompt", "a", "--knock-out", "engram-off"];
+    let said = fails(&[&["generate", "--bundle", &plain], off.as_slice()].concat());
+    assert!(said.contains("no Engram layers"), "{said}");
+    let layer = ["--knock-out-layers", "2"];
+    let said = fails(&[&["generate", "--bundle", &path], off.as_slice(), &layer].concat());
+    assert!(said.contains("layer 2: the Engram layers are [0, 1]"), "{said}");
+}
+
+#[test]
 fn teaching_goes_around_engram_layers_or_says_that_it_cannot() {
     let (dir, path) = bundle(&[]);
     let out = dir.path().join("edits.json").display().to_string();

@@ -23,7 +23,7 @@ pub mod draw;
 pub mod hash;
 pub mod rows;
 #[cfg(all(test, feature = "native"))]
-mod tests;
+pub(crate) mod tests;
 #[cfg(all(test, feature = "native"))]
 mod vectors;
 

@@ -7,11 +7,11 @@ use super::vectors::Vectors;
 use super::{Engram, EngramLayer, Hasher, WithEngram};
 use crate::backend::{Backend, Output, Penalty, Step, Want};
 use crate::bundle::quant::Dtype;
-use crate::bundle::random;
+use crate::bundle::{Tensor, random};
 use crate::config::Config;
 use crate::config::tests::tiny;
 use crate::cpu::{CpuBackend, Probe, View};
-use crate::edits::{Edited, Method, Overlay, file::tests::swap};
+use crate::edits::{Edited, Instead, KnockOut, Knocked, Method, Overlay, file::tests::swap};
 use crate::plan::Op;
 use crate::sampler::Sampling;
 use crate::session::Session;
@@ -19,11 +19,11 @@ use crate::tables::{MemoryRows, RowSource};
 
 type Rows = WithEngram<MemoryRows, MemoryRows>;
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config { engram: Some(tiny_engram()), ..tiny() }
 }
 
-fn rows() -> Rows {
+pub(crate) fn rows() -> Rows {
     let (config, engram) = (config(), tiny_engram());
     let stem = (0..300).flat_map(|t| random::rows(&tiny(), t, 5)).collect();
     let heads = (0..engram.records() as u32).flat_map(|r| random::engram_row(&engram, r, 5)).collect();
@@ -37,13 +37,18 @@ fn rows() -> Rows {
 
 fn session<R: RowSource>(rows: R, chunk: usize) -> Session<CpuBackend, R> {
     let config = config();
-    let core = random::core(&config, 5, |_| Dtype::Q8);
+    Session::new(loaded(&config, |tensors| CpuBackend::new(tensors, &config, 100)), rows, config, chunk)
+}
+
+/// A backend with the weights of the random model: those that two models share are the same.
+fn loaded<B: Backend>(config: &Config, new: impl Fn(&[Tensor]) -> B) -> B {
+    let core = random::core(config, 5, |_| Dtype::Q8);
     let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-    let mut backend = CpuBackend::new(&tensors, &config, 100);
+    let mut backend = new(&tensors);
     for (id, (_, planes)) in core.iter().enumerate() {
         backend.write(id, 0, planes).unwrap();
     }
-    Session::new(backend, rows, config, chunk)
+    backend
 }
 
 fn text() -> Vec<u32> {
@@ -51,7 +56,7 @@ fn text() -> Vec<u32> {
 }
 
 /// The logits of the last token of `tokens`, which a session reads on top of what it has.
-fn read<R: RowSource>(session: &mut Session<CpuBackend, R>, tokens: &[u32]) -> Vec<f32> {
+fn read<B: Backend, R: RowSource>(session: &mut Session<B, R>, tokens: &[u32]) -> Vec<f32> {
     match block_on(session.step(tokens, Want::Logits)).unwrap() {
         Output::Logits(logits) => logits[logits.len() - 300..].to_vec(),
         other => panic!("{other:?}"),
@@ -205,4 +210,37 @@ fn edits_of_stem_rows_leave_n_grams_alone() {
     }
     let candidates = block_on(session(edited, 128).step(&tokens, Want::Candidates(Penalty::default())));
     assert!(matches!(candidates.unwrap(), Output::Candidates(c) if c.log_sum_exp.is_finite()));
+}
+
+/// With its Engram layers off a model gives, bit by bit, the logits of the same model without any.
+pub(crate) fn off_is_the_model_without<B: Backend>(new: impl Fn(&Config, &[Tensor]) -> B) {
+    let with = config();
+    let backend = loaded(&with, |tensors| new(&with, tensors));
+    let mut whole = Session::new(backend, Knocked::new(rows()), with.clone(), 128);
+    let plain = block_on(whole.step(&text()[..9], Want::Logits)).unwrap();
+    let off = block_on(KnockOut::new(Instead::EngramOff, None, &with, &rows())).unwrap();
+    whole.rows_mut().set(Some(off));
+    let backend = loaded(&tiny(), |tensors| new(&tiny(), tensors));
+    let stem = (0..300).flat_map(|t| random::rows(&tiny(), t, 5)).collect();
+    let stem = MemoryRows { rows: stem, row_width: tiny().row_width() };
+    let mut without = Session::new(backend, stem, tiny(), 128);
+    for (first, end) in [(0, 9), (9, 10), (10, 11), (11, 23)] {
+        let tokens = &text()[first..end];
+        let [Output::Logits(found), Output::Logits(expected)] =
+            [block_on(whole.step(tokens, Want::Logits)), block_on(without.step(tokens, Want::Logits))]
+                .map(Result::unwrap)
+        else {
+            panic!("logits were wanted")
+        };
+        assert!(found.iter().zip(&expected).all(|(f, e)| f.to_bits() == e.to_bits()), "from {first} on");
+        assert_ne!(plain, Output::Logits(found));
+    }
+    // On again it is as before.
+    whole.rows_mut().set(None);
+    assert_eq!(block_on(whole.step(&text()[..9], Want::Logits)).unwrap(), plain);
+}
+
+#[test]
+fn off_it_is_the_model_without() {
+    off_is_the_model_without(|config, tensors| CpuBackend::new(tensors, config, 100));
 }

@@ -91,10 +91,10 @@ export type Seen = {
   gateOpen: number[] | null;
 };
 
-/** What may take the place of rows. */
-export const INSTEAD = ["zero", "mean", "shuffle"] as const;
+/** What may take the place of STEM rows; `engram_off` leaves these, and Engram layers add nothing. */
+export const INSTEAD = ["zero", "mean", "shuffle", "engram_off"] as const;
 export type Instead = (typeof INSTEAD)[number];
-/** Rows knocked out for one answer, in these STEM layers or in all. */
+/** Rows knocked out for one answer, in these STEM layers (or Engram layers) or in all. */
 export type KnockOut = { instead: Instead; layers: number[] | null };
 
 export type GenEvent =
