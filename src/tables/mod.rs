@@ -16,7 +16,7 @@ pub use cache::Policy;
 #[cfg(feature = "native")]
 pub use files::{FileTransport, open_dir, open_through};
 pub use lookup::{Stats, Store, Tables, Transport};
-pub use origin::{Origin, Tier};
+pub use origin::{EngramOrigin, Origin, Tier};
 
 use crate::error::{Error, Result};
 
