@@ -89,6 +89,18 @@ export type Seen = {
   /** One a layer; null where the backend can't measure. */
   contribution: number[] | null;
   gateOpen: number[] | null;
+  /** One an Engram layer. */
+  engram: SeenEngram[];
+};
+
+/** What the memory of an Engram layer did with a token, and how its rows were found. */
+export type SeenEngram = {
+  tier: Tier | null;
+  ms: number;
+  edited: boolean;
+  /** Null where the backend can't measure. */
+  contribution: number | null;
+  gate: number | null;
 };
 
 /** What may take the place of STEM rows; `engram_off` leaves these, and Engram layers add nothing. */
