@@ -180,6 +180,10 @@ impl<R: RowSource> RowSource for Knocked<R> {
         Ok(())
     }
 
+    fn compressed(&self, token: u32) -> u32 {
+        self.inner.compressed(token)
+    }
+
     fn prefetch(&self, tokens: &[u32]) {
         self.inner.prefetch(tokens);
     }

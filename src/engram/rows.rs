@@ -91,6 +91,10 @@ impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
         Ok(())
     }
 
+    fn compressed(&self, token: u32) -> u32 {
+        self.engram.as_ref().and_then(|memory| memory.hasher.compressed(token)).unwrap_or(token)
+    }
+
     fn prefetch(&self, tokens: &[u32]) {
         self.stem.prefetch(tokens);
     }

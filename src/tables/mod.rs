@@ -64,6 +64,11 @@ pub trait RowSource {
         self.gather(tokens, out).await
     }
 
+    /// The id by which rows that depend on the tokens before know `token`: tokens that share it have the same rows there.
+    fn compressed(&self, token: u32) -> u32 {
+        token
+    }
+
     /// Says that these tokens will be asked for soon, alone.
     fn prefetch(&self, _tokens: &[u32]) {}
 
