@@ -2,7 +2,7 @@
 
 use crate::bundle::Tensor;
 use crate::error::{Error, Result};
-use crate::trace::Gauge;
+use crate::trace::{EngramGauge, Gauge};
 
 /// At most so many candidates come back from a step: 256 ids and logits are 2 KB.
 pub const MAX_CANDIDATES: usize = 256;
@@ -97,6 +97,11 @@ pub trait Backend {
 
     /// `[n, n_layers]`: what was measured in each layer during the last step; nothing if that is off.
     fn gauges(&self) -> &[Gauge] {
+        &[]
+    }
+
+    /// `[n, n_engram]`: the same of each Engram layer.
+    fn engram_gauges(&self) -> &[EngramGauge] {
         &[]
     }
 

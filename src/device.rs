@@ -4,7 +4,7 @@ use crate::backend::{Backend, Output, Step};
 use crate::cpu::CpuBackend;
 use crate::error::Result;
 use crate::gpu::GpuBackend;
-use crate::trace::Gauge;
+use crate::trace::{EngramGauge, Gauge};
 
 /// One of the backends.
 #[derive(Debug)]
@@ -66,6 +66,13 @@ impl Backend for Device {
         match self {
             Self::Cpu(backend) => backend.gauges(),
             Self::Gpu(backend) => backend.gauges(),
+        }
+    }
+
+    fn engram_gauges(&self) -> &[EngramGauge] {
+        match self {
+            Self::Cpu(backend) => backend.engram_gauges(),
+            Self::Gpu(backend) => backend.engram_gauges(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, Sampling};
 use crate::tables::{Origin, RowSource};
-use crate::trace::Gauge;
+use crate::trace::{EngramGauge, Gauge};
 
 /// The repetition penalty looks back over so many tokens.
 const PENALTY_WINDOW: usize = 128;
@@ -53,6 +53,8 @@ pub struct StepReport<'a> {
     pub origins: &'a [Origin],
     /// `[n, n_layers]`: see [`Backend::gauges`].
     pub gauges: &'a [Gauge],
+    /// `[n, n_engram]`: see [`Backend::engram_gauges`].
+    pub engram_gauges: &'a [EngramGauge],
     /// Milliseconds that the rows took.
     pub rows_ms: f64,
     /// Milliseconds that the backend took.
@@ -186,6 +188,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             tokens: self.cached.get(self.span.clone()).unwrap_or_default(),
             origins: &self.origins,
             gauges: self.backend.gauges(),
+            engram_gauges: self.backend.engram_gauges(),
             rows_ms: self.times_ms[0],
             forward_ms: self.times_ms[1],
         }

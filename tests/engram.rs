@@ -150,6 +150,27 @@ fn both_backends_write_the_same_and_suites_run() {
 }
 
 #[test]
+fn the_memory_is_switched_off_alone() {
+    let (_dir, path) = bundle(&[]);
+    let (_plain, plain) = common::random_bundle();
+    let write = |bundle: &str, more: &[&str]| {
+        let text = ["--prompt", "Hello, world.", "--max-tokens", "20", "--temperature", "0", "--json"];
+        reads(&[&["generate", "--bundle", bundle], text.as_slice(), more].concat())["tokens"].clone()
+    };
+    let (without, off) = (write(&plain, &[]), write(&path, &["--knock-out", "engram-off"]));
+    assert_eq!(off, without);
+    assert_ne!(write(&path, &[]), without);
+    let one = write(&path, &["--knock-out", "engram-off", "--knock-out-layers", "1"]);
+    assert!(one != off && one != write(&path, &[]));
+    let off = ["--prompt", "a", "--knock-out", "engram-off"];
+    let said = fails(&[&["generate", "--bundle", &plain], off.as_slice()].concat());
+    assert!(said.contains("no Engram layers"), "{said}");
+    let layer = ["--knock-out-layers", "2"];
+    let said = fails(&[&["generate", "--bundle", &path], off.as_slice(), &layer].concat());
+    assert!(said.contains("layer 2: the Engram layers are [0, 1]"), "{said}");
+}
+
+#[test]
 fn teaching_goes_around_engram_layers_or_says_that_it_cannot() {
     let (dir, path) = bundle(&[]);
     let out = dir.path().join("edits.json").display().to_string();
@@ -226,4 +247,76 @@ fn layers_that_cannot_be_are_refused() {
     assert!(refused(&["--engram-layers", "1", "--engram-width", "20"]).contains("= 80"));
     assert!(refused(&["--engram-layers", "1", "--engram-tables", "5000000"]).contains("records"));
     assert!(refused(&["--engram-layers", "1", "--engram-heads", "0"]).contains("heads = 0"));
+}
+
+#[test]
+fn n_grams_are_edited_by_the_command() {
+    let (dir, path) = bundle(&[]);
+    let out = dir.path().join("edits.json").display().to_string();
+    let into = ["edit", "ngram", "--bundle", &path, "--out", &out];
+    let said = prints(&[into.as_slice(), &["--subject", "tree", "--with", "wood"]].concat());
+    assert!(said.contains("counted from the end") && said.contains("1 edits"), "{said}");
+    prints(
+        &[into.as_slice(), &["--subject", "sap", "--factor", "0", "--layers", "1", "--scope", "row"]]
+            .concat(),
+    );
+    let file: Value = serde_json::from_slice(&fs::read(&out).unwrap()).unwrap();
+    assert_eq!(file["version"], 2);
+    assert_eq!(file["edits"][1]["target"]["ngrams"]["factor"], 0.0);
+    let listed = reads(&["edit", "list", "--edits", &out, "--bundle", &path, "--json"]);
+    // " tree": four pairs and three triples.
+    assert_eq!(listed[0]["ngrams"].as_array().unwrap().len(), 4 + 3);
+    assert_eq!(
+        (&listed[0]["tokens"][0]["gets"], &listed[1]["layers"]),
+        (&"own".into(), &serde_json::json!([1]))
+    );
+
+    let write = |more: &[&str]| {
+        let text =
+            ["--prompt", "I see a tree. A tree of sap", "--max-tokens", "24", "--temperature", "0", "--json"];
+        reads(&[&["generate", "--bundle", &path], text.as_slice(), more].concat())["tokens"].clone()
+    };
+    let (plain, edited) = (write(&[]), write(&["--edits", &out]));
+    assert_ne!(plain, edited);
+    assert_eq!(edited, write(&["--edits", &out, "--backend", "gpu"]));
+    // With its memory off there is nothing left to edit.
+    let off = ["--knock-out", "engram-off"];
+    assert_eq!(write(&off), write(&[&["--edits", &out], off.as_slice()].concat()));
+    let switched = dir.path().join("off.json").display().to_string();
+    prints(&["edit", "apply", "--bundle", &path, "--edits", &out, "--off", "all", "--out", &switched]);
+    assert_eq!(write(&["--edits", &switched]), plain);
+    // A trace marks the n-grams, and only these.
+    let trace = reads(&[
+        "trace",
+        "--bundle",
+        &path,
+        "--prompt",
+        "I see a tree",
+        "--max-tokens",
+        "0",
+        "--edits",
+        &out,
+        "--json",
+    ]);
+    let marked: Vec<bool> =
+        trace["tokens"].as_array().unwrap().iter().map(|t| t["engram"][0]["edited"] == true).collect();
+    // The pair " t" ends at 8; each position from there on ends one, too.
+    assert_eq!(marked.iter().position(|m| *m), Some(8));
+    assert!(marked[8..].iter().all(|m| *m));
+
+    assert!(
+        fails(&[into.as_slice(), &["--subject", "", "--factor", "1"]].concat())
+            .contains("an n-gram has two or more")
+    );
+    assert!(
+        fails(&[into.as_slice(), &["--subject", "ab", "--factor", "9"]].concat()).contains("a factor of 9")
+    );
+    assert!(
+        fails(&[into.as_slice(), &["--subject", "ab", "--factor", "1", "--layers", "2"]].concat())
+            .contains("layer 2 has no n-grams")
+    );
+    let (_plain, plain) = common::random_bundle();
+    let other = dir.path().join("other.json").display().to_string();
+    let none = ["edit", "ngram", "--bundle", &plain, "--subject", "ab", "--factor", "0", "--out", &other];
+    assert!(fails(&none).contains("no Engram layers"));
 }

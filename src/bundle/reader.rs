@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{FileRef, MAX_MANIFEST_BYTES, Manifest};
 use crate::backend::{Backend, write_core};
-use crate::engram::WithEngram;
+use crate::engram::{Hasher, WithEngram};
 use crate::error::{Error, Result};
 use crate::tables::{self, FileTransport, Tables, Transport};
 use crate::text::{Template, Tokenizer};
@@ -100,11 +100,23 @@ impl Bundle {
     /// # Errors
     /// As [`rows`](Self::rows).
     pub fn rows_through<T: Transport + Clone>(&self, transport: &T) -> Result<RowsThrough<T>> {
+        let stem = tables::open_through(&self.dir, self.manifest.stem_table(), transport.clone())?;
+        let engram = self.engram_through(transport.clone())?;
+        Ok(WithEngram::new(stem, self.manifest.config.stem_width(), engram))
+    }
+
+    /// The Engram table and what finds its records, `None` for a model without Engram layers.
+    ///
+    /// # Errors
+    /// As [`rows`](Self::rows).
+    pub fn engram(&self) -> Result<Option<(Hasher, Tables<FileTransport>)>> {
+        self.engram_through(FileTransport::new(&self.dir))
+    }
+
+    fn engram_through<T: Transport>(&self, transport: T) -> Result<Option<(Hasher, Tables<T>)>> {
         let ids = self.manifest.engram_ids.as_ref().map(|file| self.file(file)).transpose()?;
         let hasher = self.manifest.hasher(&ids.unwrap_or_default())?;
-        let open = |table| tables::open_through(&self.dir, table, transport.clone());
-        let engram = hasher.zip(open(self.manifest.engram_table())?);
-        Ok(WithEngram::new(open(self.manifest.stem_table())?, self.manifest.config.stem_width(), engram))
+        Ok(hasher.zip(tables::open_through(&self.dir, self.manifest.engram_table(), transport)?))
     }
 
     /// A whole file, checked.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod gallery;
+mod ngram;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,9 +14,11 @@ use serde::Serialize;
 use xylem::bundle::Bundle;
 use xylem::cpu::CpuBackend;
 use xylem::edits::file::MAX_FILE_BYTES;
+use xylem::edits::ngram::NgramPair;
 use xylem::edits::preview::piece;
 use xylem::edits::teach::{self, Lesson};
-use xylem::edits::{Edit, Edits, Gets, Method, Scope, Swap};
+use xylem::edits::{Edit, Edits, Gets, Method, NgramTarget, Scope, Swap, Target};
+use xylem::engram::Engram;
 use xylem::text::Tokenizer;
 
 use super::progress;
@@ -32,6 +35,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Swap(SwapArgs),
+    Ngram(ngram::Args),
     Teach(TeachArgs),
     Apply(apply::Args),
     List(ListArgs),
@@ -129,14 +133,20 @@ enum ScopeArg {
     Phrase,
 }
 
+impl From<ScopeArg> for Scope {
+    fn from(scope: ScopeArg) -> Self {
+        match scope {
+            ScopeArg::Row => Self::Row,
+            ScopeArg::Phrase => Self::Phrase,
+        }
+    }
+}
+
 impl How {
     /// The library's form.
     pub fn swap(&self, at_start: bool) -> Swap {
         Swap {
-            scope: match self.scope {
-                ScopeArg::Row => Scope::Row,
-                ScopeArg::Phrase => Scope::Phrase,
-            },
+            scope: self.scope.into(),
             strength: self.strength,
             layers: layers(&self.layers),
             method: self.method.map(Method::from),
@@ -204,6 +214,7 @@ struct ListArgs {
 pub fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Swap(args) => swap(args),
+        Command::Ngram(args) => ngram::run(args),
         Command::Teach(args) => teach(args),
         Command::Apply(args) => apply::run(args),
         Command::List(args) => list(args),
@@ -292,6 +303,9 @@ struct Summary<'a> {
     strength: f32,
     layers: Option<&'a [usize]>,
     tokens: Vec<Pair>,
+    /// Of an edit of n-grams: those within its tokens, and what they get.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ngrams: Vec<NgramPair>,
 }
 
 /// A token and what it gets.
@@ -303,7 +317,8 @@ struct Pair {
 }
 
 impl<'a> Summary<'a> {
-    fn of(edit: &'a Edit, tokenizer: Option<&Tokenizer>) -> Self {
+    /// With n-grams of up to `order` tokens.
+    fn of(edit: &'a Edit, tokenizer: Option<&Tokenizer>, order: usize) -> Self {
         let pair =
             |(id, gets): (&u32, Gets)| Pair { token: *id, text: tokenizer.map(|t| piece(t, *id)), gets };
         Self {
@@ -313,12 +328,15 @@ impl<'a> Summary<'a> {
             strength: edit.strength,
             layers: edit.layers.as_deref(),
             tokens: edit.source.iter().zip(edit.preview()).map(pair).collect(),
+            ngrams: edit.ngrams(order),
         }
     }
 }
 
 fn list(args: &ListArgs) -> Result<()> {
     let all = read(&args.edits)?;
+    // Without the model it is not known how long its n-grams are.
+    let mut order = usize::MAX;
     let tokenizer = match &args.bundle {
         None => None,
         Some(dir) => {
@@ -326,12 +344,13 @@ fn list(args: &ListArgs) -> Result<()> {
             let manifest = bundle.manifest();
             all.overlay(&manifest.hash(), &manifest.config)
                 .with_context(|| args.edits.display().to_string())?;
+            order = manifest.config.engram.as_ref().map_or(0, Engram::order);
             Some(bundle.tokenizer()?)
         }
     };
     let tokenizer = tokenizer.as_ref();
     if args.json {
-        let summaries = all.edits.iter().map(|edit| Summary::of(edit, tokenizer));
+        let summaries = all.edits.iter().map(|edit| Summary::of(edit, tokenizer, order));
         return super::print_json(&summaries.collect::<Vec<_>>());
     }
     all.edits.iter().enumerate().try_for_each(|(i, edit)| show(i, edit, tokenizer))
@@ -354,6 +373,16 @@ fn show(index: usize, edit: &Edit, tokenizer: Option<&Tokenizer>) -> Result<()> 
         edit.label,
         edit.strength
     ))?;
+    if let Target::Ngrams(target) = &edit.target {
+        let gets = match target {
+            NgramTarget::Ids(ids) => {
+                format!("get the rows of those within {}, counted from the end", names(ids))
+            }
+            NgramTarget::Factor(factor) => format!("get {factor} times their own rows"),
+        };
+        super::print_line(format!("        the n-grams within {} {gets}", names(&edit.source)))?;
+        return Ok(());
+    }
     for (id, gets) in edit.source.iter().zip(edit.preview()) {
         let gets = match gets {
             Gets::Own => "keeps its rows".into(),

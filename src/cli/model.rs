@@ -89,7 +89,7 @@ impl Model {
         Ok(())
     }
 
-    /// Knocks out the rows of `layers`; of all unless given.
+    /// Knocks out the rows of `layers`, see [`KnockOut::new`].
     pub fn knock_out(&mut self, instead: Instead, layers: Option<&[usize]>) -> Result<()> {
         let config = self.session.config().clone();
         let rows = self.session.rows_mut().inner_mut();
@@ -119,6 +119,8 @@ pub enum InsteadArg {
     Mean,
     /// The rows of another token.
     Shuffle,
+    /// The STEM rows stay, and Engram layers add nothing.
+    EngramOff,
 }
 
 impl From<InsteadArg> for Instead {
@@ -127,6 +129,7 @@ impl From<InsteadArg> for Instead {
             InsteadArg::Zero => Self::Zero,
             InsteadArg::Mean => Self::Mean,
             InsteadArg::Shuffle => Self::Shuffle,
+            InsteadArg::EngramOff => Self::EngramOff,
         }
     }
 }
@@ -137,7 +140,7 @@ pub struct Out {
     /// Knocks rows out: what is left is what the core knows.
     #[arg(long, value_enum, value_name = "INSTEAD")]
     pub knock_out: Option<InsteadArg>,
-    /// Only of these STEM layers.
+    /// Only of these layers: STEM layers, or for `engram-off` Engram layers.
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', requires = "knock_out")]
     pub knock_out_layers: Option<Vec<usize>>,
 }

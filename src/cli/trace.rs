@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use xylem::bundle::Bundle;
 use xylem::session::{Observer, StepReport};
+use xylem::tables::{Origin, Tables};
 use xylem::trace::record::{Lookup, TracedModel};
 use xylem::trace::{Text, Trace, TracedToken, card, trace};
 
@@ -40,12 +41,12 @@ pub struct Args {
 
 /// Notes how the rows of the text were found when it was written.
 #[derive(Default)]
-struct Lookups(Vec<Lookup>);
+struct Lookups(Vec<Origin>);
 
 impl Observer for Lookups {
     fn stepped(&mut self, report: &StepReport<'_>) {
         self.0.truncate(report.position);
-        self.0.extend(report.origins.iter().map(|o| Lookup { tier: o.tier, ms: o.ms }));
+        self.0.extend_from_slice(report.origins);
     }
 }
 
@@ -55,6 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
     sampling.validate()?;
     let bundle = Bundle::open(&args.bundle)?;
     let tables = bundle.tables()?;
+    let engram = bundle.engram()?;
     let mut model = Model::bundle(&args.bundle, Kind::Cpu, args.context)?;
     if let Some(path) = &args.edits {
         model.edit(path)?;
@@ -65,8 +67,12 @@ pub fn run(args: &Args) -> Result<()> {
     let tokens = [prompt.as_slice(), &generation.tokens].concat();
     let backend = model.backend_name();
     let Model { session, tokenizer, .. } = &mut model;
-    let text =
-        Text { tokens: &tokens, tokenizer, layout: tables.as_ref().map(xylem::tables::Tables::layout) };
+    let text = Text {
+        tokens: &tokens,
+        tokenizer,
+        layout: tables.as_ref().map(Tables::layout),
+        engram: engram.as_ref().map(|(hasher, tables)| (hasher, tables.layout())),
+    };
     if let Some(cell) = &args.card {
         let [position, layer] = cell[..] else { bail!("--card wants a position and a layer") };
         let card = pollster::block_on(card::card(session, tables.as_ref(), text, (position, layer), true))?;
@@ -79,8 +85,11 @@ pub fn run(args: &Args) -> Result<()> {
     };
     pollster::block_on(trace(session, text, CHUNK, each))?;
     // While it was traced, all of it was in memory.
-    for (token, lookup) in traced.iter_mut().zip(lookups.0) {
-        token.lookup = Some(lookup);
+    for (token, origin) in traced.iter_mut().zip(lookups.0) {
+        token.lookup = origin.tier.map(|tier| Lookup { tier, ms: origin.ms });
+        for (engram, origin) in token.engram.iter_mut().zip(origin.engram) {
+            engram.lookup = Some(Lookup { tier: origin.tier, ms: origin.ms });
+        }
     }
     if args.json {
         let model = TracedModel::new(bundle.manifest());

@@ -10,7 +10,7 @@ use crate::bundle::manifest::Tensor;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, Up};
-use crate::trace::gauge::{Gauge, Gauges};
+use crate::trace::gauge::{EngramGauge, Gauge, Gauges};
 
 /// What a probe sees after an operation; buffers hold the values of the last operation that wrote them.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +30,10 @@ pub struct View<'a> {
     pub up: &'a [f32],
     /// `gate ⊙ up`, `[n, ffn]`.
     pub h: &'a [f32],
+    /// The head rows of an Engram layer, `[n, width]`.
+    pub heads: &'a [f32],
+    /// Its gate, `[n]`.
+    pub engram_gate: &'a [f32],
 }
 
 /// Looks at intermediate values between operations.
@@ -58,6 +62,8 @@ struct Scratch {
     heads: Vec<f32>,
     engram_key: Vec<f32>,
     engram_value: Vec<f32>,
+    // [n]
+    engram_gate: Vec<f32>,
 }
 
 /// Runs the plan on the CPU.
@@ -183,8 +189,9 @@ impl CpuBackend {
                 let gains = [query_norm, key_norm].map(|id| weights[id].vector());
                 let hidden = c.hidden_size;
                 let tokens = s.x.chunks_exact(hidden).zip(s.engram_key.chunks_exact(hidden));
-                for ((x, key), value) in tokens.zip(s.engram_value.chunks_exact_mut(hidden)) {
-                    engram::engram_gate(x, key, gains, c.rms_norm_eps, value);
+                let values = s.engram_value.chunks_exact_mut(hidden).zip(&mut s.engram_gate);
+                for ((x, key), (value, gate)) in tokens.zip(values) {
+                    *gate = engram::engram_gate(x, key, gains, c.rms_norm_eps, value);
                 }
                 let cache = &mut caches[index][step.position * hidden..][..n * hidden];
                 kernels::rms_norm(&s.engram_value, weights[conv_norm].vector(), c.rms_norm_eps, cache);
@@ -309,6 +316,10 @@ impl Backend for CpuBackend {
         self.gauges.as_ref().map_or(&[], Gauges::read)
     }
 
+    fn engram_gauges(&self) -> &[EngramGauge] {
+        self.gauges.as_ref().map_or(&[], Gauges::read_engram)
+    }
+
     fn capacity(&self) -> usize {
         self.capacity
     }
@@ -341,6 +352,7 @@ impl Scratch {
             self.heads.resize(n * engram.width(), 0.0);
             self.engram_key.resize(n * c.hidden_size, 0.0);
             self.engram_value.resize(n * c.hidden_size, 0.0);
+            self.engram_gate.resize(n, 0.0);
         }
     }
 
@@ -353,6 +365,8 @@ impl Scratch {
             gate: &self.gate,
             up: &self.up,
             h: &self.h,
+            heads: &self.heads,
+            engram_gate: &self.engram_gate,
         }
     }
 }

@@ -3,9 +3,9 @@
 
 use super::kernels::{exp, silu};
 
-/// `g · value`, in place, for one token: `g = σ(sign(s) √max(|s|, 1e-6))`,
+/// `g · value`, in place, for one token; gives g: `g = σ(sign(s) √max(|s|, 1e-6))`,
 /// `s = RMSNorm(x)·RMSNorm(key) / √hidden`. All are `[hidden]`; the gains are those of x and of the key.
-pub fn engram_gate(x: &[f32], key: &[f32], gains: [&[f32]; 2], eps: f32, value: &mut [f32]) {
+pub fn engram_gate(x: &[f32], key: &[f32], gains: [&[f32]; 2], eps: f32, value: &mut [f32]) -> f32 {
     let width = x.len() as f32;
     let (mut xx, mut kk, mut xk) = (0f32, 0f32, 0f32);
     for (((x, k), gx), gk) in x.iter().zip(key).zip(gains[0]).zip(gains[1]) {
@@ -16,6 +16,7 @@ pub fn engram_gate(x: &[f32], key: &[f32], gains: [&[f32]; 2], eps: f32, value: 
     let score = xk / ((xx / width + eps).sqrt() * (kk / width + eps).sqrt() * width.sqrt());
     let gate = gate(score);
     value.iter_mut().for_each(|v| *v *= gate);
+    gate
 }
 
 /// `σ(sign(s) √max(|s|, 1e-6))`, where the sign of 0 is 0.
@@ -70,14 +71,15 @@ mod tests {
     fn the_score_is_that_of_two_normalised_vectors() {
         // RMSNorm(x) = (1.2, 1.6)/√2, RMSNorm(key) = (0, √2): with gains (2, 3) and (1, 0.5).
         let mut value = [1.0, -2.0];
-        engram_gate(&[3.0, 4.0], &[0.0, 5.0], [&[2.0, 3.0], &[1.0, 0.5]], 0.0, &mut value);
+        let found = engram_gate(&[3.0, 4.0], &[0.0, 5.0], [&[2.0, 3.0], &[1.0, 0.5]], 0.0, &mut value);
         let rms_x = (25f32 / 2.0).sqrt();
         let score = (4.0 / rms_x * 3.0) * (2f32.sqrt() * 0.5) / 2f32.sqrt();
         let g = 1.0 / (1.0 + (-score.sqrt()).exp());
+        assert!((found - g).abs() < 1e-6);
         assert!((value[0] - g).abs() < 1e-6 && (value[1] + 2.0 * g).abs() < 1e-6, "{value:?} for {g}");
         let mut zero = [0.0, 0.0];
-        engram_gate(&[3.0, 4.0], &[0.0, 0.0], [&[2.0, 3.0], &[1.0, 0.5]], 1e-5, &mut zero);
-        assert_eq!(zero, [0.0, 0.0]);
+        let half = engram_gate(&[3.0, 4.0], &[0.0, 0.0], [&[2.0, 3.0], &[1.0, 0.5]], 1e-5, &mut zero);
+        assert_eq!((half, zero), (0.5, [0.0, 0.0]));
     }
 
     #[test]

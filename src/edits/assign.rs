@@ -29,6 +29,8 @@ impl Edit {
                 let own = std::iter::repeat_n(Gets::Own, sources - rows);
                 return own.chain((0..rows).map(Gets::Values)).collect();
             }
+            // The rows of its tokens stay.
+            Target::Ngrams(_) => return vec![Gets::Own; sources],
             Target::Tokens(recipe) => recipe,
         };
         let ids = &recipe.ids;

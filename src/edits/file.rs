@@ -9,8 +9,9 @@ use crate::config::Config;
 use crate::edits::Overlay;
 use crate::error::{Error, Result};
 
-/// The version of the file that this crate writes and reads.
-pub const VERSION: u32 = 1;
+/// The newest version of the file, which only edits of n-grams need. Version 1 is the same without these; it is written
+/// where they are not needed, and read as well.
+pub const VERSION: u32 = 2;
 /// A larger file is not read.
 pub const MAX_FILE_BYTES: usize = 16 << 20;
 /// At most so many edits in a file.
@@ -21,7 +22,7 @@ pub const MAX_ENTITY_TOKENS: usize = 64;
 pub const MAX_POSITIONS: usize = 256;
 /// A label has at most so many characters.
 pub const MAX_LABEL_CHARS: usize = 200;
-/// The largest strength; beyond 1 an edit overshoots its target.
+/// The largest strength; beyond 1 an edit overshoots its target. Also the largest factor.
 pub const MAX_STRENGTH: f32 = 4.0;
 const FORMAT: &str = "xylem-edits";
 
@@ -53,7 +54,8 @@ pub struct Edit {
     pub target: Target,
     /// α: 0 changes nothing, 1 replaces.
     pub strength: f32,
-    /// The STEM layers to change, by their number in the model, ascending; all unless given.
+    /// The STEM layers to change, of an edit of n-grams the Engram layers, by their number in the model, ascending; all
+    /// unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<usize>>,
 }
@@ -81,6 +83,18 @@ pub enum Target {
     Tokens(Recipe),
     /// Rows of their own.
     Values(Values),
+    /// Not the rows of the tokens, but those that Engram layers find for the n-grams of these tokens.
+    Ngrams(NgramTarget),
+}
+
+/// What the rows of n-grams are changed toward.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NgramTarget {
+    /// The rows of the n-grams of these tokens, as the table has them, counted from the end: see [`Edit::ngrams`].
+    Ids(Vec<u32>),
+    /// Their own rows times this: 0 takes them away, 2 doubles them.
+    Factor(f32),
 }
 
 /// Rows of the table, and which source token gets which.
@@ -233,7 +247,7 @@ impl TryFrom<StoredValues> for Values {
 impl Edits {
     /// No edits yet, for the model whose manifest has the hash `model`.
     pub fn new(model: String) -> Self {
-        Self { format: FORMAT.into(), version: VERSION, model, edits: Vec::new() }
+        Self { format: FORMAT.into(), version: 1, model, edits: Vec::new() }
     }
 
     /// Reads a file and checks what can be checked without the model; [`Edits::overlay`] does the rest.
@@ -254,20 +268,30 @@ impl Edits {
         if head.format != FORMAT {
             return Err(Error::Edits(format!("format {:?}, not {FORMAT:?}", head.format)));
         }
-        if head.version != VERSION {
+        if !(1..=VERSION).contains(&head.version) {
             return Err(Error::Edits(format!(
-                "version {}, this program reads version {VERSION}",
+                "version {}, this program reads versions up to {VERSION}",
                 head.version
             )));
         }
-        let edits: Self = serde_json::from_slice(json).map_err(wrong)?;
+        let mut edits: Self = serde_json::from_slice(json).map_err(wrong)?;
         edits.check()?;
+        if edits.needed_version() > edits.version {
+            return Err(Error::Edits(format!("edits of n-grams need version 2, this is {}", edits.version)));
+        }
+        edits.version = 1;
         Ok(edits)
+    }
+
+    /// The lowest version that can hold the edits.
+    fn needed_version(&self) -> u32 {
+        if self.edits.iter().any(|edit| matches!(edit.target, Target::Ngrams(_))) { 2 } else { 1 }
     }
 
     /// The JSON form.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).expect("edits hold nothing that JSON cannot");
+        let file = Self { version: self.needed_version(), ..self.clone() };
+        let mut json = serde_json::to_vec_pretty(&file).expect("edits hold nothing that JSON cannot");
         json.push(b'\n');
         json
     }
@@ -343,6 +367,20 @@ impl Edit {
                     return Err(format!("the values hold {wrong}"));
                 }
             }
+            Target::Ngrams(target) => {
+                let ngram = |name: &str, tokens: &[u32]| match tokens.len() {
+                    2..=MAX_ENTITY_TOKENS => Ok(()),
+                    n => Err(format!("{n} {name} tokens, n-grams need from 2 to {MAX_ENTITY_TOKENS}")),
+                };
+                ngram("source", &self.source)?;
+                match target {
+                    NgramTarget::Ids(ids) => ngram("target", ids)?,
+                    NgramTarget::Factor(factor) if (0.0..=MAX_STRENGTH).contains(factor) => {}
+                    NgramTarget::Factor(factor) => {
+                        return Err(format!("a factor of {factor}, from 0 to {MAX_STRENGTH} is possible"));
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -387,11 +425,25 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn only_edits_of_n_grams_need_the_newer_version() {
+        let edit = |target| Edit { target: Target::Ngrams(target), ..swap(&[1, 2], &[3], Method::Average) };
+        let all = file(vec![edit(NgramTarget::Ids(vec![3, 4, 5])), edit(NgramTarget::Factor(0.5))]);
+        let json = String::from_utf8(all.to_json()).unwrap();
+        assert!(json.contains("\"version\": 2") && json.contains("\"ngrams\": {"), "{json}");
+        assert_eq!(Edits::parse(json.as_bytes()).unwrap(), all);
+        let old = String::from_utf8(file(vec![swap(&[1], &[2], Method::Average)]).to_json()).unwrap();
+        assert!(old.contains("\"version\": 1"), "{old}");
+        let newer = old.replace("\"version\": 1", "\"version\": 2");
+        assert_eq!(Edits::parse(newer.as_bytes()).unwrap(), Edits::parse(old.as_bytes()).unwrap());
+    }
+
+    #[test]
     fn the_files_of_others_are_checked() {
         let says = |json: &str| Edits::parse(json.as_bytes()).unwrap_err().to_string();
         assert!(says("<html>").contains("not a file of edits"));
         assert!(says(r#"{"format": "xylem-bundle", "version": 1}"#).contains("xylem-bundle"));
-        assert!(says(r#"{"format": "xylem-edits", "version": 2}"#).contains("version 2"));
+        assert!(says(r#"{"format": "xylem-edits", "version": 3}"#).contains("version 3"));
+        assert!(says(r#"{"format": "xylem-edits", "version": 0}"#).contains("version 0"));
         assert!(says(&" ".repeat(MAX_FILE_BYTES + 1)).contains("bytes"));
 
         let wrong = |change: &dyn Fn(&mut Edit)| {
@@ -424,6 +476,17 @@ pub(crate) mod tests {
             let says = wrong(&|e| *e = swap(&ids(sources), &ids(targets), method));
             assert!(says.contains(method.name()), "{says}");
         }
+
+        let ngrams = |source: &[u32], target| {
+            let edit = Edit { target: Target::Ngrams(target), ..swap(source, &[3], Method::Average) };
+            String::from_utf8(file(vec![edit]).to_json()).unwrap()
+        };
+        assert!(says(&ngrams(&[1], NgramTarget::Factor(0.0))).contains("1 source tokens, n-grams need"));
+        assert!(says(&ngrams(&[1, 2], NgramTarget::Ids(vec![3]))).contains("1 target tokens"));
+        assert!(says(&ngrams(&[1, 2], NgramTarget::Factor(-1.0))).contains("a factor of -1"));
+        assert!(says(&ngrams(&[1, 2], NgramTarget::Factor(4.5))).contains("a factor of 4.5"));
+        let first = ngrams(&[1, 2], NgramTarget::Factor(0.0)).replace("\"version\": 2", "\"version\": 1");
+        assert!(says(&first).contains("n-grams need version 2"));
 
         let good = String::from_utf8(file(vec![swap(&[1], &[2], Method::Average)]).to_json()).unwrap();
         assert!(

@@ -1,6 +1,9 @@
-//! Knock-outs: what is left of a model when the rows of a layer, or of all, say nothing of their token.
+//! Knock-outs: what is left of a model when the rows of a layer, or of all, say nothing of their token, or when its
+//! memory of n-grams is off.
 //!
 //! What a knocked-out model still does, the core does; what it no longer does came from the table.
+
+use std::ops::Range;
 
 use futures::future::try_join;
 use serde::{Deserialize, Serialize};
@@ -22,47 +25,35 @@ pub enum Instead {
     Mean,
     /// The rows of another token, the same for all layers: each row is as good as before, but in the wrong place.
     Shuffle,
+    /// Zeros for the rows of Engram layers, whose keys and values are then zero: the layer adds nothing, and the model
+    /// computes what it would without it, bit by bit. The STEM rows stay.
+    EngramOff,
 }
 
 /// A knock-out, laid out for a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnockOut {
     instead: Instead,
-    // By their place among the STEM layers.
-    layers: Vec<usize>,
-    // [n_stem, ffn] for `Mean`, else empty.
+    // Of a token's values those of each layer.
+    spans: Vec<Range<usize>>,
+    // [row_width] for `Mean`, else empty.
     mean: Vec<f32>,
-    ffn: usize,
     vocab: usize,
 }
 
 impl KnockOut {
-    /// Knocks out the STEM layers `layers`, by their number in the model; all unless given.
+    /// Knocks out the STEM layers `layers`, by their number in the model, or with [`Instead::EngramOff`] these Engram
+    /// layers; all unless given.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a layer without rows or a model without any; what `rows` gives.
+    /// [`Error::Invalid`] for a layer without such rows or a model without any; what `rows` gives.
     pub async fn new(
         instead: Instead,
         layers: Option<&[usize]>,
         config: &Config,
         rows: &impl RowSource,
     ) -> Result<Self> {
-        let stem = &config.stem_layers;
-        if stem.is_empty() {
-            return Err(Error::invalid(
-                "a knock-out",
-                "this model has no table whose rows could be knocked out",
-            ));
-        }
-        let index = |layer: &usize| {
-            config.stem_index(*layer).ok_or_else(|| {
-                Error::invalid(format!("layer {layer}"), format!("has no rows; the STEM layers are {stem:?}"))
-            })
-        };
-        let layers = match layers {
-            Some(layers) => layers.iter().map(index).collect::<Result<_>>()?,
-            None => (0..stem.len()).collect(),
-        };
+        let spans = Self::spans(instead, layers, config)?;
         let mut mean = Vec::new();
         if instead == Instead::Mean {
             let n = SAMPLE.min(config.vocab_size);
@@ -74,7 +65,27 @@ impl KnockOut {
                 mean.iter_mut().zip(row).for_each(|(m, u)| *m += u / n as f32);
             }
         }
-        Ok(Self { instead, layers, mean, ffn: config.intermediate_size, vocab: config.vocab_size })
+        Ok(Self { instead, spans, mean, vocab: config.vocab_size })
+    }
+
+    /// Where the values of `layers` stand among those of a token.
+    fn spans(instead: Instead, layers: Option<&[usize]>, config: &Config) -> Result<Vec<Range<usize>>> {
+        let engram: Vec<usize> = config.engram.iter().flat_map(|e| &e.layers).map(|l| l.layer).collect();
+        let engram_width = config.engram.as_ref().map_or(0, |engram| engram.width());
+        let (kind, known, first, width) = match instead {
+            Instead::EngramOff => ("Engram", &engram, config.stem_width(), engram_width),
+            _ => ("STEM", &config.stem_layers, 0, config.intermediate_size),
+        };
+        if known.is_empty() {
+            return Err(Error::invalid("a knock-out", format!("this model has no {kind} layers")));
+        }
+        let span = |layer: &usize| {
+            let place = known.iter().position(|l| l == layer).ok_or_else(|| {
+                Error::invalid(format!("layer {layer}"), format!("the {kind} layers are {known:?}"))
+            })?;
+            Ok(first + place * width..first + (place + 1) * width)
+        };
+        layers.unwrap_or(known).iter().map(span).collect()
     }
 
     /// The token whose rows `id` gets. A bijection without a fixed point for any vocabulary of two tokens or more,
@@ -97,10 +108,9 @@ impl KnockOut {
     fn apply(&self, rows: &mut [f32], n: usize, others: &[f32]) {
         let width = rows.len() / n.max(1);
         for (i, rows) in rows.chunks_exact_mut(width.max(1)).enumerate() {
-            for layer in &self.layers {
-                let span = layer * self.ffn..(layer + 1) * self.ffn;
+            for span in self.spans.iter().cloned() {
                 match self.instead {
-                    Instead::Zero => rows[span].fill(0.0),
+                    Instead::Zero | Instead::EngramOff => rows[span].fill(0.0),
                     Instead::Mean => rows[span.clone()].copy_from_slice(&self.mean[span]),
                     Instead::Shuffle => rows[span.clone()].copy_from_slice(&others[i * width..][span]),
                 }
@@ -170,6 +180,10 @@ impl<R: RowSource> RowSource for Knocked<R> {
         Ok(())
     }
 
+    fn compressed(&self, token: u32) -> u32 {
+        self.inner.compressed(token)
+    }
+
     fn prefetch(&self, tokens: &[u32]) {
         self.inner.prefetch(tokens);
     }
@@ -183,6 +197,7 @@ impl<R: RowSource> RowSource for Knocked<R> {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
+    use crate::engram::config::tests::tiny_engram;
     use crate::tables::MemoryRows;
 
     /// `tiny` with two STEM layers, and rows whose values are all different.
@@ -257,7 +272,35 @@ mod tests {
                 .unwrap_err()
                 .to_string()
         };
-        assert!(refused(&config, Some(&[1])).contains("layer 1"));
-        assert!(refused(&Config { stem_layers: vec![], ..config }, None).contains("no table"));
+        assert!(refused(&config, Some(&[1])).contains("layer 1: the STEM layers are [0, 2]"));
+        assert!(refused(&Config { stem_layers: vec![], ..config }, None).contains("no STEM layers"));
+    }
+
+    #[test]
+    fn engram_layers_are_switched_off_alone() {
+        let config = Config { engram: Some(tiny_engram()), ..model().0 };
+        let rows = MemoryRows {
+            rows: (0..4 * config.row_width()).map(|v| 1.0 + v as f32).collect(),
+            row_width: config.row_width(),
+        };
+        let plain = gathered(&rows, &[3, 1]);
+        let mut rows = Knocked::new(rows);
+        let mut found = |layers: Option<&[usize]>| {
+            let out = pollster::block_on(KnockOut::new(Instead::EngramOff, layers, &config, rows.inner()));
+            rows.set(Some(out?));
+            Ok::<_, Error>(gathered(&rows, &[3, 1]))
+        };
+        let (width, stem, engram) = (config.row_width(), config.stem_width(), tiny_engram().width());
+        for (layers, off) in [(None, stem..width), (Some([1].as_slice()), stem + engram..width)] {
+            for (found, plain) in found(layers).unwrap().chunks_exact(width).zip(plain.chunks_exact(width)) {
+                for (i, (f, p)) in found.iter().zip(plain).enumerate() {
+                    assert_eq!(*f, if off.contains(&i) { 0.0 } else { *p }, "value {i}, {layers:?}");
+                }
+            }
+        }
+        assert!(found(Some(&[2])).unwrap_err().to_string().contains("layer 2: the Engram layers are [0, 1]"));
+        let (plain, rows) = model();
+        let out = pollster::block_on(KnockOut::new(Instead::EngramOff, None, &plain, rows.inner()));
+        assert!(out.unwrap_err().to_string().contains("no Engram layers"));
     }
 }

@@ -4,6 +4,7 @@ use futures::future::try_join;
 
 use super::assign::Gets;
 use super::file::{Edit, Scope, Target};
+use super::ngram::{ActiveNgrams, NgramHit};
 use crate::config::Config;
 use crate::error::Result;
 use crate::tables::{Origin, RowSource};
@@ -12,6 +13,7 @@ use crate::tables::{Origin, RowSource};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Overlay {
     edits: Vec<Active>,
+    ngrams: Vec<ActiveNgrams>,
     // Floats of one row, and of all rows of a token.
     ffn: usize,
     row_width: usize,
@@ -39,28 +41,48 @@ impl Overlay {
     /// # Errors
     /// [`Error::Edits`](crate::Error::Edits) naming the first edit that can't apply to the model.
     pub fn new(edits: &[Edit], config: &Config) -> Result<Self> {
-        let mut active = Vec::new();
+        let (mut active, mut ngrams) = (Vec::new(), Vec::new());
         for (i, edit) in edits.iter().enumerate() {
-            let compiled = Active::new(edit, config).map_err(|reason| edit.name_in(i, reason))?;
-            if edit.on && edit.strength != 0.0 {
-                active.push(compiled);
+            let is_on = edit.on && edit.strength != 0.0;
+            let named = |reason: String| edit.name_in(i, reason);
+            edit.check().map_err(named)?;
+            match &edit.target {
+                Target::Ngrams(target) => {
+                    let compiled = ActiveNgrams::new(edit, target, config).map_err(named)?;
+                    ngrams.extend(is_on.then_some(compiled));
+                }
+                _ => active.extend(is_on.then_some(Active::new(edit, config).map_err(named)?)),
             }
         }
-        if active.is_empty() {
+        if active.is_empty() && ngrams.is_empty() {
             // One nothing equals another, whatever the model.
             return Ok(Self::default());
         }
-        Ok(Self { edits: active, ffn: config.intermediate_size, row_width: config.row_width() })
+        Ok(Self { edits: active, ngrams, ffn: config.intermediate_size, row_width: config.row_width() })
     }
 
     /// Whether nothing is switched on.
     pub fn is_empty(&self) -> bool {
-        self.edits.is_empty()
+        self.edits.is_empty() && self.ngrams.is_empty()
     }
 
-    /// Whether any row that the text `tokens` looks up is changed.
-    pub fn touches(&self, tokens: &[u32]) -> bool {
-        !self.hits(&[], tokens).is_empty()
+    /// Whether any row that the text `tokens` looks up in `rows` is changed.
+    pub fn touches(&self, tokens: &[u32], rows: &impl RowSource) -> bool {
+        let ngrams = || self.ngram_hits(&[], tokens, &|id| rows.compressed(id));
+        !self.hits(&[], tokens).is_empty() || !ngrams().is_empty()
+    }
+
+    /// All n-grams that end among `tokens`, which follow `before`, and whose rows are changed; those of one token in the
+    /// order of the edits. `id` gives compressed ids.
+    fn ngram_hits(&self, before: &[u32], tokens: &[u32], id: &impl Fn(u32) -> u32) -> Vec<NgramHit<'_>> {
+        let text = Text { before, tokens };
+        let mut hits = Vec::new();
+        for i in 0..tokens.len() {
+            for edit in &self.ngrams {
+                hits.extend(edit.hits(&text, before.len() + i, i, id));
+            }
+        }
+        hits
     }
 
     /// All changes of the rows of `tokens`, which follow `before`; those of one token in the order of the edits.
@@ -106,7 +128,7 @@ impl Overlay {
 }
 
 /// U + α (U_target − U); the target itself, bit by bit, at α = 1.
-fn mix(row: &mut [f32], target: &[f32], strength: f32) {
+pub(super) fn mix(row: &mut [f32], target: &[f32], strength: f32) {
     if strength == 1.0 {
         row.copy_from_slice(target);
         return;
@@ -118,7 +140,6 @@ fn mix(row: &mut [f32], target: &[f32], strength: f32) {
 
 impl Active {
     fn new(edit: &Edit, config: &Config) -> std::result::Result<Self, String> {
-        edit.check()?;
         let stem = &config.stem_layers;
         let layers: Vec<usize> = match &edit.layers {
             None => (0..stem.len()).collect(),
@@ -140,7 +161,7 @@ impl Active {
             return Err(format!("token {id}; the vocabulary has {}", config.vocab_size));
         }
         let values = match &edit.target {
-            Target::Tokens(_) => Vec::new(),
+            Target::Tokens(_) | Target::Ngrams(_) => Vec::new(),
             Target::Values(values) => {
                 let expected = values.rows() * layers.len() * config.intermediate_size;
                 if values.numbers().len() != expected {
@@ -184,7 +205,8 @@ impl Gets {
 }
 
 /// The tokens of a step, and those before it.
-struct Text<'a> {
+#[derive(Clone, Copy)]
+pub(super) struct Text<'a> {
     before: &'a [u32],
     tokens: &'a [u32],
 }
@@ -196,9 +218,14 @@ impl Text<'_> {
 
     /// Whether the text up to and with position `at` ends with `phrase`.
     fn ends_with(&self, at: usize, phrase: &[u32]) -> bool {
+        self.ends_with_by(at, phrase, |a, b| a == b)
+    }
+
+    /// As [`ends_with`](Self::ends_with), with tokens that are the `same`.
+    pub fn ends_with_by(&self, at: usize, phrase: &[u32], same: impl Fn(u32, u32) -> bool) -> bool {
         (at + 1)
             .checked_sub(phrase.len())
-            .is_some_and(|start| phrase.iter().zip(start..).all(|(id, at)| *id == self.token(at)))
+            .is_some_and(|start| phrase.iter().zip(start..).all(|(id, at)| same(*id, self.token(at))))
     }
 }
 
@@ -246,23 +273,35 @@ impl<R: RowSource> RowSource for Edited<R> {
         origins: &mut Vec<Origin>,
     ) -> Result<()> {
         let overlay = &self.overlay;
+        if overlay.is_empty() {
+            return self.inner.gather_traced(before, tokens, out, origins).await;
+        }
         let hits = overlay.hits(before, tokens);
+        let ngrams = overlay.ngram_hits(before, tokens, &|id| self.inner.compressed(id));
+        let mut contexts: Vec<&[u32]> = ngrams.iter().filter_map(NgramHit::target).collect();
+        contexts.sort_unstable();
+        contexts.dedup();
         let gets = hits.iter().flat_map(|(_, edit, place)| edit.gets[*place].tokens());
         let mut ids: Vec<u32> = gets.copied().collect();
         ids.sort_unstable();
         ids.dedup();
         let (start, first) = (out.len(), origins.len());
-        let mut targets = Vec::new();
+        let (mut targets, mut ends) = (Vec::new(), Vec::new());
         let own = self.inner.gather_traced(before, tokens, out, origins);
-        if ids.is_empty() {
-            own.await?;
-        } else {
-            let both = try_join(own, self.inner.gather_alone(&ids, &mut targets));
-            if let Err(error) = both.await {
-                out.truncate(start);
-                origins.truncate(first);
-                return Err(error);
+        let others = async {
+            if !ids.is_empty() {
+                self.inner.gather_alone(&ids, &mut targets).await?;
             }
+            for context in &contexts {
+                let (last, before) = context.split_last().expect("an n-gram has tokens");
+                self.inner.gather_at(before, &[*last], &mut ends).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = try_join(own, others).await {
+            out.truncate(start);
+            origins.truncate(first);
+            return Err(error);
         }
         for hit in hits {
             let (i, edit, _) = hit;
@@ -277,7 +316,23 @@ impl<R: RowSource> RowSource for Edited<R> {
                 overlay.apply(hit, layer, row, &ids, &targets);
             }
         }
+        for hit in ngrams {
+            if let Some(Origin { engram, .. }) = origins.get_mut(first + hit.token) {
+                let layers = hit.edit.layers.iter();
+                layers.for_each(|layer| engram.get_mut(*layer).into_iter().for_each(|o| o.edited = true));
+            }
+            let row = &mut out[start + hit.token * overlay.row_width..][..overlay.row_width];
+            let target = hit.target().map(|context| {
+                let at = contexts.binary_search(&context).expect("the rows of every target were looked up");
+                &ends[at * overlay.row_width..][..overlay.row_width]
+            });
+            hit.apply(row, target);
+        }
         Ok(())
+    }
+
+    fn compressed(&self, token: u32) -> u32 {
+        self.inner.compressed(token)
     }
 
     /// Passes on `tokens`, with the targets of all edits that may change one of them.
@@ -290,8 +345,13 @@ impl<R: RowSource> RowSource for Edited<R> {
 
     fn prefetch_at(&self, before: &[u32], tokens: &[u32]) {
         self.inner.prefetch_at(before, tokens);
-        if !self.overlay.is_empty() {
-            self.prefetch(tokens);
+        if self.overlay.is_empty() {
+            return;
+        }
+        self.prefetch(tokens);
+        let hits = self.overlay.ngram_hits(before, tokens, &|id| self.inner.compressed(id));
+        for (last, before) in hits.iter().filter_map(|hit| hit.target()?.split_last()) {
+            self.inner.prefetch_at(before, &[*last]);
         }
     }
 }
@@ -366,7 +426,7 @@ mod tests {
             let (before, after) = text.split_at(cut);
             assert_eq!(gather(&edited, before, after), plain(&expected[cut..]), "{text:?} from {cut}");
         }
-        assert_eq!(edited.overlay().touches(text), text != expected);
+        assert_eq!(edited.overlay().touches(text, &edited), text != expected);
     }
 
     #[test]

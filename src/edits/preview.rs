@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::assign::Gets;
-use super::file::{Edit, Method, Target};
+use super::file::{Edit, Method, NgramTarget, Target};
 use crate::config::Config;
+use crate::engram::Engram;
 use crate::text::Tokenizer;
 
 /// All methods, in the order in which they are explained.
@@ -24,8 +25,21 @@ pub struct Preview {
     pub tokens: Vec<Pair>,
     /// The methods that can deal the rows out.
     pub methods: Vec<Method>,
-    /// The STEM layers that are changed; in the others each token keeps its own rows.
+    /// Of an edit of n-grams, those whose rows are changed.
+    pub ngrams: Vec<NgramShown>,
+    /// The layers that are changed, STEM or Engram layers; in the others the rows stay.
     pub layers: Vec<usize>,
+}
+
+/// An n-gram and the rows that answer for it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NgramShown {
+    /// Its tokens.
+    pub texts: Vec<String>,
+    /// The tokens of the n-gram whose rows it gets; none if its own are scaled.
+    pub gets: Option<Vec<String>>,
+    /// What its own rows are scaled by, if they are.
+    pub factor: Option<f32>,
 }
 
 /// A token and the rows that answer for it.
@@ -99,15 +113,36 @@ impl Preview {
                 let fits = |m: &Method| m.fits(edit.source.len(), recipe.ids.len());
                 (Some(text(&recipe.ids)), METHODS.into_iter().filter(fits).collect())
             }
-            Target::Values(_) => (None, Vec::new()),
+            Target::Values(_) | Target::Ngrams(NgramTarget::Factor(_)) => (None, Vec::new()),
+            Target::Ngrams(NgramTarget::Ids(ids)) => (Some(text(ids)), Vec::new()),
         };
+        let engram = config.engram.as_ref();
+        let layers = match (&edit.layers, &edit.target) {
+            (Some(layers), _) => layers.clone(),
+            (None, Target::Ngrams(_)) => engram.iter().flat_map(|e| &e.layers).map(|l| l.layer).collect(),
+            (None, _) => config.stem_layers.clone(),
+        };
+        let texts = |ids: &[u32]| ids.iter().map(|id| piece(tokenizer, *id)).collect::<Vec<_>>();
+        let ngrams = edit.ngrams(engram.map_or(0, Engram::order));
+        let ngrams = ngrams.iter().map(|pair| NgramShown {
+            texts: texts(&pair.from),
+            gets: match &pair.gets {
+                NgramTarget::Ids(ids) => Some(texts(ids)),
+                NgramTarget::Factor(_) => None,
+            },
+            factor: match pair.gets {
+                NgramTarget::Ids(_) => None,
+                NgramTarget::Factor(factor) => Some(factor),
+            },
+        });
         Self {
             group: 0,
             subject: text(&edit.source),
             with,
             tokens: edit.source.iter().zip(edit.preview()).map(pair).collect(),
             methods,
-            layers: edit.layers.clone().unwrap_or_else(|| config.stem_layers.clone()),
+            ngrams: ngrams.collect(),
+            layers,
         }
     }
 }
@@ -137,8 +172,32 @@ pub fn piece(tokenizer: &Tokenizer, id: u32) -> String {
 mod tests {
     use super::*;
     use crate::config::tests::tiny;
-    use crate::edits::{Scope, Swap, ValueType, Values};
+    use crate::edits::ngram::Answer;
+    use crate::edits::{NgramSwap, Scope, Swap, ValueType, Values};
+    use crate::engram::config::tests::tiny_engram;
     use crate::text::tokenizer::tests::byte_tokenizer;
+
+    #[test]
+    fn n_grams_are_shown_with_their_counterparts() {
+        let tokenizer = byte_tokenizer();
+        let config = Config { engram: Some(tiny_engram()), stem_layers: vec![2], ..tiny() };
+        let swap = NgramSwap { scope: Scope::Phrase, strength: 1.0, layers: None };
+        let edits = [
+            swap.edit(&tokenizer, "ab", Answer::Text("xyz")).unwrap(),
+            NgramSwap { layers: Some(vec![1]), ..swap }.edit(&tokenizer, "ab", Answer::Factor(0.5)).unwrap(),
+        ];
+        let all = Preview::all(&edits, &tokenizer, &config);
+        assert_eq!(all.iter().map(|p| p.group).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!((all[0].subject.as_str(), all[0].with.as_deref()), ("ab", Some("xyz")));
+        assert_eq!((&all[0].layers, &all[1].layers), (&vec![0, 1], &vec![1]));
+        assert!(all[0].methods.is_empty() && all[0].tokens.iter().all(|pair| pair.gets == Shown::Own));
+        let shown: Vec<_> =
+            all[0].ngrams.iter().map(|n| (n.texts.concat(), n.gets.as_ref().unwrap().concat())).collect();
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(shown, [pair(" a", "xy"), pair("ab", "yz"), pair(" ab", "xyz")]);
+        assert!(all[1].ngrams.iter().all(|n| n.gets.is_none() && n.factor == Some(0.5)));
+        assert_eq!(all[1].ngrams.len(), 3);
+    }
 
     #[test]
     fn spellings_of_a_name_belong_together() {

@@ -1,5 +1,6 @@
 //! Compressed token ids: tokens that differ in case, accents or width only share one.
 
+#[cfg(feature = "native")]
 use std::collections::HashMap;
 
 use unicode_normalization::UnicodeNormalization;
@@ -9,6 +10,7 @@ use crate::error::Result;
 use crate::text::Tokenizer;
 
 /// The compressed id of each token.
+#[cfg(feature = "native")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compressed {
     /// By token.
@@ -17,9 +19,10 @@ pub struct Compressed {
     pub count: usize,
 }
 
+#[cfg(feature = "native")]
 impl Compressed {
     /// The compressed ids of a vocabulary of `vocab` tokens (source: the demonstration to arXiv 2601.07372): equal
-    /// [keys](key) share an id, and ids are given in the order of the tokens.
+    /// [forms](form) share an id, and ids are given in the order of the tokens.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the library fails.
@@ -27,13 +30,8 @@ impl Compressed {
         let mut known: HashMap<String, u32> = HashMap::new();
         let mut ids = Vec::with_capacity(vocab);
         for token in 0..vocab as u32 {
-            let key = match tokenizer.piece(token)? {
-                // A part of a character has no text.
-                text if text.contains('\u{fffd}') => tokenizer.token(token).unwrap_or(text),
-                text => key(&text),
-            };
             let next = known.len() as u32;
-            ids.push(*known.entry(key).or_insert(next));
+            ids.push(*known.entry(form(tokenizer, token)?).or_insert(next));
         }
         Ok(Self { ids, count: known.len() })
     }
@@ -41,6 +39,17 @@ impl Compressed {
     /// The file that a bundle stores: the ids, each a little-endian u32.
     pub fn to_bytes(&self) -> Vec<u8> {
         bytemuck::pod_collect_to_vec(&self.ids)
+    }
+}
+
+/// The compressed form of a token: what its text is known by, or the piece itself if it is only a part of a character.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the library fails.
+pub fn form(tokenizer: &Tokenizer, token: u32) -> Result<String> {
+    match tokenizer.piece(token)? {
+        text if text.contains('\u{fffd}') => Ok(tokenizer.token(token).unwrap_or(text)),
+        text => Ok(key(&text)),
     }
 }
 
@@ -62,7 +71,7 @@ fn key(text: &str) -> String {
     if trimmed.is_empty() { text.to_owned() } else { trimmed }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "native"))]
 mod tests {
     use super::*;
     use crate::engram::vectors::Vectors;

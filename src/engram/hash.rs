@@ -36,6 +36,11 @@ impl Hasher {
         &self.engram
     }
 
+    /// The compressed id of `token`, `None` outside the vocabulary.
+    pub fn compressed(&self, token: u32) -> Option<u32> {
+        self.ids.get(token as usize).copied()
+    }
+
     /// The records of `tokens`, which follow `before` from the beginning of their text on: `[n, n_layers, heads]`.
     ///
     /// # Errors
@@ -43,7 +48,7 @@ impl Hasher {
     pub fn records(&self, before: &[u32], tokens: &[u32]) -> Result<Vec<u32>> {
         let order = self.engram.order();
         let compressed = |token: u32| {
-            self.ids.get(token as usize).copied().ok_or_else(|| {
+            self.compressed(token).ok_or_else(|| {
                 Error::invalid(format!("token {token}"), format!("the vocabulary has {}", self.ids.len()))
             })
         };
@@ -59,6 +64,18 @@ impl Hasher {
             let start = records.len();
             self.engram.layers.iter().for_each(|layer| hash(layer, &window, &mut records));
             records[start..].iter_mut().zip(&self.offsets).for_each(|(record, first)| *record += first);
+        }
+        Ok(records)
+    }
+
+    /// The hashes of `tokens`, as [`records`](Self::records) has them: each head's row in its own table.
+    ///
+    /// # Errors
+    /// As [`records`](Self::records).
+    pub fn hashes(&self, before: &[u32], tokens: &[u32]) -> Result<Vec<u32>> {
+        let mut records = self.records(before, tokens)?;
+        for (record, first) in records.iter_mut().zip(self.offsets.iter().cycle()) {
+            *record -= first;
         }
         Ok(records)
     }

@@ -15,7 +15,6 @@
 //! There is one residual stream, the projections have no bias, and all norms have the model's epsilon, unlike in the
 //! demonstration.
 
-#[cfg(feature = "native")]
 pub mod compress;
 pub mod config;
 #[cfg(feature = "native")]
@@ -23,7 +22,7 @@ pub mod draw;
 pub mod hash;
 pub mod rows;
 #[cfg(all(test, feature = "native"))]
-mod tests;
+pub(crate) mod tests;
 #[cfg(all(test, feature = "native"))]
 mod vectors;
 

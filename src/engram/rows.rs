@@ -4,7 +4,7 @@ use futures::future::try_join;
 
 use super::hash::Hasher;
 use crate::error::Result;
-use crate::tables::{Origin, RowSource};
+use crate::tables::{EngramOrigin, Origin, RowSource};
 
 /// STEM rows and, for a model that has them, Engram rows: `[n, stem_width + engram_width]`.
 #[derive(Debug)]
@@ -41,7 +41,6 @@ impl<S, E> WithEngram<S, E> {
 }
 
 impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
-    /// The origins are those of the STEM rows.
     async fn gather_traced(
         &self,
         before: &[u32],
@@ -53,12 +52,21 @@ impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
             return self.stem.gather_traced(before, tokens, out, origins).await;
         };
         let records = hasher.records(before, tokens)?;
-        let (mut stem, mut engram) = (Vec::new(), Vec::new());
+        let (mut stem, mut engram, mut found) = (Vec::new(), Vec::new(), Vec::new());
         let first = origins.len();
         let own = self.stem.gather_traced(before, tokens, &mut stem, origins);
-        if let Err(error) = try_join(own, rows.gather(&records, &mut engram)).await {
+        if let Err(error) = try_join(own, rows.gather_traced(&[], &records, &mut engram, &mut found)).await {
             origins.truncate(first);
             return Err(error);
+        }
+        if found.len() == records.len() {
+            // There are none yet for a model without STEM rows.
+            origins.resize(first + tokens.len(), Origin::default());
+            let heads = hasher.engram().heads();
+            let of_token = found.chunks_exact(heads * hasher.engram().layers.len());
+            for (origin, found) in origins[first..].iter_mut().zip(of_token) {
+                origin.engram = found.chunks_exact(heads).filter_map(EngramOrigin::of).collect();
+            }
         }
         let width = hasher.engram().row_width();
         out.reserve(stem.len() + engram.len());
@@ -81,6 +89,10 @@ impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
             out.resize(out.len() + hasher.engram().row_width(), 0.0);
         }
         Ok(())
+    }
+
+    fn compressed(&self, token: u32) -> u32 {
+        self.engram.as_ref().and_then(|memory| memory.hasher.compressed(token)).unwrap_or(token)
     }
 
     fn prefetch(&self, tokens: &[u32]) {
@@ -107,7 +119,7 @@ mod tests {
     use super::*;
     use crate::engram::config::tests::tiny_engram;
     use crate::error::Error;
-    use crate::tables::MemoryRows;
+    use crate::tables::{MemoryRows, Tier};
 
     /// Rows in memory that note what is asked of them.
     struct Noted(MemoryRows, Mutex<Vec<u32>>);
@@ -166,6 +178,62 @@ mod tests {
         for cut in 1..tokens.len() {
             assert_eq!(gather(&rows, &tokens[..cut], &tokens[cut..]), whole[cut * 197..], "{cut}");
         }
+    }
+
+    /// Rows in memory of which some came from farther away.
+    struct Far(Noted);
+
+    impl RowSource for Far {
+        async fn gather_traced(
+            &self,
+            before: &[u32],
+            tokens: &[u32],
+            out: &mut Vec<f32>,
+            origins: &mut Vec<Origin>,
+        ) -> Result<()> {
+            let tier = |id: &u32| if id.is_multiple_of(3) { Tier::Stored } else { Tier::Memory };
+            origins.extend(tokens.iter().map(|id| Origin {
+                tier: Some(tier(id)),
+                ms: f64::from(*id),
+                ..Origin::default()
+            }));
+            self.0.gather_traced(before, tokens, out, &mut Vec::new()).await
+        }
+    }
+
+    #[test]
+    fn origins_tell_of_both_tables() {
+        let engram = tiny_engram();
+        let hasher = Hasher::new(&engram, (0..300).map(|t| t % 290).collect()).unwrap();
+        let heads = Far(noted(engram.records(), engram.head_width));
+        let rows = WithEngram::new(Far(noted(300, 5)), 5, Some((hasher.clone(), heads)));
+        let (tokens, mut out, mut origins) = ([6, 250], Vec::new(), Vec::new());
+        block_on(rows.gather_traced(&[9], &tokens, &mut out, &mut origins)).unwrap();
+        assert_eq!(
+            origins.iter().map(|o| o.tier).collect::<Vec<_>>(),
+            [Some(Tier::Stored), Some(Tier::Memory)]
+        );
+        let records = hasher.records(&[9], &tokens).unwrap();
+        for (origin, records) in origins.iter().zip(records.chunks(8)) {
+            assert_eq!(origin.engram.len(), 2);
+            for (found, records) in origin.engram.iter().zip(records.chunks(4)) {
+                let far = records.iter().any(|r| r.is_multiple_of(3));
+                assert_eq!(found.tier, if far { Tier::Stored } else { Tier::Memory });
+                assert_eq!(found.ms, f64::from(*records.iter().max().unwrap()));
+            }
+        }
+        // Without STEM rows there are those of the n-grams alone; of rows that can't tell there is nothing.
+        let heads = Far(noted(engram.records(), engram.head_width));
+        let alone = WithEngram::new(None::<MemoryRows>, 0, Some((hasher, heads)));
+        let mut only = Vec::new();
+        block_on(alone.gather_traced(&[9], &tokens, &mut Vec::new(), &mut only)).unwrap();
+        assert_eq!(
+            only.iter().map(|o| (o.tier, &o.engram)).collect::<Vec<_>>(),
+            [(None, &origins[0].engram), (None, &origins[1].engram)]
+        );
+        let mut none = Vec::new();
+        block_on(self::rows().gather_traced(&[9], &tokens, &mut Vec::new(), &mut none)).unwrap();
+        assert!(none.is_empty());
     }
 
     #[test]

@@ -7,11 +7,12 @@ use super::vectors::Vectors;
 use super::{Engram, EngramLayer, Hasher, WithEngram};
 use crate::backend::{Backend, Output, Penalty, Step, Want};
 use crate::bundle::quant::Dtype;
-use crate::bundle::random;
+use crate::bundle::{Tensor, random};
 use crate::config::Config;
 use crate::config::tests::tiny;
 use crate::cpu::{CpuBackend, Probe, View};
-use crate::edits::{Edited, Method, Overlay, file::tests::swap};
+use crate::edits::file::tests::swap;
+use crate::edits::{Edit, Edited, Instead, KnockOut, Knocked, Method, NgramTarget, Overlay, Scope, Target};
 use crate::plan::Op;
 use crate::sampler::Sampling;
 use crate::session::Session;
@@ -19,11 +20,11 @@ use crate::tables::{MemoryRows, RowSource};
 
 type Rows = WithEngram<MemoryRows, MemoryRows>;
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config { engram: Some(tiny_engram()), ..tiny() }
 }
 
-fn rows() -> Rows {
+pub(crate) fn rows() -> Rows {
     let (config, engram) = (config(), tiny_engram());
     let stem = (0..300).flat_map(|t| random::rows(&tiny(), t, 5)).collect();
     let heads = (0..engram.records() as u32).flat_map(|r| random::engram_row(&engram, r, 5)).collect();
@@ -37,13 +38,18 @@ fn rows() -> Rows {
 
 fn session<R: RowSource>(rows: R, chunk: usize) -> Session<CpuBackend, R> {
     let config = config();
-    let core = random::core(&config, 5, |_| Dtype::Q8);
+    Session::new(loaded(&config, |tensors| CpuBackend::new(tensors, &config, 100)), rows, config, chunk)
+}
+
+/// A backend with the weights of the random model: those that two models share are the same.
+fn loaded<B: Backend>(config: &Config, new: impl Fn(&[Tensor]) -> B) -> B {
+    let core = random::core(config, 5, |_| Dtype::Q8);
     let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-    let mut backend = CpuBackend::new(&tensors, &config, 100);
+    let mut backend = new(&tensors);
     for (id, (_, planes)) in core.iter().enumerate() {
         backend.write(id, 0, planes).unwrap();
     }
-    Session::new(backend, rows, config, chunk)
+    backend
 }
 
 fn text() -> Vec<u32> {
@@ -51,7 +57,7 @@ fn text() -> Vec<u32> {
 }
 
 /// The logits of the last token of `tokens`, which a session reads on top of what it has.
-fn read<R: RowSource>(session: &mut Session<CpuBackend, R>, tokens: &[u32]) -> Vec<f32> {
+fn read<B: Backend, R: RowSource>(session: &mut Session<B, R>, tokens: &[u32]) -> Vec<f32> {
     match block_on(session.step(tokens, Want::Logits)).unwrap() {
         Output::Logits(logits) => logits[logits.len() - 300..].to_vec(),
         other => panic!("{other:?}"),
@@ -205,4 +211,178 @@ fn edits_of_stem_rows_leave_n_grams_alone() {
     }
     let candidates = block_on(session(edited, 128).step(&tokens, Want::Candidates(Penalty::default())));
     assert!(matches!(candidates.unwrap(), Output::Candidates(c) if c.log_sum_exp.is_finite()));
+}
+
+/// The values of one token in `rows` `[n, row_width]` that the heads of an order have in an Engram layer.
+fn heads_of(rows: &[f32], token: usize, layer: usize, order: usize) -> &[f32] {
+    let (config, engram) = (config(), tiny_engram());
+    let width = 2 * engram.head_width;
+    let first =
+        token * config.row_width() + config.stem_width() + layer * engram.width() + (order - 2) * width;
+    &rows[first..first + width]
+}
+
+/// An edit of n-grams within `source`.
+fn ngrams(source: &[u32], target: NgramTarget) -> Edit {
+    Edit { target: Target::Ngrams(target), ..swap(source, &[1], Method::Average) }
+}
+
+fn gather_edited(edits: &[Edit], before: &[u32], tokens: &[u32]) -> Vec<f32> {
+    let mut edited = Edited::new(rows());
+    edited.set_overlay(Overlay::new(edits, &config()).unwrap());
+    let mut out = Vec::new();
+    block_on(edited.gather_at(before, tokens, &mut out)).unwrap();
+    out
+}
+
+#[test]
+fn an_n_gram_gets_the_rows_of_another() {
+    let text = [5, 17, 9, 30, 5, 17, 200, 17];
+    let edit = ngrams(&[5, 17], NgramTarget::Ids(vec![40, 41]));
+    let plain = gather_edited(&[], &[], &text);
+    let found = gather_edited(std::slice::from_ref(&edit), &[], &text);
+    let target = gather_edited(&[], &[40], &[41]);
+    // Positions 1 and 5 end the pair; its triples, and what follows a pair, keep their rows.
+    for token in 0..text.len() {
+        for layer in 0..2 {
+            let expected = if token == 1 || token == 5 {
+                heads_of(&target, 0, layer, 2)
+            } else {
+                heads_of(&plain, token, layer, 2)
+            };
+            assert_eq!(heads_of(&found, token, layer, 2), expected, "token {token}");
+            assert_eq!(heads_of(&found, token, layer, 3), heads_of(&plain, token, layer, 3));
+        }
+        let (width, stem) = (config().row_width(), config().stem_width());
+        assert_eq!(found[token * width..][..stem], plain[token * width..][..stem]);
+    }
+    // In any pieces.
+    let width = config().row_width();
+    for cut in 1..text.len() {
+        let (before, after) = text.split_at(cut);
+        assert_eq!(gather_edited(std::slice::from_ref(&edit), before, after), found[cut * width..], "{cut}");
+    }
+    // 295 has the compressed id of 5, and so the same rows: no other spelling escapes.
+    let other = gather_edited(std::slice::from_ref(&edit), &[], &[295, 17]);
+    assert_eq!(heads_of(&other, 1, 0, 2), heads_of(&target, 0, 0, 2));
+    let overlay = Overlay::new(&[edit], &config()).unwrap();
+    assert!(overlay.touches(&[1, 295, 17], &rows()) && !overlay.touches(&[17, 5, 1, 17], &rows()));
+}
+
+#[test]
+fn longer_texts_pair_their_n_grams_from_the_end() {
+    let plain = |before: &[u32], token| gather_edited(&[], before, &[token]);
+    let edit = ngrams(&[5, 6, 7], NgramTarget::Ids(vec![40, 41, 42]));
+    let found = gather_edited(&[edit], &[], &[5, 6, 7]);
+    assert_eq!(heads_of(&found, 1, 0, 2), heads_of(&plain(&[40], 41), 0, 0, 2));
+    assert_eq!(heads_of(&found, 2, 0, 2), heads_of(&plain(&[41], 42), 0, 0, 2));
+    assert_eq!(heads_of(&found, 2, 1, 3), heads_of(&plain(&[40, 41], 42), 0, 1, 3));
+    // Two tokens for three: the triple, and the first pair, have no counterpart.
+    let edit = ngrams(&[5, 6, 7], NgramTarget::Ids(vec![41, 42]));
+    let own = gather_edited(&[], &[], &[5, 6, 7]);
+    let found = gather_edited(std::slice::from_ref(&edit), &[], &[5, 6, 7]);
+    assert_eq!(heads_of(&found, 1, 0, 2), heads_of(&own, 1, 0, 2));
+    assert_eq!(heads_of(&found, 2, 0, 3), heads_of(&own, 2, 0, 3));
+    assert_eq!(heads_of(&found, 2, 0, 2), heads_of(&plain(&[41], 42), 0, 0, 2));
+    assert_eq!(edit.ngrams(3).len(), 1);
+}
+
+#[test]
+fn scopes_strength_layers_and_factors_of_n_grams() {
+    let text = [6, 7, 1, 5, 6, 7, 5, 6, 7];
+    let edit = |scope| Edit { scope, ..ngrams(&[5, 6, 7], NgramTarget::Factor(0.0)) };
+    let off = |edit: Edit, token: usize, order: usize| {
+        let found = gather_edited(&[edit], &[], &text);
+        [0, 1].map(|layer| heads_of(&found, token, layer, order).iter().all(|v| *v == 0.0))
+    };
+    // The pair 6 7 stands by itself at 1, within the whole at 5 and 8.
+    assert_eq!([1, 5, 8].map(|t| off(edit(Scope::Row), t, 2)), [[true; 2]; 3]);
+    assert_eq!([1, 5, 8].map(|t| off(edit(Scope::Phrase), t, 2)), [[false; 2], [true; 2], [true; 2]]);
+    let at = || edit(Scope::Position(vec![6]));
+    assert_eq!([1, 5, 8].map(|t| off(at(), t, 2)), [[false; 2], [false; 2], [true; 2]]);
+    assert_eq!(off(at(), 8, 3), [true; 2]);
+    let one = Edit { layers: Some(vec![1]), ..edit(Scope::Row) };
+    assert_eq!(off(one, 5, 3), [false, true]);
+
+    let plain = gather_edited(&[], &[], &text);
+    let scaled = |factor, strength| {
+        let edit = Edit { strength, ..ngrams(&[5, 6], NgramTarget::Factor(factor)) };
+        gather_edited(&[edit], &[], &text)
+    };
+    for (factor, strength, expected) in [(2.0, 1.0, 2.0), (0.0, 0.5, 0.5), (3.0, 0.5, 2.0)] {
+        let found = scaled(factor, strength);
+        for (f, p) in heads_of(&found, 4, 1, 2).iter().zip(heads_of(&plain, 4, 1, 2)) {
+            assert!((f - expected * p).abs() < 1e-5, "{f} for {expected} times {p}");
+        }
+        assert_eq!(heads_of(&found, 4, 1, 3), heads_of(&plain, 4, 1, 3));
+    }
+    // One edit after the other; switched off there is not a bit of them.
+    let half = || Edit { strength: 0.5, ..ngrams(&[5, 6], NgramTarget::Factor(0.0)) };
+    let twice = gather_edited(&[half(), half()], &[], &text);
+    for (f, p) in heads_of(&twice, 4, 0, 2).iter().zip(heads_of(&plain, 4, 0, 2)) {
+        assert!((f - p / 4.0).abs() < 1e-6);
+    }
+    let none = [Edit { on: false, ..half() }, Edit { strength: 0.0, ..half() }];
+    assert!(Overlay::new(&none, &config()).unwrap().is_empty());
+    assert_eq!(gather_edited(&none, &[], &text), plain);
+}
+
+#[test]
+fn edits_of_n_grams_change_answers_and_leave_no_trace() {
+    let mut session = session(Edited::new(rows()), 128);
+    let before = read(&mut session, &text());
+    let pair = &text()[3..5];
+    let edit = ngrams(pair, NgramTarget::Ids(vec![40, 41]));
+    session.rows_mut().set_overlay(Overlay::new(&[edit], &config()).unwrap());
+    assert_ne!(read(&mut session, &text()), before);
+    session.rows_mut().set_overlay(Overlay::default());
+    let after = read(&mut session, &text());
+    assert!(after.iter().zip(&before).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+#[test]
+fn edits_of_n_grams_that_the_model_lacks_are_refused() {
+    let good = || ngrams(&[5, 6], NgramTarget::Ids(vec![40, 41]));
+    let says = |edit: Edit, config: &Config| Overlay::new(&[edit], config).unwrap_err().to_string();
+    assert!(says(good(), &tiny()).contains("no Engram layers"));
+    let third = Edit { layers: Some(vec![0, 2]), ..good() };
+    assert!(says(third, &config()).contains("layer 2 has no n-grams"));
+    assert!(says(ngrams(&[5, 300], NgramTarget::Factor(0.0)), &config()).contains("token 300"));
+    assert!(says(ngrams(&[5, 6], NgramTarget::Ids(vec![1, 301])), &config()).contains("token 301"));
+    assert!(
+        says(Edit { on: false, ..ngrams(&[5], NgramTarget::Factor(0.0)) }, &config()).contains("1 source")
+    );
+}
+
+/// With its Engram layers off a model gives, bit by bit, the logits of the same model without any.
+pub(crate) fn off_is_the_model_without<B: Backend>(new: impl Fn(&Config, &[Tensor]) -> B) {
+    let with = config();
+    let backend = loaded(&with, |tensors| new(&with, tensors));
+    let mut whole = Session::new(backend, Knocked::new(rows()), with.clone(), 128);
+    let plain = block_on(whole.step(&text()[..9], Want::Logits)).unwrap();
+    let off = block_on(KnockOut::new(Instead::EngramOff, None, &with, &rows())).unwrap();
+    whole.rows_mut().set(Some(off));
+    let backend = loaded(&tiny(), |tensors| new(&tiny(), tensors));
+    let stem = (0..300).flat_map(|t| random::rows(&tiny(), t, 5)).collect();
+    let stem = MemoryRows { rows: stem, row_width: tiny().row_width() };
+    let mut without = Session::new(backend, stem, tiny(), 128);
+    for (first, end) in [(0, 9), (9, 10), (10, 11), (11, 23)] {
+        let tokens = &text()[first..end];
+        let [Output::Logits(found), Output::Logits(expected)] =
+            [block_on(whole.step(tokens, Want::Logits)), block_on(without.step(tokens, Want::Logits))]
+                .map(Result::unwrap)
+        else {
+            panic!("logits were wanted")
+        };
+        assert!(found.iter().zip(&expected).all(|(f, e)| f.to_bits() == e.to_bits()), "from {first} on");
+        assert_ne!(plain, Output::Logits(found));
+    }
+    // On again it is as before.
+    whole.rows_mut().set(None);
+    assert_eq!(block_on(whole.step(&text()[..9], Want::Logits)).unwrap(), plain);
+}
+
+#[test]
+fn off_it_is_the_model_without() {
+    off_is_the_model_without(|config, tensors| CpuBackend::new(tensors, config, 100));
 }

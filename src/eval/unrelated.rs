@@ -77,7 +77,7 @@ pub async fn moved<B: Backend, R: RowSource>(
     text: &str,
 ) -> Result<Option<f64>> {
     let tokens = tokenizer.encode(text)?;
-    if !overlay.touches(&tokens) {
+    if !overlay.touches(&tokens, session.rows()) {
         return Ok(None);
     }
     session.rows_mut().set_overlay(overlay.clone());

@@ -529,7 +529,7 @@ impl<T: Transport, S: Store> RowSource for Tables<T, S> {
         for place @ (page, start) in places {
             let at = out.len();
             let Found { held, tier, ms } = &pages[&page];
-            origins.push(Origin { tier: *tier, ms: *ms, edited: Vec::new() });
+            origins.push(Origin { tier: Some(*tier), ms: *ms, ..Origin::default() });
             if let Some(first) = found.get(&place) {
                 out.extend_from_within(*first..*first + width);
                 continue;

@@ -16,7 +16,7 @@ pub use cache::Policy;
 #[cfg(feature = "native")]
 pub use files::{FileTransport, open_dir, open_through};
 pub use lookup::{Stats, Store, Tables, Transport};
-pub use origin::{Origin, Tier};
+pub use origin::{EngramOrigin, Origin, Tier};
 
 use crate::error::{Error, Result};
 
@@ -62,6 +62,11 @@ pub trait RowSource {
     /// As [`gather`](Self::gather).
     async fn gather_alone(&self, tokens: &[u32], out: &mut Vec<f32>) -> Result<()> {
         self.gather(tokens, out).await
+    }
+
+    /// The id by which rows that depend on the tokens before know `token`: tokens that share it have the same rows there.
+    fn compressed(&self, token: u32) -> u32 {
+        token
     }
 
     /// Says that these tokens will be asked for soon, alone.

@@ -206,7 +206,7 @@ fn a_lookup_says_where_each_row_was() {
     let tokens = [at(1), at(31), at(299), at(1)];
     block_on(tables.gather_traced(&[], &tokens, &mut out, &mut origins)).unwrap();
     assert_eq!(out, rows(&tokens));
-    let tiers: Vec<Tier> = origins.iter().map(|o| o.tier).collect();
+    let tiers: Vec<Tier> = origins.iter().filter_map(|o| o.tier).collect();
     assert_eq!(tiers, [Tier::Memory, Tier::Stored, Tier::Fetched, Tier::Memory]);
     assert!(origins[0].ms == 0.0 && origins[1].ms > 0.0 && origins[2].ms >= origins[1].ms);
     assert!(block_on(tables.gather_traced(&[], &[300], &mut out, &mut origins)).is_err());

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::gauge::Gauge;
 use super::head::Head;
+use super::ngrams::{Memory, MemoryInside, ngrams};
 use super::parts::Parts;
 use super::run::Text;
 use crate::backend::{MAX_STEP_TOKENS, Want};
@@ -17,6 +18,7 @@ use crate::plan::{Op, Plan};
 use crate::session::Session;
 use crate::tables::layout::Address;
 use crate::tables::{RowSource, Store, Tables, Transport};
+use crate::text::Tokenizer;
 
 /// Length of the card's lists.
 const LISTED: usize = 8;
@@ -44,6 +46,9 @@ pub struct Card {
     pub nearest: Option<Nearest>,
     /// The token's rows in all STEM layers.
     pub rows: Vec<Row>,
+    /// What the layer's memory of n-grams did before it, for an Engram layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engram: Option<Memory>,
 }
 
 /// What the FFN of a layer did with a token.
@@ -145,10 +150,11 @@ pub async fn card<R: RowSource, T: Transport, S: Store>(
     if config.row_width() > 0 {
         session.rows().gather_traced(before, &[id], &mut own, &mut origins).await?;
     }
-    let inside = if session.backend().cpu().is_some() {
-        Some(inside(session, text, position, layer).await?)
+    let (inside, memory) = if session.backend().cpu().is_some() {
+        let (inside, memory) = inside(session, text, position, layer).await?;
+        (Some(inside), memory)
     } else {
-        None
+        (None, None)
     };
 
     let mut search = Search::new(&own, &config, layer);
@@ -162,7 +168,18 @@ pub async fn card<R: RowSource, T: Transport, S: Store>(
         let rows = search.layers[stem].best.iter().copied().map(near).collect::<Result<_>>()?;
         Ok(Nearest { compared: search.compared, records: tables.layout().table().records, rows })
     });
-    let edited = origins.first().map_or(&[][..], |o| &o.edited);
+    let origin = origins.first();
+    let edited = origin.map_or(&[][..], |o| &o.edited);
+    let index = config.engram.as_ref().and_then(|engram| engram.index(layer).map(|index| (index, engram)));
+    let engram = index.zip(text.engram).map(|((index, engram), source)| {
+        let own = &own[config.stem_width() + index * engram.width()..][..engram.width()];
+        Ok(Memory {
+            norm: dot(own, own).sqrt(),
+            edited: origin.is_some_and(|o| o.engram.get(index).is_some_and(|o| o.edited)),
+            ngrams: ngrams(text, source, position, index, own)?,
+            inside: memory,
+        })
+    });
     let rows = config.stem_layers.iter().zip(&search.layers).enumerate().map(|(place, (layer, row))| {
         Ok(Row {
             layer: *layer,
@@ -181,15 +198,17 @@ pub async fn card<R: RowSource, T: Transport, S: Store>(
         inside,
         nearest: nearest.transpose()?,
         rows: rows.collect::<Result<_>>()?,
+        engram: engram.transpose()?,
     })
 }
 
+/// What the FFN of a layer did with a token and, in an Engram layer, its memory.
 async fn inside<R: RowSource>(
     session: &mut Session<Device, R>,
     text: Text<'_>,
     position: usize,
     layer: usize,
-) -> Result<Inside> {
+) -> Result<(Inside, Option<MemoryInside>)> {
     let config = session.config().clone();
     session.rewind(text.tokens);
     while session.cached() < position {
@@ -200,18 +219,30 @@ async fn inside<R: RowSource>(
     session.probe(position, &text.tokens[position..=position], Want::Nothing, &mut parts).await?;
     let backend = session.backend().cpu().expect("only the CPU gives what was just seen");
     let head = Head::new(backend, &config);
-    let logits = head.logits(parts.ffn(0, layer), head.scale(parts.stream(0)));
+    let scale = head.scale(parts.stream(0));
+    let [up, down] = pushes(&head, parts.ffn(0, layer), scale, text.tokenizer)?;
+    let units = units(backend, &config, layer, parts.units(0));
+    let ffn = Inside { gauge: parts.gauges(0)[layer], up, down, units };
+    let index = config.engram.as_ref().and_then(|engram| engram.index(layer));
+    let memory = index.zip(parts.engram(0).nth(index.unwrap_or_default())).map(|(index, part)| {
+        let [up, down] = pushes(&head, part, scale, text.tokenizer)?;
+        Ok(MemoryInside { gauge: parts.engram_gauges(0)[index], up, down })
+    });
+    Ok((ffn, memory.transpose()?))
+}
+
+/// The tokens that `part` of a stream with this `scale` raises and lowers most.
+fn pushes(head: &Head<'_>, part: &[f32], scale: f32, tokenizer: &Tokenizer) -> Result<[Vec<Push>; 2]> {
+    let logits = head.logits(part, scale);
     let mean = logits.iter().sum::<f32>() / logits.len() as f32;
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_unstable_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
     let push =
-        |id: &u32| Ok(Push { id: *id, text: text.tokenizer.piece(*id)?, logit: logits[*id as usize] - mean });
-    Ok(Inside {
-        gauge: parts.gauges(0)[layer],
-        up: order.iter().take(LISTED).map(push).collect::<Result<_>>()?,
-        down: order.iter().rev().take(LISTED).map(push).collect::<Result<_>>()?,
-        units: units(backend, &config, layer, parts.units(0)),
-    })
+        |id: &u32| Ok(Push { id: *id, text: tokenizer.piece(*id)?, logit: logits[*id as usize] - mean });
+    Ok([
+        order.iter().take(LISTED).map(push).collect::<Result<_>>()?,
+        order.iter().rev().take(LISTED).map(push).collect::<Result<_>>()?,
+    ])
 }
 
 /// The units of `layer` that added most, from the gate and what it was multiplied with, `[ffn]` each.

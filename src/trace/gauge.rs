@@ -1,4 +1,4 @@
-//! Two numbers for each token and layer, cheap enough to be taken at every step.
+//! Two numbers for each token and layer, and two for each Engram layer, cheap enough to be taken at every step.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,16 @@ pub struct Gauge {
     pub gate_open: f32,
 }
 
-/// A probe that takes a [`Gauge`] of each token in each layer.
+/// What the memory of an Engram layer did with one token.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct EngramGauge {
+    /// ‖g v + SiLU(conv)‖ / ‖x‖: what the memory added, relative to the residual stream that it was added to.
+    pub contribution: f32,
+    /// g, from 0 to 1: how much of the looked-up value is let through.
+    pub gate: f32,
+}
+
+/// A probe that takes a [`Gauge`] of each token in each layer, and an [`EngramGauge`] in each Engram layer.
 #[derive(Debug)]
 pub struct Gauges {
     hidden: usize,
@@ -30,6 +39,11 @@ pub struct Gauges {
     values: Vec<Gauge>,
     // [n]: of the stream before the FFN's contribution.
     norms: Vec<f32>,
+    n_engram: usize,
+    // [n, n_engram]
+    engram: Vec<EngramGauge>,
+    // [n, hidden]: the stream before the memory's contribution.
+    before: Vec<f32>,
 }
 
 impl Gauges {
@@ -42,6 +56,9 @@ impl Gauges {
             layer: 0,
             values: Vec::new(),
             norms: Vec::new(),
+            n_engram: config.engram.as_ref().map_or(0, |engram| engram.layers.len()),
+            engram: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -51,11 +68,18 @@ impl Gauges {
         self.values.clear();
         self.values.resize(n * self.n_layers, Gauge::default());
         self.norms.resize(n, 0.0);
+        self.engram.clear();
+        self.engram.resize(n * self.n_engram, EngramGauge::default());
     }
 
     /// `[n, n_layers]` of the last step.
     pub fn read(&self) -> &[Gauge] {
         &self.values
+    }
+
+    /// `[n, n_engram]` of the last step.
+    pub fn read_engram(&self) -> &[EngramGauge] {
+        &self.engram
     }
 }
 
@@ -64,6 +88,22 @@ impl Probe for Gauges {
         let layer = self.layer;
         let gauges = self.values.chunks_exact_mut(self.n_layers).map(|layers| &mut layers[layer]);
         match op {
+            Op::EngramGate { index, .. } => {
+                self.before.clear();
+                self.before.extend_from_slice(view.x);
+                let gauges = self.engram.chunks_exact_mut(self.n_engram);
+                for (gauges, gate) in gauges.zip(view.engram_gate) {
+                    gauges[*index].gate = *gate;
+                }
+            }
+            Op::EngramConv { index, .. } => {
+                let gauges = self.engram.chunks_exact_mut(self.n_engram);
+                let before = self.before.chunks_exact(self.hidden);
+                for ((gauges, x), before) in gauges.zip(view.x.chunks_exact(self.hidden)).zip(before) {
+                    let added = x.iter().zip(before).map(|(x, b)| (x - b) * (x - b)).sum::<f32>().sqrt();
+                    gauges[*index].contribution = ratio(added, dot(before, before).sqrt());
+                }
+            }
             Op::NormGate { .. } => {
                 let gates = view.gate.chunks_exact(self.ffn);
                 for (((gauge, norm), x), gate) in

@@ -3,12 +3,13 @@
 //!
 //! [`gauge`] is cheap enough for every step; [`parts`] keeps what each half of each layer added to the residual
 //! stream; [`run`] makes a [`Trace`] of a text with it ([`record`]: what that says, and what is allowed in a file),
-//! [`card`] everything about one cell. All of it hangs on one probe of the CPU backend; the kernels know nothing of it.
+//! [`card`] everything about one cell, with [`ngrams`] where that has Engram rows. All of it hangs on one probe of the CPU backend; the kernels know nothing of it.
 //! `docs/trace.md` describes the file for its readers.
 
 pub mod card;
 pub mod gauge;
 mod head;
+pub mod ngrams;
 pub mod parts;
 pub mod record;
 pub mod run;
@@ -16,6 +17,6 @@ pub mod run;
 mod tests;
 
 pub use card::Card;
-pub use gauge::{Gauge, Gauges};
+pub use gauge::{EngramGauge, Gauge, Gauges};
 pub use record::{Trace, TracedToken};
 pub use run::{Text, trace};

@@ -1,6 +1,6 @@
 //! What each half of each layer added to the residual stream, and what the gates and rows were.
 
-use super::gauge::{Gauge, Gauges};
+use super::gauge::{EngramGauge, Gauge, Gauges};
 use crate::config::Config;
 use crate::cpu::kernels::dot;
 use crate::cpu::{Probe, View};
@@ -22,6 +22,8 @@ pub struct Parts {
     x: Vec<f32>,
     // [n_stem, n]: norms of the rows as they were used.
     row_norms: Vec<f32>,
+    // [n_engram, n]: norms of all heads' rows as they were used.
+    engram_norms: Vec<f32>,
     watched: usize,
     // [n, ffn] each, of the watched layer.
     gate: Vec<f32>,
@@ -41,6 +43,7 @@ impl Parts {
             engram: Vec::new(),
             x: Vec::new(),
             row_norms: Vec::new(),
+            engram_norms: Vec::new(),
             watched,
             gate: Vec::new(),
             up: Vec::new(),
@@ -81,6 +84,17 @@ impl Parts {
         self.row_norms.chunks_exact(self.n).map(|layer| layer[i]).collect()
     }
 
+    /// `[n_engram]`: the gauges of token `i` in Engram layers.
+    pub fn engram_gauges(&self, i: usize) -> &[EngramGauge] {
+        let layers = self.gauges.read_engram().len() / self.n;
+        &self.gauges.read_engram()[i * layers..][..layers]
+    }
+
+    /// `[n_engram]`: the norms of the rows of all heads for token `i`, edits included.
+    pub fn engram_norms(&self, i: usize) -> Vec<f32> {
+        self.engram_norms.chunks_exact(self.n).map(|layer| layer[i]).collect()
+    }
+
     /// `[ffn]` each: the gate of token `i` in the watched layer, and what it was multiplied with.
     pub fn units(&self, i: usize) -> (&[f32], &[f32]) {
         let at = i * self.ffn..(i + 1) * self.ffn;
@@ -99,6 +113,11 @@ impl Probe for Parts {
                 self.parts.clear();
                 self.parts.extend_from_slice(view.x);
                 self.engram.clear();
+                self.engram_norms.clear();
+            }
+            Op::EngramProject { .. } => {
+                let rows = view.heads.chunks_exact(view.heads.len() / self.n);
+                self.engram_norms.extend(rows.map(|row| dot(row, row).sqrt()));
             }
             // The stream as it is before the memory's values are added to it.
             Op::EngramGate { .. } => self.engram.extend(view.x.iter().map(|x| -x)),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Manifest;
+use crate::engram::Engram;
 use crate::error::{Error, Result};
 use crate::tables::Tier;
 use crate::tables::layout::Address;
@@ -44,6 +45,9 @@ pub struct TracedModel {
     /// Those with a memory of n-grams.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engram_layers: Vec<usize>,
+    /// Tokens of their longest n-grams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engram_order: Option<usize>,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the FFN and of a row.
@@ -72,6 +76,12 @@ pub struct TracedToken {
     pub contribution: Vec<f32>,
     /// `[n_layers]`: see [`Gauge::gate_open`](super::Gauge::gate_open).
     pub gate_open: Vec<f32>,
+    /// The compressed id by which n-grams know it, for a model with Engram layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressed: Option<u32>,
+    /// `[n_engram]`: what the memory of each Engram layer did with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engram: Vec<TracedEngram>,
     /// What was expected to follow, and what did.
     pub next: Next,
 }
@@ -84,6 +94,24 @@ pub struct Lookup {
     pub tier: Tier,
     /// Milliseconds that the lookup waited for it.
     pub ms: f64,
+}
+
+/// What the memory of one Engram layer did with a token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TracedEngram {
+    /// `[heads]`: the hash of each head, those of pairs first: the row's number in the head's table.
+    pub hashes: Vec<u32>,
+    /// How its records were found: the farthest of all heads.
+    pub lookup: Option<Lookup>,
+    /// Whether an edit changed one of the rows.
+    pub edited: bool,
+    /// The norm of the rows of all heads together, edits included.
+    pub row_norm: f32,
+    /// See [`EngramGauge::contribution`](super::EngramGauge::contribution).
+    pub contribution: f32,
+    /// See [`EngramGauge::gate`](super::EngramGauge::gate).
+    pub gate: f32,
 }
 
 /// The prediction after a token.
@@ -157,6 +185,10 @@ impl Trace {
             if !complete || token.row_norm.len() != stem || next.engram.len() != engram {
                 return Err(wrong(format!("token {i} does not have the values of {layers} layers")));
             }
+            // Traces of older versions of the program lack them.
+            if !token.engram.is_empty() && token.engram.len() != engram {
+                return Err(wrong(format!("token {i} does not have the values of {engram} Engram layers")));
+            }
         }
         Ok(trace)
     }
@@ -172,6 +204,7 @@ impl TracedModel {
             n_layers: c.n_layers,
             stem_layers: c.stem_layers.clone(),
             engram_layers: c.engram.iter().flat_map(|e| &e.layers).map(|l| l.layer).collect(),
+            engram_order: c.engram.as_ref().map(Engram::order),
             hidden_size: c.hidden_size,
             intermediate_size: c.intermediate_size,
             vocab_size: c.vocab_size,

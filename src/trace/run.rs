@@ -2,14 +2,15 @@
 
 use super::head::Head;
 use super::parts::Parts;
-use super::record::{CANDIDATES, Candidate, Lookup, Next, TracedToken};
+use super::record::{CANDIDATES, Candidate, Lookup, Next, TracedEngram, TracedToken};
 use crate::backend::{Candidates, Output, Want};
 use crate::cpu::kernels;
 use crate::device::Device;
+use crate::engram::Hasher;
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::tables::RowSource;
 use crate::tables::layout::Layout;
+use crate::tables::{Origin, RowSource};
 use crate::text::Tokenizer;
 
 /// A text, with what is needed to name its tokens and their records.
@@ -21,6 +22,8 @@ pub struct Text<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The layout of the model's table, if it has one.
     pub layout: Option<&'a Layout>,
+    /// What finds the records of its n-grams, and the layout of their table, for a model with Engram layers.
+    pub engram: Option<(&'a Hasher, &'a Layout)>,
 }
 
 /// Runs `text` from its beginning, `chunk` tokens at a time, and hands the records of each chunk to `each`, with the
@@ -48,6 +51,11 @@ pub async fn trace<R: RowSource>(
         let head = Head::new(backend, &config);
         let mean = mean.get_or_insert_with(|| head.mean());
         let origins = session.report().origins;
+        let hashes = match text.engram {
+            Some((hasher, _)) => hasher.hashes(&text.tokens[..position], tokens)?,
+            None => Vec::new(),
+        };
+        let heads = config.engram.as_ref().map_or(0, |engram| engram.heads());
         let mut records = Vec::with_capacity(tokens.len());
         for (i, logits) in logits.chunks_exact(config.vocab_size).enumerate() {
             let best = kernels::top_k(logits);
@@ -60,13 +68,15 @@ pub async fn trace<R: RowSource>(
                 id: tokens[i],
                 text: text.tokenizer.piece(tokens[i])?,
                 record: text.layout.map(|layout| layout.address(tokens[i])).transpose()?,
-                lookup: origin.map(|o| Lookup { tier: o.tier, ms: o.ms }),
+                lookup: origin.and_then(|o| Some(Lookup { tier: o.tier?, ms: o.ms })),
                 edited: origin.map_or_else(Vec::new, |o| {
                     o.edited.iter().map(|place| config.stem_layers[*place]).collect()
                 }),
                 row_norm: parts.row_norms(i),
                 contribution: gauges.iter().map(|g| g.contribution).collect(),
                 gate_open: gauges.iter().map(|g| g.gate_open).collect(),
+                compressed: text.engram.and_then(|(hasher, _)| hasher.compressed(tokens[i])),
+                engram: engram(&parts, i, &hashes, heads, origin),
                 next: next?,
             });
         }
@@ -77,6 +87,30 @@ pub async fn trace<R: RowSource>(
         }
     }
     Ok(())
+}
+
+/// What the Engram layers did with the step's token `i`; `hashes` are `[n, n_engram, heads]`.
+fn engram(
+    parts: &Parts,
+    i: usize,
+    hashes: &[u32],
+    heads: usize,
+    origin: Option<&Origin>,
+) -> Vec<TracedEngram> {
+    let gauges = parts.engram_gauges(i);
+    let of_layer = |layer: usize| {
+        let at = (i * gauges.len() + layer) * heads;
+        let origin = origin.and_then(|o| o.engram.get(layer));
+        TracedEngram {
+            hashes: hashes.get(at..at + heads).unwrap_or_default().to_vec(),
+            lookup: origin.map(|o| Lookup { tier: o.tier, ms: o.ms }),
+            edited: origin.is_some_and(|o| o.edited),
+            row_norm: parts.engram_norms(i)[layer],
+            contribution: gauges[layer].contribution,
+            gate: gauges[layer].gate,
+        }
+    };
+    (0..gauges.len()).map(of_layer).collect()
 }
 
 /// The prediction after the step's token `i`, attributed to `id`, whose logit is `logit`.

@@ -52,7 +52,7 @@ fn session_of(config: Config) -> Small {
 
 fn traced(session: &mut Small, chunk: usize) -> Vec<TracedToken> {
     let tokenizer = byte_tokenizer();
-    let text = Text { tokens: &TOKENS, tokenizer: &tokenizer, layout: None };
+    let text = Text { tokens: &TOKENS, tokenizer: &tokenizer, layout: None, engram: None };
     let mut all = Vec::new();
     let each = async |position: usize, records: Vec<TracedToken>| {
         assert_eq!(position, all.len());
@@ -141,6 +141,54 @@ fn a_contribution_is_the_difference_of_streams() {
     }
 }
 
+/// The stream around the memory of each Engram layer, `[n_engram][before and after][n, hidden]`.
+#[derive(Default)]
+struct AroundMemory(Vec<[Vec<f32>; 2]>);
+
+impl Probe for AroundMemory {
+    fn after(&mut self, _: usize, op: &Op, view: View<'_>) {
+        match op {
+            Op::EngramProject { .. } => self.0.push([view.x.to_vec(), Vec::new()]),
+            Op::EngramConv { index, .. } => self.0[*index][1] = view.x.to_vec(),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_memory_is_measured_in_a_trace_and_live() {
+    let mut streams = AroundMemory::default();
+    block_on(session_of(with_engram()).probe(0, &TOKENS, Want::Nothing, &mut streams)).unwrap();
+    let all = traced(&mut session_of(with_engram()), 4);
+    let mut live = session_of(with_engram());
+    live.backend_mut().measure(true);
+    let mut gauges = Vec::new();
+    for tokens in TOKENS.chunks(3) {
+        block_on(live.step(tokens, Want::Nothing)).unwrap();
+        gauges.extend_from_slice(live.report().engram_gauges);
+    }
+    assert_eq!(gauges.len(), TOKENS.len() * 2);
+    let (stem, width) = (with_engram().stem_width(), tiny_engram().width());
+    for (i, token) in all.iter().enumerate() {
+        assert_eq!(token.engram.len(), 2);
+        let rows = random::rows(&with_engram(), token.id, 5);
+        for (layer, memory) in token.engram.iter().enumerate() {
+            let [before, after] = streams.0[layer].each_ref().map(|stream| &stream[i * 96..][..96]);
+            let difference: Vec<f32> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+            let expected = norm(&difference) / norm(before);
+            assert!((memory.contribution - expected).abs() < 1e-3 * expected);
+            assert!(memory.gate > 0.0 && memory.gate < 1.0);
+            let expected = norm(&rows[stem + layer * width..][..width]);
+            assert!((memory.row_norm - expected).abs() < 1e-3);
+            let live = gauges[i * 2 + layer];
+            assert!((live.gate - memory.gate).abs() < 1e-4);
+            assert!((live.contribution - memory.contribution).abs() < 1e-3 * expected);
+        }
+    }
+    let gates: Vec<f32> = all.iter().flat_map(|t| &t.engram).map(|e| e.gate).collect();
+    assert!(gates.iter().any(|g| (g - gates[0]).abs() > 0.01), "they depend on the text");
+}
+
 #[test]
 fn gauges_are_those_of_the_trace_and_off_unless_asked_for() {
     let all = traced(&mut session(), 64);
@@ -179,7 +227,7 @@ fn a_look_back_leaves_the_cache_as_it_was() {
     block_on(looked.generate(prompt, &greedy, &mut ())).unwrap();
     let cached = looked.cached();
     let tokenizer = byte_tokenizer();
-    let text = Text { tokens: &longer, tokenizer: &tokenizer, layout: None };
+    let text = Text { tokens: &longer, tokenizer: &tokenizer, layout: None, engram: None };
     let card = block_on(card::card(&mut looked, None::<&NoTables>, text, (3, 2), false)).unwrap();
     assert_eq!((card.id, card.stem, card.rows.len(), card.nearest.is_none()), (7, true, 2, true));
     assert_eq!(looked.cached(), cached);
@@ -198,7 +246,7 @@ type NoTables = crate::tables::Tables<crate::tables::FileTransport>;
 fn a_card_agrees_with_the_trace() {
     let (mut session, tokenizer) = (session(), byte_tokenizer());
     let all = traced(&mut session, 64);
-    let text = Text { tokens: &TOKENS, tokenizer: &tokenizer, layout: None };
+    let text = Text { tokens: &TOKENS, tokenizer: &tokenizer, layout: None, engram: None };
     for (position, layer) in [(0, 0), (4, 1), (10, 2)] {
         let mut one = |cell| block_on(card::card(&mut session, None::<&NoTables>, text, cell, false));
         let card = one((position, layer)).unwrap();
@@ -256,6 +304,7 @@ fn the_json_form_is_checked() {
         n_layers: config.n_layers,
         stem_layers: config.stem_layers.clone(),
         engram_layers: vec![],
+        engram_order: None,
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
         vocab_size: config.vocab_size,

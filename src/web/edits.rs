@@ -10,8 +10,9 @@ use super::control::to_js;
 use super::engine::{Engine, from_js};
 use super::rows::PageSession;
 use crate::backend::Backend;
+use crate::edits::ngram::Answer;
 use crate::edits::teach::{self, Teaching};
-use crate::edits::{Edit, Edits, Method, Overlay, Preview, Scope, Swap};
+use crate::edits::{Edit, Edits, Method, NgramSwap, Overlay, Preview, Scope, Swap};
 use crate::error::{Error, Result};
 use crate::eval::score::endings;
 use crate::eval::unrelated;
@@ -83,6 +84,25 @@ impl Engine {
         let Options { scope, strength, layers, method, at_start } = from_js("the options", options)?;
         let swap = Swap { scope, strength, layers, method, pad: None, at_start };
         let edits = swap.edits(&self.tokenizer, subject, &with)?;
+        Overlay::new(&edits, &self.config)?;
+        Ok(json(&edits))
+    }
+
+    /// The edit of the n-grams within `subject`, as a JSON array: they get the rows of those within `with`, or without that
+    /// `factor` times their own.
+    ///
+    /// # Errors
+    /// Texts and options that can't be used, in words for the reader.
+    #[wasm_bindgen(js_name = makeNgramEdit)]
+    pub fn make_ngram_edit(
+        &self,
+        subject: &str,
+        with: Option<String>,
+        factor: f32,
+    ) -> Result<String, JsError> {
+        let swap = NgramSwap { scope: Scope::Phrase, strength: 1.0, layers: None };
+        let answer = with.as_deref().map_or(Answer::Factor(factor), Answer::Text);
+        let edits = [swap.edit(&self.tokenizer, subject, answer)?];
         Overlay::new(&edits, &self.config)?;
         Ok(json(&edits))
     }

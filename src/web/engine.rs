@@ -13,14 +13,14 @@ use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event, to_js};
 use super::http::Host;
 use super::load::{Choice, Model, Progress, load, warm};
-use super::look::{Look, part};
+use super::look::{Look, Source, part};
 use super::rows::{PageSession, Rows};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
 use crate::bundle::Cost;
 use crate::config::Config;
 use crate::device::Device;
 use crate::edits::{Edited, Edits, Instead, KnockOut, Knocked, Overlay};
-use crate::engram::WithEngram;
+use crate::engram::{Hasher, WithEngram};
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Finish, Observer, Session, StepReport};
@@ -42,6 +42,7 @@ pub struct Engine {
     pub(super) config: Config,
     tables: Option<Rc<Tables<Host, Archive>>>,
     engram: Option<Rc<Tables<Host, EngramPages>>>,
+    hasher: Option<Hasher>,
     pub(super) control: Rc<Control>,
     look: Look,
     /// What is knocked out.
@@ -196,7 +197,7 @@ impl Engine {
         let stem = Rows { tables: tables.clone(), control: control.clone() };
         let (hasher, engram) = engram.unzip();
         let heads = Rows { tables: engram.clone(), control: control.clone() };
-        let rows = WithEngram::new(stem, config.stem_width(), hasher.map(|hasher| (hasher, heads)));
+        let rows = WithEngram::new(stem, config.stem_width(), hasher.clone().map(|hasher| (hasher, heads)));
         let session =
             Mutex::new(Session::new(device, Edited::new(Knocked::new(rows)), config.clone(), chunk));
         Ok(Self {
@@ -206,6 +207,7 @@ impl Engine {
             config,
             tables,
             engram,
+            hasher,
             control,
             look,
             out: RefCell::default(),
@@ -293,8 +295,7 @@ impl Engine {
                 let _ = on_part.call1(&JsValue::UNDEFINED, &part);
             }
         };
-        let tables = self.tables.as_deref();
-        let head = self.look.trace(&mut session, &self.tokenizer, tables, &self.control, each).await?;
+        let head = self.look.trace(&mut session, self.source(), &self.control, each).await?;
         Ok(to_js(&head)?)
     }
 
@@ -305,8 +306,7 @@ impl Engine {
     pub async fn card(&self, position: usize, layer: usize) -> Result<JsValue, JsError> {
         let mut session = self.session.lock().await;
         self.control.resume();
-        let tables = self.tables.as_deref();
-        Ok(to_js(&self.look.card(&mut session, &self.tokenizer, tables, (position, layer)).await?)?)
+        Ok(to_js(&self.look.card(&mut session, self.source(), (position, layer)).await?)?)
     }
 
     /// Ends the answer under way after the token it is at.
@@ -316,6 +316,11 @@ impl Engine {
 }
 
 impl Engine {
+    fn source(&self) -> Source<'_> {
+        let engram = self.hasher.as_ref().zip(self.engram.as_deref());
+        Source { tokenizer: &self.tokenizer, tables: self.tables.as_deref(), engram }
+    }
+
     async fn answer(
         &self,
         messages: &[Message],

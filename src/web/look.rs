@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use serde::Serialize;
 use wasm_bindgen::JsValue;
 
-use super::archive::Archive;
+use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event, to_js};
 use super::http::Host;
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::device::Device;
+use crate::engram::Hasher;
 use crate::error::Result;
 use crate::session::{Session, StepReport};
 use crate::tables::{RowSource, Tables, Tier};
@@ -34,6 +35,38 @@ pub struct Seen {
     /// One a layer; none where the backend can't measure.
     contribution: Option<Vec<f32>>,
     gate_open: Option<Vec<f32>>,
+    /// One an Engram layer.
+    engram: Vec<SeenEngram>,
+}
+
+/// What the memory of an Engram layer did with a token, and how its rows were found.
+#[derive(Debug, Serialize)]
+struct SeenEngram {
+    tier: Option<Tier>,
+    ms: f64,
+    edited: bool,
+    /// None where the backend can't measure.
+    contribution: Option<f32>,
+    gate: Option<f32>,
+}
+
+/// What names tokens, rows and records.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub tables: Option<&'a Tables<Host, Archive>>,
+    pub engram: Option<(&'a Hasher, &'a Tables<Host, EngramPages>)>,
+}
+
+impl<'a> Source<'a> {
+    fn text(&self, tokens: &'a [u32]) -> Text<'a> {
+        Text {
+            tokens,
+            tokenizer: self.tokenizer,
+            layout: self.tables.map(Tables::layout),
+            engram: self.engram.map(|(hasher, tables)| (hasher, tables.layout())),
+        }
+    }
 }
 
 /// The look at one model's texts.
@@ -83,19 +116,33 @@ impl Look {
         if !self.watching.get() {
             return;
         }
+        let n_engram = config.engram.as_ref().map_or(0, |engram| engram.layers.len());
         let seen = report.tokens.iter().enumerate().map(|(i, id)| {
             let origin = report.origins.get(i);
             let gauges = report.gauges.get(i * config.n_layers..(i + 1) * config.n_layers);
             Seen {
                 id: *id,
                 text: tokenizer.piece(*id).unwrap_or_default(),
-                tier: origin.map(|o| o.tier),
+                tier: origin.and_then(|o| o.tier),
                 ms: origin.map_or(0.0, |o| o.ms),
                 edited: origin.map_or_else(Vec::new, |o| {
                     o.edited.iter().map(|place| config.stem_layers[*place]).collect()
                 }),
                 contribution: gauges.map(|g| g.iter().map(|g| g.contribution).collect()),
                 gate_open: gauges.map(|g| g.iter().map(|g| g.gate_open).collect()),
+                engram: (0..n_engram)
+                    .map(|layer| {
+                        let origin = origin.and_then(|o| o.engram.get(layer));
+                        let gauge = report.engram_gauges.get(i * n_engram + layer);
+                        SeenEngram {
+                            tier: origin.map(|o| o.tier),
+                            ms: origin.map_or(0.0, |o| o.ms),
+                            edited: origin.is_some_and(|o| o.edited),
+                            contribution: gauge.map(|g| g.contribution),
+                            gate: gauge.map(|g| g.gate),
+                        }
+                    })
+                    .collect(),
             }
         });
         control.emit(&Event::Step {
@@ -111,8 +158,7 @@ impl Look {
     pub async fn trace<R: RowSource>(
         &self,
         session: &mut Session<Device, R>,
-        tokenizer: &Tokenizer,
-        tables: Option<&Tables<Host, Archive>>,
+        source: Source<'_>,
         control: &Control,
         each: impl Fn(usize, &[TracedToken]),
     ) -> Result<Trace> {
@@ -124,7 +170,7 @@ impl Look {
             Vec::new(),
         );
         let tokens = self.last.borrow().clone();
-        let text = Text { tokens: &tokens, tokenizer, layout: tables.map(Tables::layout) };
+        let text = source.text(&tokens);
         let hand = async |position: usize, records: Vec<TracedToken>| {
             each(position, &records);
             control.breathe().await;
@@ -141,14 +187,13 @@ impl Look {
     pub async fn card<R: RowSource>(
         &self,
         session: &mut Session<Device, R>,
-        tokenizer: &Tokenizer,
-        tables: Option<&Tables<Host, Archive>>,
+        source: Source<'_>,
         cell: (usize, usize),
     ) -> Result<Card> {
         let tokens = self.last.borrow().clone();
-        let text = Text { tokens: &tokens, tokenizer, layout: tables.map(Tables::layout) };
+        let text = source.text(&tokens);
         self.looking.set(true);
-        let card = card::card(session, tables, text, cell, false).await;
+        let card = card::card(session, source.tables, text, cell, false).await;
         self.looking.set(false);
         card
     }

@@ -89,12 +89,24 @@ export type Seen = {
   /** One a layer; null where the backend can't measure. */
   contribution: number[] | null;
   gateOpen: number[] | null;
+  /** One an Engram layer. */
+  engram: SeenEngram[];
 };
 
-/** What may take the place of rows. */
-export const INSTEAD = ["zero", "mean", "shuffle"] as const;
+/** What the memory of an Engram layer did with a token, and how its rows were found. */
+export type SeenEngram = {
+  tier: Tier | null;
+  ms: number;
+  edited: boolean;
+  /** Null where the backend can't measure. */
+  contribution: number | null;
+  gate: number | null;
+};
+
+/** What may take the place of STEM rows; `engram_off` leaves these, and Engram layers add nothing. */
+export const INSTEAD = ["zero", "mean", "shuffle", "engram_off"] as const;
 export type Instead = (typeof INSTEAD)[number];
-/** Rows knocked out for one answer, in these STEM layers or in all. */
+/** Rows knocked out for one answer, in these STEM layers (or Engram layers) or in all. */
 export type KnockOut = { instead: Instead; layers: number[] | null };
 
 export type GenEvent =

@@ -277,7 +277,7 @@ async fn measure<B: Backend, R: RowSource>(
         let question = ask(&neighbour.prompt, &neighbour.target, &row.target_new)?;
         let kept = question.prefers_first(session).await?;
         ns.count(kept);
-        if question.touched_by(&overlay) {
+        if question.touched_by(&overlay, session.rows()) {
             touched.push(question);
         } else {
             ns_unedited.count(kept);
@@ -286,7 +286,7 @@ async fn measure<B: Backend, R: RowSource>(
     let (mut kl, mut positions) = (0.0, 0);
     for before in &unedited.unrelated {
         positions += before.tokens.len();
-        if overlay.touches(&before.tokens) {
+        if overlay.touches(&before.tokens, session.rows()) {
             kl += before.divergence(&Said::of(session, before.tokens.clone()).await?);
         }
     }
@@ -347,8 +347,8 @@ impl Question {
         Ok(mean(0) > mean(1))
     }
 
-    fn touched_by(&self, overlay: &Overlay) -> bool {
-        self.ends.iter().any(|end| overlay.touches(&[&self.prompt, end.as_slice()].concat()))
+    fn touched_by(&self, overlay: &Overlay, rows: &impl RowSource) -> bool {
+        self.ends.iter().any(|end| overlay.touches(&[&self.prompt, end.as_slice()].concat(), rows))
     }
 }
 

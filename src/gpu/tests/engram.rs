@@ -11,6 +11,7 @@ use crate::config::tests::tiny;
 use crate::cpu::{engram, kernels};
 use crate::engram::Engram;
 use crate::engram::config::tests::tiny_engram;
+use crate::engram::tests::off_is_the_model_without;
 use crate::gpu::{GpuBackend, GpuOptions, Kernels};
 use crate::plan::{Op, Plan};
 
@@ -140,6 +141,16 @@ fn values_of_zero_change_no_bit() {
         }
     };
     assert_eq!(logits(&with_engram(tiny())), logits(&tiny()));
+}
+
+#[test]
+fn off_it_is_the_model_without() {
+    for kernels in [Kernels::Serial, Kernels::Parallel] {
+        off_is_the_model_without(|config, tensors| {
+            let options = GpuOptions { kernels, ..GpuOptions::new(100) };
+            pollster::block_on(GpuBackend::new(tensors, config, options)).unwrap()
+        });
+    }
 }
 
 #[test]

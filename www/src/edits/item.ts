@@ -3,6 +3,7 @@
 import { h, iconButton } from "../dom";
 import { changed, type Group, moved, nameOf, ranges, withLayers, withMethod, without } from "./groups";
 import { layerStrip } from "./layers";
+import { ngramTable } from "./ngrams";
 import { previewTables } from "./preview-table";
 import { type Edit, METHODS, type Method, type Occurrence, type Scope } from "./protocol";
 
@@ -22,6 +23,7 @@ export type ItemContext = {
   edits: readonly Edit[];
   groups: readonly Group[];
   stemLayers: readonly number[];
+  engramLayers: readonly number[];
   set(edits: Edit[]): void;
   /** The entries whose details are shown, by name. */
   open: Set<string>;
@@ -90,9 +92,13 @@ function summary(group: Group): string {
   const edit = group.edits.at(-1);
   const preview = group.previews.at(-1);
   if (!edit || !preview) return "";
-  const method = "tokens" in edit.target ? METHOD_NAMES[edit.target.tokens.method].split(":")[0] : "Learned rows";
+  const method = "ngrams" in edit.target ? "N-grams" : methodName(edit);
   const layers = edit.layers ? `layers ${ranges(edit.layers)}` : "all layers";
   return `${method}, ${layers}, ${scopeName(edit.scope)}`;
+}
+
+function methodName({ target }: Edit): string {
+  return "tokens" in target ? (METHOD_NAMES[target.tokens.method].split(":")[0] ?? "") : "Learned rows";
 }
 
 function scopeName(scope: Scope): string {
@@ -111,6 +117,11 @@ function how(
   const preview = group.previews.at(-1);
   if (!edit || !preview) return [];
   const parts = [scopeField(group, id, change, context)];
+  if ("ngrams" in edit.target) {
+    const all = context.engramLayers;
+    const set = (layers: number[]): void => change((other) => withLayers(other, layers, all));
+    return [...parts, layerStrip(`${id}-layer`, all, preview.layers, set), ngramTable(preview)];
+  }
   if ("tokens" in edit.target) {
     const { method } = edit.target.tokens;
     const select = h(

@@ -3,6 +3,7 @@
 import { h, iconButton } from "../dom";
 import type { EngineClient, EngineState } from "../engine";
 import { reasonOf } from "../format";
+import type { EngineInfo } from "../protocol";
 import type { Asking } from "../side-by-side";
 import { compareSection } from "./compare";
 import { EditForm } from "./form";
@@ -10,6 +11,7 @@ import { gallerySection } from "./gallery";
 import { groupsOf } from "./groups";
 import { editItem, type ItemContext } from "./item";
 import { limitsSection } from "./limits";
+import { ngramSection } from "./ngrams";
 import type { Edit, Occurrence, Preview } from "./protocol";
 import { shareSection } from "./share";
 import type { EditsStore } from "./store";
@@ -71,6 +73,7 @@ export class EditsPanel {
       h(
         "div",
         { class: "edits-sections" },
+        ngramSection(store, engine),
         gallerySection(store, engine, (subject, others) => this.make(subject, others), actions.ask),
         compareSection(store, engine, actions),
         weighSection(store, engine),
@@ -136,18 +139,19 @@ export class EditsPanel {
       const previews = await this.#engine.call("previewEdits", this.#store.file());
       if (drawing !== this.#drawing) return;
       this.#complain(this.#store.problem.value);
-      this.#show(edits, previews, state.info.stemLayers);
+      this.#show(edits, previews, state.info);
     } catch (cause) {
       if (drawing === this.#drawing) this.#complain(reasonOf(cause));
     }
   }
 
-  #show(edits: readonly Edit[], previews: readonly Preview[], stemLayers: readonly number[]): void {
+  #show(edits: readonly Edit[], previews: readonly Preview[], info: EngineInfo): void {
     const groups = groupsOf(edits, previews);
     const context: ItemContext = {
       edits,
       groups,
-      stemLayers,
+      stemLayers: info.stemLayers,
+      engramLayers: info.engramLayers,
       open: this.#open,
       set: (next) => this.#store.setEdits(next),
       occurrences: (source) => this.#actions.occurrences(source),

@@ -23,17 +23,7 @@ function table(preview: Preview, allLayers: readonly number[]): HTMLElement {
     "table",
     { class: "preview" },
     h("caption", {}, `${spelling.startsWith(" ") ? "Within a text" : "Without a space before it"}`),
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        h("th", { scope: "col" }, "Token"),
-        h("th", { scope: "col" }, `${preview.layers.length === 1 ? "Layer" : "Layers"} ${ranges(preview.layers)}`),
-        rest.length > 0 && h("th", { scope: "col" }, `Layers ${ranges(rest)}`),
-      ),
-    ),
+    previewHead("Token", preview.layers, rest),
     h(
       "tbody",
       {},
@@ -41,6 +31,21 @@ function table(preview: Preview, allLayers: readonly number[]): HTMLElement {
         if (rest.length > 0) row.append(h("td", {}, "its own"));
         return row;
       }),
+    ),
+  );
+}
+
+/** Columns: what is changed, in these layers, and in the rest, if there is one. */
+export function previewHead(name: string, layers: readonly number[], rest: readonly number[]): HTMLElement {
+  return h(
+    "thead",
+    {},
+    h(
+      "tr",
+      {},
+      h("th", { scope: "col" }, name),
+      h("th", { scope: "col" }, `${layers.length === 1 ? "Layer" : "Layers"} ${ranges(layers)}`),
+      rest.length > 0 && h("th", { scope: "col" }, `Layers ${ranges(rest)}`),
     ),
   );
 }

@@ -13,7 +13,10 @@ export type Edit = {
   label: string;
   scope: Scope;
   source: number[];
-  target: { tokens: Recipe } | { values: { dtype: string; rows: number; base64: string } };
+  target:
+    | { tokens: Recipe }
+    | { values: { dtype: string; rows: number; base64: string } }
+    | { ngrams: { ids: number[] } | { factor: number } };
   strength: number;
   layers?: number[];
 };
@@ -32,6 +35,8 @@ export type Preview = {
   with: string | null;
   tokens: { text: string; gets: Gets }[];
   methods: Method[];
+  /** Of an edit of n-grams: these get the rows of others, or their own times a factor. */
+  ngrams: { texts: string[]; gets: string[] | null; factor: number | null }[];
   layers: number[];
 };
 
@@ -59,6 +64,8 @@ export type Taught = { edits: string; steps: number; before: number; after: numb
 /** The engine's methods for edits. A `file` is JSON, and lists of edits come back as JSON arrays. */
 export type EditMethods = {
   makeEdits(subject: string, others: string[], options: MakeOptions): string;
+  /** Gives `subject`'s n-grams the rows of those of `other`, or with null `factor` times their own. */
+  makeNgramEdit(subject: string, other: string | null, factor: number): string;
   previewEdits(file: string): Preview[];
   checkEdits(file: Uint8Array): string;
   findOccurrences(messages: { role: string; content: string }[], maxTokens: number, source: Uint32Array): Occurrence[];
@@ -80,7 +87,8 @@ export type EditMethods = {
   ): Promise<Taught>;
 };
 
-/** The file that holds `edits`, which were made for the model with this hash. */
+/** The file that holds `edits`, which were made for the model with this hash. Only edits of n-grams need version 2. */
 export function fileOf(model: string, edits: readonly Edit[]): string {
-  return JSON.stringify({ format: "xylem-edits", version: 1, model, edits });
+  const version = edits.some(({ target }) => "ngrams" in target) ? 2 : 1;
+  return JSON.stringify({ format: "xylem-edits", version, model, edits });
 }

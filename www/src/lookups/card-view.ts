@@ -2,47 +2,68 @@
 
 import { type Child, h } from "../dom";
 import { bytes, count } from "../format";
-import type { Place } from "./grid";
+import { columnIndex, KIND_NAMES, type Kind, type Place, type Shape } from "./columns";
+import { otherHalf } from "./engram-card";
 import type { Seen } from "./log";
 import { milliseconds, shown, tierLabel } from "./quantities";
 import type { Card, Near, Push } from "./trace";
 
+export const NEEDS_CPU = "What the layer computed is seen on the CPU backend only: choose it under Model, Compute on.";
+
+const KINDS: Record<Kind, string> = {
+  stem: "its up-projection is a row of the table",
+  dense: "its up-projection is computed",
+  engram: "the last tokens together find rows of a second table",
+};
+
 /** What the page knows of the cell by itself. */
-export function cellFacts(token: Seen, place: Place, stem: boolean): HTMLElement {
-  const kind = stem ? "STEM: its up-projection is a row of the table" : "dense: its up-projection is computed";
+export function cellFacts(token: Seen, place: Place, shape: Shape): HTMLElement {
+  const column = shape.columns[columnIndex(shape, place)];
+  const kind = column?.kind ?? "dense";
+  const memory = column && kind === "engram" ? token.engram[column.at] : undefined;
   const rows: [string, string][] = [
     ["Token", `${shown(token.text)} (number ${count(token.id)}, position ${place.position})`],
-    ["Layer", `${place.layer}, ${kind}`],
+    ["Layer", `${place.layer}, ${KIND_NAMES[kind]}: ${KINDS[kind]}`],
   ];
-  if (token.tier !== null) {
-    rows.push(["Its record came from", `${tierLabel(token.tier)}, waited ${milliseconds(token.ms ?? 0)}`]);
+  const { tier, ms } = kind === "engram" ? (memory ?? { tier: null, ms: null }) : token;
+  if (tier !== null) {
+    const what = kind === "engram" ? "Its rows came from" : "Its record came from";
+    rows.push([what, `${tierLabel(tier)}, waited ${milliseconds(ms ?? 0)}`]);
   }
-  if (token.edited.length > 0) rows.push(["Edited in layers", token.edited.join(", ")]);
+  if (kind !== "engram" && token.edited.length > 0) rows.push(["Edited in layers", token.edited.join(", ")]);
   return facts(rows);
 }
 
 /** The numbers of all layers for one token. */
-export function allLayers(token: Seen, stem: ReadonlySet<number>): HTMLElement | null {
+export function allLayers(token: Seen, shape: Shape): HTMLElement | null {
   const { contribution, gateOpen, traced } = token;
   if (!contribution || !gateOpen) return null;
   const percent = (value: number | undefined): string => (value === undefined ? "–" : `${(100 * value).toFixed(1)}%`);
   const score = (value: number | undefined): string => (value === undefined ? "–" : value.toFixed(2));
-  const rows = contribution.map((added, layer) => [
-    `${layer}${stem.has(layer) ? " STEM" : ""}`,
-    percent(added),
-    percent(gateOpen[layer]),
-    score(traced?.next.ffn[layer]),
-    score(traced?.next.attention[layer]),
-  ]);
+  const rows = shape.columns.map(({ layer, kind, at }) => {
+    if (kind !== "engram") {
+      return [
+        `${layer}${kind === "stem" ? " STEM" : ""}`,
+        percent(contribution[layer]),
+        percent(gateOpen[layer]),
+        score(traced?.next.ffn[layer]),
+        score(traced?.next.attention[layer]),
+      ];
+    }
+    const memory = token.engram[at];
+    const [added, gate] = [memory?.contribution ?? undefined, memory?.gate ?? undefined];
+    return [`${layer} Engram`, percent(added), percent(gate), score(traced?.next.engram?.[at]), "–"];
+  });
+  const memories = shape.engram.length > 0;
   return folded(
     "All layers of this token",
     h(
       "p",
       { class: "hint" },
-      "What the FFN added relative to the state, how far its gate was open, and what the FFN and the attention add to the score " +
-        "of the next token (once the text is traced).",
+      `What the FFN${memories ? " or the memory" : ""} added relative to the state, how far its gate was open, and what it and ` +
+        "the attention add to the score of the next token (once the text is traced).",
     ),
-    table(["Layer", "Added", "Gate", "FFN says", "Attention says"], rows),
+    table(["Layer", "Added", "Gate", memories ? "It says" : "FFN says", "Attention says"], rows),
   );
 }
 
@@ -86,7 +107,7 @@ export function cardBody(card: Card, pin: (place: Place) => void): HTMLElement[]
       section(
         "What this contribution says",
         h("p", { class: "hint" }, "Tokens whose scores it raises and lowers most, directly through the head."),
-        h("div", { class: "pushes" }, list(up.map(pushItem), "raised"), list(down.map(pushItem), "lowered")),
+        pushes(up, down),
       ),
       folded(
         "The strongest units",
@@ -102,27 +123,21 @@ export function cardBody(card: Card, pin: (place: Place) => void): HTMLElement[]
       ),
     );
   } else {
-    parts.push(
-      h(
-        "p",
-        { class: "note" },
-        "What the layer computed is seen on the CPU backend only: choose it under Model, Compute on.",
-      ),
-    );
+    parts.push(h("p", { class: "note" }, NEEDS_CPU));
   }
   if (card.rows.length > 0) {
     const cells = card.rows.map(({ layer, norm, edited, nearest }) => [
       layer === card.layer
         ? `${layer} (this)`
-        : h(
-            "button",
-            { type: "button", class: "link", onclick: () => pin({ position: card.position, layer }) },
-            String(layer),
-          ),
+        : link(String(layer), () => pin({ position: card.position, layer, engram: false })),
       `${norm.toFixed(2)}${edited ? " edited" : ""}`,
       nearest ? `${shown(nearest.text)} ${nearest.cosine.toFixed(2)}` : "–",
     ]);
     parts.push(folded("Its rows in all STEM layers", table(["Layer", "Norm", "Most similar"], cells)));
+  }
+  if (card.engram) {
+    const { position, layer } = card;
+    parts.push(otherHalf("The layer's memory of n-grams for this token", () => pin({ position, layer, engram: true })));
   }
   return parts;
 }
@@ -140,7 +155,7 @@ export function section(title: string, ...children: Child[]): HTMLElement {
 }
 
 /** A section that is opened on demand. */
-function folded(title: string, ...children: Child[]): HTMLElement {
+export function folded(title: string, ...children: Child[]): HTMLElement {
   return h("details", { class: "card-part" }, h("summary", {}, title), ...children);
 }
 
@@ -159,6 +174,16 @@ function list(items: readonly HTMLElement[], label?: string): HTMLElement {
 
 function nearItem({ text, cosine }: Near): HTMLElement {
   return piece(text, cosine.toFixed(2));
+}
+
+/** Tokens whose scores a part raises and lowers. */
+export function pushes(up: readonly Push[], down: readonly Push[]): HTMLElement {
+  return h("div", { class: "pushes" }, list(up.map(pushItem), "raised"), list(down.map(pushItem), "lowered"));
+}
+
+/** A button that leads to another cell. */
+export function link(label: string, onclick: () => void): HTMLElement {
+  return h("button", { type: "button", class: "link", onclick }, label);
 }
 
 function pushItem({ text, logit }: Push): HTMLElement {

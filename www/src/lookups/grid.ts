@@ -1,10 +1,9 @@
 // The grid of tokens (down) and layers (across): a canvas as large as its window, which draws the rows in sight alone.
 
 import { h } from "../dom";
+import { type Column, columnIndex, firstColumn, isSame, type Kind, type Place, placeIn } from "./columns";
 import type { Log } from "./log";
 import { drawMark, type Quantity, shown } from "./quantities";
-
-export type Place = { position: number; layer: number };
 
 export type GridEvents = {
   /** The cell under the pointer or the cursor; null when the pointer leaves. */
@@ -82,7 +81,7 @@ export class Grid {
 
   /** Marks a token that is hovered elsewhere. */
   highlight(position: number | null): void {
-    this.#hovered = position === null ? null : { position, layer: -1 };
+    this.#hovered = position === null ? null : { position, layer: -1, engram: false };
     this.refresh();
   }
 
@@ -110,7 +109,8 @@ export class Grid {
   }
 
   #first(): Place {
-    return { position: Math.max(0, this.#log.tokens.length - 1), layer: [...this.#log.shape.stem][0] ?? 0 };
+    const { tokens, shape } = this.#log;
+    return placeIn(shape, Math.max(0, tokens.length - 1), firstColumn(shape));
   }
 
   #scrolled(): void {
@@ -127,7 +127,7 @@ export class Grid {
   }
 
   #hover(place: Place | null): void {
-    if (place?.position === this.#hovered?.position && place?.layer === this.#hovered?.layer) return;
+    if (isSame(place, this.#hovered)) return;
     this.#hovered = place;
     this.#events.hover(place ?? this.#cursor);
     this.refresh();
@@ -140,11 +140,13 @@ export class Grid {
     this.refresh();
   }
 
-  #move(place: Place): void {
+  /** Moves the cursor `columns` to the right of `place`. */
+  #move(place: Place, columns = 0): void {
     const { tokens, shape } = this.#log;
     if (tokens.length === 0) return;
     const clamp = (value: number, most: number): number => Math.min(Math.max(0, value), most);
-    const cursor = { position: clamp(place.position, tokens.length - 1), layer: clamp(place.layer, shape.layers - 1) };
+    const column = clamp(columnIndex(shape, place) + columns, shape.columns.length - 1);
+    const cursor = placeIn(shape, clamp(place.position, tokens.length - 1), column);
     this.#cursor = cursor;
     this.#reveal(cursor.position);
     this.#events.hover(cursor);
@@ -152,37 +154,39 @@ export class Grid {
   }
 
   #key(event: KeyboardEvent): void {
-    const { position, layer } = this.#cursor ?? this.#first();
+    const from = this.#cursor ?? this.#first();
+    const to = (position: number): Place => ({ ...from, position });
+    const { position } = from;
     const page = Math.max(1, Math.floor((this.#window.clientHeight - HEAD) / ROW) - 1);
     const last = this.#log.tokens.length - 1;
     switch (event.key) {
       case "ArrowUp":
-        this.#move({ position: position - 1, layer });
+        this.#move(to(position - 1));
         break;
       case "ArrowDown":
-        this.#move({ position: position + 1, layer });
+        this.#move(to(position + 1));
         break;
       case "ArrowLeft":
-        this.#move({ position, layer: layer - 1 });
+        this.#move(from, -1);
         break;
       case "ArrowRight":
-        this.#move({ position, layer: layer + 1 });
+        this.#move(from, 1);
         break;
       case "PageUp":
-        this.#move({ position: position - page, layer });
+        this.#move(to(position - page));
         break;
       case "PageDown":
-        this.#move({ position: position + page, layer });
+        this.#move(to(position + page));
         break;
       case "Home":
-        this.#move({ position: 0, layer });
+        this.#move(to(0));
         break;
       case "End":
-        this.#move({ position: last, layer });
+        this.#move(to(last));
         break;
       case "Enter":
       case " ":
-        if (last >= 0) this.#choose({ position, layer });
+        if (last >= 0) this.#choose(from);
         break;
       default:
         return;
@@ -190,22 +194,23 @@ export class Grid {
     event.preventDefault();
   }
 
-  /** The cell at the pointer; on a token's text the first STEM layer's. */
+  /** The cell at the pointer; on a token's text the first that looks something up. */
   #at(event: PointerEvent | MouseEvent): Place | null {
     const box = this.#canvas.getBoundingClientRect();
-    const { layers, stem } = this.#log.shape;
+    const { shape } = this.#log;
+    const { columns } = shape;
     const [x, y] = [event.clientX - box.left, event.clientY - box.top - HEAD];
     const position = Math.floor((y + this.#window.scrollTop) / ROW);
-    if (y < 0 || position < 0 || position >= this.#log.tokens.length || layers === 0) return null;
+    if (y < 0 || position < 0 || position >= this.#log.tokens.length || columns.length === 0) return null;
     const { left, cell } = this.#columns();
-    if (x < left) return { position, layer: [...stem][0] ?? 0 };
-    return { position, layer: Math.min(layers - 1, Math.floor((x - left) / cell)) };
+    const column = x < left ? firstColumn(shape) : Math.min(columns.length - 1, Math.floor((x - left) / cell));
+    return placeIn(shape, position, column);
   }
 
   #columns(): { left: number; cell: number } {
     const width = this.#window.clientWidth - SCROLLBAR;
     const left = Math.round(Math.min(TEXT_LIMITS[1], Math.max(TEXT_LIMITS[0], width * TEXT_SHARE)));
-    return { left, cell: Math.min(26, (width - left) / Math.max(1, this.#log.shape.layers)) };
+    return { left, cell: Math.min(26, (width - left) / Math.max(1, this.#log.shape.columns.length)) };
   }
 
   #draw(): void {
@@ -238,8 +243,8 @@ export class Grid {
       if (!token) continue;
       const y = HEAD + position * ROW - this.#window.scrollTop;
       this.#row(pen, colours, position, y, left, cell);
-      for (let layer = 0; layer < shape.layers; layer += 1) {
-        this.#cell(pen, colours, { position, layer }, left + layer * cell, y, cell);
+      for (const [i, column] of shape.columns.entries()) {
+        this.#cell(pen, colours, column, position, left + i * cell, y, cell);
       }
     }
     this.#head(pen, colours, left, cell, clientWidth);
@@ -248,7 +253,7 @@ export class Grid {
   #row(pen: CanvasRenderingContext2D, colours: Palette, position: number, y: number, left: number, cell: number): void {
     const token = this.#log.tokens[position];
     if (!token) return;
-    const width = left + cell * this.#log.shape.layers;
+    const width = left + cell * this.#log.shape.columns.length;
     if (this.#hovered?.position === position || this.#pinned?.position === position) {
       pen.fillStyle = colours.soft;
       pen.fillRect(0, y, width, ROW);
@@ -267,29 +272,30 @@ export class Grid {
     pen.restore();
   }
 
-  /** STEM cells are as high as their row, dense ones half as high. */
-  #cell(pen: CanvasRenderingContext2D, colours: Palette, place: Place, x: number, y: number, cell: number): void {
-    const { tokens, shape } = this.#log;
-    const token = tokens[place.position];
+  #cell(
+    pen: CanvasRenderingContext2D,
+    colours: Palette,
+    column: Column,
+    position: number,
+    x: number,
+    y: number,
+    cell: number,
+  ): void {
+    const token = this.#log.tokens[position];
     if (!token) return;
-    const stem = shape.stem.has(place.layer);
-    const paint = stem || this.#quantity.dense ? this.#quantity.paint(token, place.layer, shape) : null;
-    const gap = cell > 6 ? 1 : 0.5;
-    const [top, high] = stem ? [y + 1, ROW - 2] : [y + ROW / 4 + 1, ROW / 2 - 2];
-    const wide = cell - gap;
-    if (paint) {
-      pen.fillStyle = paint.colour;
-      pen.fillRect(x, top, wide, high);
-      if (paint.mark && cell >= 5) {
-        pen.strokeStyle = "#fff";
-        pen.lineWidth = 1.4;
-        drawMark(pen, paint.mark, x, top, wide, high);
-      }
-    } else {
-      pen.fillStyle = colours.empty;
-      pen.fillRect(x, top, wide, high);
+    const paint = this.#quantity.kinds.includes(column.kind) ? this.#quantity.paint(token, column) : null;
+    const wide = cell - (cell > 6 ? 1 : 0.5);
+    pen.fillStyle = paint?.colour ?? colours.empty;
+    const { top, high } = fillShape(pen, column.kind, x, y, wide, ROW);
+    if (paint?.mark && cell >= 5) {
+      pen.strokeStyle = "#fff";
+      pen.lineWidth = 1.4;
+      // In a diamond there is less room.
+      const inset = column.kind === "engram" ? wide / 5 : 0;
+      drawMark(pen, paint.mark, x + inset, top + inset, wide - 2 * inset, high - 2 * inset);
     }
-    const isAt = (other: Place | null): boolean => other?.position === place.position && other.layer === place.layer;
+    const isAt = (place: Place | null): boolean =>
+      place?.position === position && place.layer === column.layer && place.engram === (column.kind === "engram");
     if (isAt(this.#pinned) || isAt(this.#hovered) || (isAt(this.#cursor) && document.activeElement === this.#window)) {
       pen.strokeStyle = colours.ink;
       pen.lineWidth = isAt(this.#pinned) ? 2.5 : 1.5;
@@ -297,19 +303,18 @@ export class Grid {
     }
   }
 
-  /** The layers' numbers, and which of them read the table. */
+  /** The layers' numbers, and which of them read a table. */
   #head(pen: CanvasRenderingContext2D, colours: Palette, left: number, cell: number, width: number): void {
-    const { layers, stem } = this.#log.shape;
     pen.fillStyle = colours.ground;
     pen.fillRect(0, 0, width, HEAD);
     pen.font = `11px ${colours.mono}`;
-    for (let layer = 0; layer < layers; layer += 1) {
-      const x = left + layer * cell;
-      const isStem = stem.has(layer);
-      pen.fillStyle = isStem ? colours.sap : colours.muted;
-      pen.fillRect(x, isStem ? HEAD - 9 : HEAD - 5, cell - 1, isStem ? 7 : 3);
-      const every = cell > 17 ? 1 : 5;
-      if (layer % every === 0) {
+    const every = cell > 17 ? 1 : 5;
+    for (const [i, { kind, layer }] of this.#log.shape.columns.entries()) {
+      const x = left + i * cell;
+      pen.fillStyle = { stem: colours.sap, engram: colours.wood, dense: colours.muted }[kind];
+      if (kind === "engram") fillShape(pen, kind, x, HEAD - 11, cell - 1, 11);
+      else pen.fillRect(x, kind === "stem" ? HEAD - 9 : HEAD - 5, cell - 1, kind === "stem" ? 7 : 3);
+      if (kind !== "engram" && layer % every === 0) {
         pen.fillStyle = colours.muted;
         pen.fillText(String(layer), x, 9);
       }
@@ -319,7 +324,30 @@ export class Grid {
   }
 }
 
-type Palette = Record<"ink" | "muted" | "line" | "soft" | "sap" | "ground" | "empty" | "mono", string>;
+/** STEM cells are as high as their row, dense ones half as high; those of n-grams are diamonds. */
+function fillShape(
+  pen: CanvasRenderingContext2D,
+  kind: Kind,
+  x: number,
+  y: number,
+  wide: number,
+  row: number,
+): { top: number; high: number } {
+  const [top, high] = kind === "dense" ? [y + row / 4 + 1, row / 2 - 2] : [y + 1, row - 2];
+  if (kind !== "engram") {
+    pen.fillRect(x, top, wide, high);
+    return { top, high };
+  }
+  pen.beginPath();
+  pen.moveTo(x + wide / 2, top);
+  pen.lineTo(x + wide, top + high / 2);
+  pen.lineTo(x + wide / 2, top + high);
+  pen.lineTo(x, top + high / 2);
+  pen.fill();
+  return { top, high };
+}
+
+type Palette = Record<"ink" | "muted" | "line" | "soft" | "sap" | "wood" | "ground" | "empty" | "mono", string>;
 
 /** The colours of the theme, as registered properties give them: resolved. */
 function palette(element: HTMLElement): Palette {
@@ -331,6 +359,7 @@ function palette(element: HTMLElement): Palette {
     line: of("line"),
     soft: of("soft"),
     sap: of("sap"),
+    wood: of("wood"),
     ground: of("ground"),
     empty: of("empty"),
     mono: style.getPropertyValue("--mono") || "monospace",

@@ -7,6 +7,7 @@ import { reasonOf } from "../format";
 import type { Settings } from "../settings";
 import type { Asking } from "../side-by-side";
 import type { Signal } from "../signal";
+import { firstColumn, placeIn } from "./columns";
 import { knockOuts } from "./knock-outs";
 import { fromHash, toHash } from "./share";
 import { Tour, type TourStep } from "./tour";
@@ -95,7 +96,8 @@ function steps(page: Page, view: () => LookupsView): TourStep[] {
       title: "Some layers look things up",
       text:
         "The tall cells are STEM layers. There a part of the computation is gone: the layer takes the token's row out of a " +
-        "table. The colour says where the row came from: memory, this device, the network, or an edit of yours.",
+        "table. The colour says where the row came from: memory, this device, the network, or an edit of yours. Diamonds, " +
+        "in a model that has them, are Engram layers: they look up the last tokens together.",
       target: ".legend",
       before: quantity("tier"),
     },
@@ -117,7 +119,7 @@ function steps(page: Page, view: () => LookupsView): TourStep[] {
         page.show();
         const { log, pinned } = view();
         if (!pinned && log.tokens.length > 0) {
-          view().pin({ position: Math.max(0, log.tokens.length - 1), layer: [...log.shape.stem][0] ?? 0 });
+          view().pin(placeIn(log.shape, Math.max(0, log.tokens.length - 1), firstColumn(log.shape)));
         }
       },
     },

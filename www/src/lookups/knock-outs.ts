@@ -1,4 +1,4 @@
-// What the table knows and what the core knows: an answer as it is, and one with rows knocked out.
+// What the tables know and what the core knows: an answer as it is, and one with rows knocked out.
 
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
@@ -9,16 +9,12 @@ const NAMES: Record<Instead, string> = {
   zero: "zeros: the layer's FFN gives nothing",
   mean: "the mean row: the same for every token",
   shuffle: "another token's row, shuffled",
+  engram_off: "Engram off: n-grams add nothing",
 };
 const ALL = "all";
 
 export function knockOuts(engine: EngineClient, asking: Asking, edits: () => string | null): HTMLElement {
-  const instead = h(
-    "select",
-    { class: "field", id: "knock-out-instead" },
-    ...INSTEAD.map((value) => h("option", { value }, NAMES[value])),
-  );
-  instead.value = "shuffle";
+  const instead = h("select", { class: "field", id: "knock-out-instead", onchange: () => offerLayers() });
   const layers = h("select", { class: "field", id: "knock-out-layers" });
   const body = h(
     "div",
@@ -47,16 +43,27 @@ export function knockOuts(engine: EngineClient, asking: Asking, edits: () => str
   );
   const box = h("details", { class: "box" }, h("summary", {}, h("h2", {}, "Knock-outs")), body);
   let shown = "";
+  let known: Record<"stem" | "engram", readonly number[]> = { stem: [], engram: [] };
+  function offerLayers(): void {
+    const [kind, all] =
+      instead.value === "engram_off" ? (["Engram", known.engram] as const) : (["STEM", known.stem] as const);
+    layers.replaceChildren(
+      h("option", { value: ALL }, all.length === 1 ? `the ${kind} layer` : `all ${all.length} ${kind} layers`),
+      ...(all.length > 1 ? all.map((layer) => h("option", { value: String(layer) }, `layer ${layer}`)) : []),
+    );
+  }
   engine.state.watch((state) => {
     if (state.phase !== "ready") return;
-    const { stemLayers } = state.info;
-    box.hidden = stemLayers.length === 0;
-    if (shown === stemLayers.join()) return;
-    shown = stemLayers.join();
-    layers.replaceChildren(
-      h("option", { value: ALL }, `all ${stemLayers.length} STEM layers`),
-      ...stemLayers.map((layer) => h("option", { value: String(layer) }, `layer ${layer}`)),
-    );
+    const { stemLayers: stem, engramLayers: engram } = state.info;
+    box.hidden = stem.length + engram.length === 0;
+    const key = `${stem.join()};${engram.join()}`;
+    if (shown === key) return;
+    shown = key;
+    known = { stem, engram };
+    const possible = INSTEAD.filter((value) => (value === "engram_off" ? engram : stem).length > 0);
+    instead.replaceChildren(...possible.map((value) => h("option", { value }, NAMES[value])));
+    instead.value = possible.includes("shuffle") ? "shuffle" : (possible[0] ?? "");
+    offerLayers();
   });
   return box;
 }

@@ -1,23 +1,30 @@
 // The legend of the grid's colours.
 
 import { h } from "../dom";
+import type { Kind, Shape } from "./columns";
 import { drawMark, type Paint, type Quantity, rampColour } from "./quantities";
 
 const SWATCH = { width: 14, height: 14 } as const;
 const RAMP = { width: 120, height: 12 } as const;
 
-export function legendOf({ legend, dense }: Quantity): HTMLElement[] {
-  const stem = h("span", { class: "key stem" }, "STEM layer");
-  const plain = h("span", { class: "key dense" }, dense ? "dense layer" : "dense layer, has no row");
-  if (legend.kind === "kinds") {
-    return [
-      ...legend.entries.map(({ label, paint }) => h("span", { class: "legend-entry" }, swatch(paint), label)),
-      stem,
-      plain,
-    ];
-  }
-  return [h("span", { class: "legend-entry" }, legend.from, ramp(), legend.to), stem, plain];
+/** Colours first, then the shapes of cells: a layer that the quantity says nothing of stays empty. */
+export function legendOf({ legend, kinds }: Quantity, { engram }: Shape): HTMLElement[] {
+  const key = (kind: Kind, label: string): HTMLElement =>
+    h("span", { class: `key ${kind}` }, kinds.includes(kind) ? label : `${label}, ${EMPTY[kind]}`);
+  const colours =
+    legend.kind === "kinds"
+      ? legend.entries.map(({ label, paint }) => h("span", { class: "legend-entry" }, swatch(paint), label))
+      : [h("span", { class: "legend-entry" }, legend.from, ramp(), legend.to)];
+  const memory = engram.length > 0 ? [key("engram", "Engram layer")] : [];
+  return [...colours, key("stem", "STEM layer"), key("dense", "dense layer"), ...memory];
 }
+
+/** Why cells of a kind are empty. */
+const EMPTY: Record<Kind, string> = {
+  stem: "has no such gate",
+  dense: "has no row",
+  engram: "has no FFN",
+};
 
 function canvas(width: number, height: number): [HTMLCanvasElement, CanvasRenderingContext2D | null] {
   const element = h("canvas", { width: width * 2, height: height * 2, "aria-hidden": "true" });

@@ -2,7 +2,17 @@
 
 import type { EngineInfo, Step } from "../protocol";
 import { Signal } from "../signal";
+import { NO_SHAPE, type Shape, shapeOf } from "./columns";
 import { FORMAT, type Tier, type Trace, type TracedToken, type TracePart, VERSION } from "./trace";
+
+/** What the memory of an Engram layer did with a token. */
+export type SeenEngram = {
+  tier: Tier | null;
+  ms: number | null;
+  edited: boolean;
+  contribution: number | null;
+  gate: number | null;
+};
 
 /** One token. What was not heard is null. */
 export type Seen = {
@@ -14,12 +24,11 @@ export type Seen = {
   edited: readonly number[];
   contribution: readonly number[] | null;
   gateOpen: readonly number[] | null;
+  /** One an Engram layer, or nothing. */
+  engram: readonly SeenEngram[];
   /** What the whole trace says; null until it was asked for. */
   traced: TracedToken | null;
 };
-
-/** The layers of the model in question. */
-export type Shape = { layers: number; stem: ReadonlySet<number>; engram: readonly number[] };
 
 /** What the steps of the newest answer took, in all. */
 export type Times = { steps: number; rowsMs: number; forwardMs: number };
@@ -32,13 +41,14 @@ const UNHEARD = {
   edited: [],
   contribution: null,
   gateOpen: null,
+  engram: [],
   traced: null,
 } as const;
 
 export class Log {
   /** By position. */
   tokens: Seen[] = [];
-  shape: Shape = { layers: 0, stem: new Set(), engram: [] };
+  shape: Shape = NO_SHAPE;
   promptTokens = 0;
   times: Times = { steps: 0, rowsMs: 0, forwardMs: 0 };
   /** Of the trace that was read from a file. */
@@ -50,7 +60,7 @@ export class Log {
 
   /** A model was loaded: what was heard of another is gone. */
   model(info: EngineInfo): void {
-    this.clear({ layers: info.nLayers, stem: new Set(info.stemLayers), engram: info.engramLayers });
+    this.clear(shapeOf(info.nLayers, info.stemLayers, info.engramLayers));
   }
 
   clear(shape: Shape = this.shape): void {
@@ -72,7 +82,8 @@ export class Log {
     while (this.tokens.length < position) this.tokens.push({ ...UNHEARD });
     for (const token of tokens) {
       const ms = token.tier === null ? null : token.ms;
-      this.tokens.push({ ...token, ms, traced: null });
+      const engram = token.engram.map((memory) => ({ ...memory, ms: memory.tier === null ? null : memory.ms }));
+      this.tokens.push({ ...token, ms, engram, traced: null });
     }
     if (position >= this.promptTokens) {
       this.times.steps += 1;
@@ -95,9 +106,8 @@ export class Log {
     for (const [i, traced] of tokens.entries()) {
       const heard = this.tokens[position + i];
       // How a row was found is known from when it was first looked up: a trace finds all in memory.
-      const known = heard?.id === traced.id && heard.tier !== null;
-      const lookup = known ? { tier: heard.tier, ms: heard.ms } : traced.lookup;
-      this.tokens[position + i] = seen(traced, lookup?.tier ?? null, lookup?.ms ?? null);
+      const same = heard?.id === traced.id ? heard : undefined;
+      this.tokens[position + i] = seen(traced, same);
     }
     this.#changed();
   }
@@ -105,19 +115,21 @@ export class Log {
   /** A trace that was read from a file takes the place of what was heard. */
   open(name: string, trace: Trace): void {
     const { n_layers: layers, stem_layers: stem, engram_layers: engram = [] } = trace.model;
-    this.clear({ layers, stem: new Set(stem), engram });
+    this.clear(shapeOf(layers, stem, engram));
     this.file = { name, trace };
     this.head = trace;
     this.promptTokens = trace.prompt_tokens;
-    this.tokens = trace.tokens.map((token) => seen(token, token.lookup?.tier ?? null, token.lookup?.ms ?? null));
+    this.tokens = trace.tokens.map((token) => seen(token));
     this.#changed();
   }
 
   /** The whole trace, once every token was traced. */
   whole(head: Trace): Trace | null {
-    const tokens = this.tokens.flatMap(({ traced, tier, ms }) =>
-      traced ? [{ ...traced, lookup: tier === null ? null : { tier, ms: ms ?? 0 } }] : [],
-    );
+    const tokens = this.tokens.flatMap(({ traced, tier, ms, engram }) => {
+      if (!traced) return [];
+      const memories = traced.engram?.map((memory, i) => ({ ...memory, lookup: lookupOf(engram[i]) }));
+      return [{ ...traced, lookup: lookupOf({ tier, ms }), ...(memories ? { engram: memories } : {}) }];
+    });
     if (tokens.length === 0 || tokens.length !== this.tokens.length) return null;
     return { ...head, format: FORMAT, version: VERSION, prompt_tokens: this.promptTokens, tokens };
   }
@@ -137,7 +149,24 @@ export class Log {
   }
 }
 
-function seen(traced: TracedToken, tier: Tier | null, ms: number | null): Seen {
+function lookupOf(found: { tier: Tier | null; ms: number | null } | undefined): { tier: Tier; ms: number } | null {
+  return found && found.tier !== null ? { tier: found.tier, ms: found.ms ?? 0 } : null;
+}
+
+/** What a trace says, with how rows were found when they were first `heard` of. */
+function seen(traced: TracedToken, heard?: Seen): Seen {
   const { id, text, edited, contribution, gate_open: gateOpen } = traced;
-  return { id, text, tier, ms, edited, contribution, gateOpen, traced };
+  const lookup = (heard && lookupOf(heard)) ?? traced.lookup;
+  const engram = (traced.engram ?? []).map((memory, i) => {
+    const found = lookupOf(heard?.engram[i]) ?? memory.lookup;
+    return {
+      tier: found?.tier ?? null,
+      ms: found?.ms ?? null,
+      edited: memory.edited,
+      contribution: memory.contribution,
+      gate: memory.gate,
+    };
+  });
+  const { tier, ms } = lookup ?? { tier: null, ms: null };
+  return { id, text, tier, ms, edited, contribution, gateOpen, engram, traced };
 }

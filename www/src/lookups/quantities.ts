@@ -1,10 +1,11 @@
 // What a cell can show, and in which colours. The scales are safe for the colour-blind: kinds differ in lightness and carry
 // a mark, numbers run along viridis, which grows evenly lighter.
 
-import type { Seen, Shape } from "./log";
+import type { Column, Kind } from "./columns";
+import type { Seen, SeenEngram } from "./log";
 import type { Tier } from "./trace";
 
-export type QuantityId = "tier" | "contribution" | "gate" | "time" | "edited";
+export type QuantityId = "tier" | "contribution" | "gate" | "memory" | "time" | "edited";
 
 /** How a cell is painted; null: nothing is known, or there is nothing to know. */
 export type Paint = { colour: string; mark: Mark | null };
@@ -15,13 +16,11 @@ export type Quantity = {
   label: string;
   /** One sentence on what it is. */
   hint: string;
-  /** Whether layers without a row have it too. */
-  dense: boolean;
-  /** Its number in a layer; null where it has none. */
-  value(token: Seen, layer: number, shape: Shape): number | null;
-  paint(token: Seen, layer: number, shape: Shape): Paint | null;
+  /** Which cells have it. */
+  kinds: readonly Kind[];
+  paint(token: Seen, column: Column): Paint | null;
   /** In words. */
-  words(token: Seen, layer: number, shape: Shape): string;
+  words(token: Seen, column: Column): string;
   legend: Legend;
 };
 
@@ -71,41 +70,51 @@ export function tierLabel(tier: Tier): string {
   return TIERS[tier].label;
 }
 
-const isEdited = (token: Seen, layer: number): boolean => token.edited.includes(layer);
+const ROWS: readonly Kind[] = ["stem", "engram"];
+const ALL: readonly Kind[] = ["stem", "dense", "engram"];
+
+/** What is known of the rows of a cell: those of the token, or of its n-grams in one layer. */
+function rowsOf(token: Seen, { layer, at }: Column): Pick<SeenEngram, "tier" | "ms" | "edited"> {
+  if (at < 0) return { tier: token.tier, ms: token.ms, edited: token.edited.includes(layer) };
+  return token.engram[at] ?? { tier: null, ms: null, edited: false };
+}
 
 /** A row is looked up once a token, so that all STEM layers of a token came the same way. */
 const tier: Quantity = {
   id: "tier",
   label: "Where the row came from",
   hint: "Memory (perhaps fetched ahead a moment before), what this device kept, the network, or an edit laid over it.",
-  dense: false,
-  value: (token, layer) =>
-    isEdited(token, layer) ? 3 : token.tier === null ? null : Object.keys(TIERS).indexOf(token.tier),
-  paint: (token, layer) => {
-    if (isEdited(token, layer)) return EDIT.paint;
-    return token.tier === null ? null : TIERS[token.tier].paint;
+  kinds: ROWS,
+  paint: (token, column) => {
+    const { tier: from, edited: changed } = rowsOf(token, column);
+    if (changed) return EDIT.paint;
+    return from === null ? null : TIERS[from].paint;
   },
-  words: (token, layer) => {
-    if (token.tier === null) return isEdited(token, layer) ? "edited" : "not heard";
-    return `${isEdited(token, layer) ? "edited, " : ""}from ${tierLabel(token.tier)}`;
+  words: (token, column) => {
+    const { tier: from, edited: changed } = rowsOf(token, column);
+    if (from === null) return changed ? "edited" : "not heard";
+    return `${changed ? "edited, " : ""}from ${tierLabel(from)}`;
   },
   legend: { kind: "kinds", entries: [...Object.values(TIERS), EDIT] },
 };
 
+function added(token: Seen, { layer, at }: Column): number | null {
+  return (at < 0 ? token.contribution?.[layer] : token.engram[at]?.contribution) ?? null;
+}
+
 const CONTRIBUTION = [0.1, 1] as const;
 const contribution: Quantity = {
   id: "contribution",
-  label: "Contribution of the FFN",
-  hint: "What the layer's feed-forward block added, relative to the state that it was added to.",
-  dense: true,
-  value: (token, layer) => token.contribution?.[layer] ?? null,
-  paint: (token, layer) => {
-    const value = token.contribution?.[layer];
-    return value === undefined ? null : { colour: rampColour(logShare(value, ...CONTRIBUTION)), mark: null };
+  label: "Contribution",
+  hint: "What the layer's feed-forward block, or its memory of n-grams, added, relative to the state that it was added to.",
+  kinds: ALL,
+  paint: (token, column) => {
+    const value = added(token, column);
+    return value === null ? null : { colour: rampColour(logShare(value, ...CONTRIBUTION)), mark: null };
   },
-  words: (token, layer) => {
-    const value = token.contribution?.[layer];
-    return value === undefined ? "not measured" : `adds ${(100 * value).toFixed(value < 0.1 ? 1 : 0)}% of the state`;
+  words: (token, column) => {
+    const value = added(token, column);
+    return value === null ? "not measured" : `adds ${(100 * value).toFixed(value < 0.1 ? 1 : 0)}% of the state`;
   },
   legend: { kind: "scale", from: "10% of the state", to: "100%" },
 };
@@ -113,19 +122,34 @@ const contribution: Quantity = {
 const GATE = [0.1, 0.8] as const;
 const gate: Quantity = {
   id: "gate",
-  label: "How far the gate is open",
+  label: "How far the FFN's gate is open",
   hint: "The effective share of the gate's units that are open.",
-  dense: true,
-  value: (token, layer) => token.gateOpen?.[layer] ?? null,
-  paint: (token, layer) => {
+  kinds: ["stem", "dense"],
+  paint: (token, { layer }) => {
     const value = token.gateOpen?.[layer];
     return value === undefined ? null : { colour: rampColour((value - GATE[0]) / (GATE[1] - GATE[0])), mark: null };
   },
-  words: (token, layer) => {
+  words: (token, { layer }) => {
     const value = token.gateOpen?.[layer];
     return value === undefined ? "not measured" : `gate ${(100 * value).toFixed(1)}% open`;
   },
   legend: { kind: "scale", from: "10%", to: "80%" },
+};
+
+const memory: Quantity = {
+  id: "memory",
+  label: "Engram gate",
+  hint: "How much of what was looked up for the last tokens together is let through: the gate of an Engram layer, from 0 to 1.",
+  kinds: ["engram"],
+  paint: (token, { at }) => {
+    const value = token.engram[at]?.gate ?? null;
+    return value === null ? null : { colour: rampColour(value), mark: null };
+  },
+  words: (token, { at }) => {
+    const value = token.engram[at]?.gate ?? null;
+    return value === null ? "not measured" : `gate ${value.toFixed(3)}`;
+  },
+  legend: { kind: "scale", from: "0", to: "1" },
 };
 
 const TIME = [0.1, 1000] as const;
@@ -133,10 +157,15 @@ const time: Quantity = {
   id: "time",
   label: "Fetch time",
   hint: "How long the answer waited for the row.",
-  dense: false,
-  value: (token) => token.ms,
-  paint: (token) => (token.ms === null ? null : { colour: rampColour(logShare(token.ms, ...TIME)), mark: null }),
-  words: (token) => (token.ms === null ? "not heard" : `waited ${milliseconds(token.ms)}`),
+  kinds: ROWS,
+  paint: (token, column) => {
+    const { ms } = rowsOf(token, column);
+    return ms === null ? null : { colour: rampColour(logShare(ms, ...TIME)), mark: null };
+  },
+  words: (token, column) => {
+    const { ms } = rowsOf(token, column);
+    return ms === null ? "not heard" : `waited ${milliseconds(ms)}`;
+  },
   legend: { kind: "scale", from: "at once", to: "1 s" },
 };
 
@@ -145,14 +174,29 @@ const edited: Quantity = {
   id: "edited",
   label: "Edited or not",
   hint: "Whether an edit changed the row in this layer.",
-  dense: false,
-  value: (token, layer) => (token.id < 0 ? null : Number(isEdited(token, layer))),
-  paint: (token, layer) => (token.id < 0 ? null : isEdited(token, layer) ? EDIT.paint : PLAIN.paint),
-  words: (token, layer) => (isEdited(token, layer) ? "edited" : "not edited"),
+  kinds: ROWS,
+  paint: (token, column) => {
+    if (token.id < 0) return null;
+    return rowsOf(token, column).edited ? EDIT.paint : PLAIN.paint;
+  },
+  words: (token, column) => (rowsOf(token, column).edited ? "edited" : "not edited"),
   legend: { kind: "kinds", entries: [PLAIN, { label: "edited", paint: EDIT.paint }] },
 };
 
-export const QUANTITIES: readonly Quantity[] = [tier, contribution, gate, time, edited];
+export const QUANTITIES: readonly Quantity[] = [tier, contribution, gate, memory, time, edited];
+
+/** What a cell says of `quantity`, or why it says nothing. */
+export function wordsOf(quantity: Quantity, token: Seen, column: Column): string {
+  if (quantity.kinds.includes(column.kind)) return quantity.words(token, column);
+  switch (column.kind) {
+    case "dense":
+      return quantity === memory ? "no memory of n-grams" : "no row: the layer computes it";
+    case "stem":
+      return "no memory of n-grams";
+    case "engram":
+      return "no feed-forward block";
+  }
+}
 
 export function milliseconds(ms: number): string {
   if (ms === 0) return "0 ms";

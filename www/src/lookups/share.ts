@@ -2,7 +2,7 @@
 // cell.
 
 import { DEFAULTS, restore, type Settings, sampling } from "../settings";
-import type { Place } from "./grid";
+import type { Place } from "./columns";
 
 /** What a link says. It may come from anybody: nothing of it is sent or loaded without the reader. */
 export type Shared = {
@@ -26,7 +26,7 @@ export function toHash({ question, settings, edits, show, cell }: Shared): strin
   if (Object.keys(chosen).length > 0) parts.set("settings", JSON.stringify(chosen));
   if (edits !== null) parts.set("edits", edits);
   if (show) parts.set("show", show);
-  if (cell) parts.set("cell", `${cell.position}.${cell.layer}`);
+  if (cell) parts.set("cell", `${cell.position}.${cell.layer}${cell.engram ? ".engram" : ""}`);
   return `#${parts}`;
 }
 
@@ -36,7 +36,8 @@ export function fromHash(hash: string): Shared | null {
   const question = parts.get("ask")?.trim().slice(0, MAX_QUESTION);
   if (!question) return null;
   const settings = restore(parse(parts.get("settings")));
-  const [position, layer] = (parts.get("cell") ?? "").split(".").map(Number);
+  const cell = (parts.get("cell") ?? "").split(".");
+  const [position, layer] = cell.slice(0, 2).map(Number);
   const isPlace = (value: number | undefined): value is number =>
     Number.isInteger(value) && (value ?? -1) >= 0 && (value ?? 0) < MAX_PLACE;
   return {
@@ -44,7 +45,7 @@ export function fromHash(hash: string): Shared | null {
     settings: { ...sampling(settings), system: settings.system },
     edits: parts.get("edits"),
     show: parts.get("show"),
-    cell: isPlace(position) && isPlace(layer) ? { position, layer } : null,
+    cell: isPlace(position) && isPlace(layer) ? { position, layer, engram: cell[2] === "engram" } : null,
   };
 }
 

@@ -21,6 +21,17 @@ export type Next = {
   top: Candidate[];
 };
 
+/** What the memory of an Engram layer did with a token. */
+export type TracedEngram = {
+  /** One a head, those of pairs first. */
+  hashes: number[];
+  lookup: { tier: Tier; ms: number } | null;
+  edited: boolean;
+  row_norm: number;
+  contribution: number;
+  gate: number;
+};
+
 export type TracedToken = {
   id: number;
   text: string;
@@ -30,6 +41,9 @@ export type TracedToken = {
   row_norm: number[];
   contribution: number[];
   gate_open: number[];
+  /** The compressed id; absent without Engram layers, as is the next one. */
+  compressed?: number;
+  engram?: TracedEngram[];
   next: Next;
 };
 
@@ -39,6 +53,8 @@ export type TracedModel = {
   n_layers: number;
   stem_layers: number[];
   engram_layers?: number[];
+  /** Tokens of the longest n-gram. */
+  engram_order?: number;
   hidden_size: number;
   intermediate_size: number;
   vocab_size: number;
@@ -61,6 +77,28 @@ export type Push = { id: number; text: string; logit: number };
 export type Unit = { unit: number; gate: number; up: number; added: number };
 export type Row = { layer: number; norm: number; edited: boolean; nearest: Near | null };
 
+/** A token of an n-gram; before the beginning of the text there is none. */
+export type Member = { id: number | null; text: string; compressed: number; form: string };
+export type Collision = { position: number; text: string };
+/** The row of one head; `others` n-grams of the text have it too. */
+export type HeadRow = {
+  hash: number;
+  rows: number;
+  record: Address;
+  norm: number;
+  others: number;
+  collisions: Collision[];
+};
+export type Ngram = { tokens: Member[]; again: number[]; heads: HeadRow[] };
+/** What an Engram layer looked up. */
+export type Memory = {
+  norm: number;
+  edited: boolean;
+  ngrams: Ngram[];
+  /** Null where the GPU computes. */
+  inside: { contribution: number; gate: number; up: Push[]; down: Push[] } | null;
+};
+
 /** Everything about one cell. */
 export type Card = {
   position: number;
@@ -73,6 +111,8 @@ export type Card = {
   inside: { contribution: number; gate_open: number; up: Push[]; down: Push[]; units: Unit[] } | null;
   nearest: { compared: number; records: number; rows: Near[] } | null;
   rows: Row[];
+  /** Of an Engram layer. */
+  engram?: Memory;
 };
 
 /** The engine's methods for looks at the text of the last answer. */
@@ -90,6 +130,8 @@ const MAX_TOKENS = 20_000;
 const MAX_LAYERS = 1024;
 const MAX_TEXT = 4096;
 const MAX_CANDIDATES = 256;
+const MAX_ORDER = 8;
+const MAX_HEADS = 448;
 
 const TIERS: readonly Tier[] = ["memory", "stored", "fetched"];
 
@@ -127,6 +169,7 @@ function parseModel(value: Record<string, unknown>): TracedModel {
     ...(value.engram_layers === undefined
       ? {}
       : { engram_layers: layerList(value.engram_layers, "engram_layers", layers) }),
+    ...(value.engram_order === undefined ? {} : { engram_order: whole(value.engram_order, "engram_order", MAX_ORDER) }),
     hidden_size: size("hidden_size"),
     intermediate_size: size("intermediate_size"),
     vocab_size: size("vocab_size"),
@@ -145,6 +188,8 @@ function parseToken(value: unknown, at: string, model: TracedModel): TracedToken
     row_norm: numbers(token.row_norm, `${at}: row_norm`, model.stem_layers.length),
     contribution: numbers(token.contribution, `${at}: contribution`, layers),
     gate_open: numbers(token.gate_open, `${at}: gate_open`, layers),
+    ...(token.compressed === undefined ? {} : { compressed: whole(token.compressed, `${at}: compressed`) }),
+    ...(token.engram === undefined ? {} : { engram: parseEngram(token.engram, `${at}: engram`, model) }),
     next: parseNext(record(token.next, `${at}: next`), `${at}: next`, model),
   };
 }
@@ -158,6 +203,24 @@ function parseAddress(value: Record<string, unknown>, at: string): Address {
     offset: place("offset"),
     bytes: place("bytes"),
   };
+}
+
+function parseEngram(value: unknown, at: string, model: TracedModel): TracedEngram[] {
+  const count = model.engram_layers?.length ?? 0;
+  const all = list(value, at, count);
+  if (all.length !== count) throw new Error(`In the trace, ${at} has ${all.length} layers, expected ${count}.`);
+  return all.map((one) => {
+    const { hashes, lookup, edited, row_norm, contribution, gate } = record(one, at);
+    if (typeof edited !== "boolean") throw new Error(`In the trace, ${at}: edited is neither true nor false.`);
+    return {
+      hashes: list(hashes, `${at}: hashes`, MAX_HEADS).map((hash) => whole(hash, `${at}: hashes`)),
+      lookup: lookup === null ? null : parseLookup(record(lookup, `${at}: lookup`), at),
+      edited,
+      row_norm: number(row_norm, `${at}: row_norm`),
+      contribution: number(contribution, `${at}: contribution`),
+      gate: number(gate, `${at}: gate`),
+    };
+  });
 }
 
 function parseLookup(value: Record<string, unknown>, at: string): { tier: Tier; ms: number } {

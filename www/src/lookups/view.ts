@@ -6,12 +6,14 @@ import { plural, reasonOf } from "../format";
 import type { EngineInfo } from "../protocol";
 import { read, write } from "../storage";
 import { allLayers, cardBody, cellFacts } from "./card-view";
-import { Grid, type Place } from "./grid";
+import { columnIndex, firstColumn, KIND_NAMES, NO_SHAPE, type Place, placeIn, shapeOf } from "./columns";
+import { memoryBody, tracedMemory } from "./engram-card";
+import { Grid } from "./grid";
 import { legendOf } from "./legend";
-import { Log } from "./log";
+import { Log, type Seen } from "./log";
 import { Meters } from "./meters";
 import { NextView } from "./next-view";
-import { QUANTITIES, type Quantity, type QuantityId, shown } from "./quantities";
+import { QUANTITIES, type Quantity, type QuantityId, shown, wordsOf } from "./quantities";
 import { Strip } from "./strip";
 import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 
@@ -66,6 +68,8 @@ export class LookupsView {
   #frame = 0;
   #timer = 0;
   #exampleTried = false;
+  /** What the legend was made for. */
+  #fitted: unknown = null;
 
   constructor(engine: EngineClient, actions: ViewActions) {
     this.#engine = engine;
@@ -76,9 +80,9 @@ export class LookupsView {
     this.#strip = new Strip(this.log, {
       hover: (position) => {
         this.#grid.highlight(position);
-        this.#hover(position === null ? null : { position, layer: this.#firstLayer() });
+        this.#hover(position === null ? null : this.#firstOf(position));
       },
-      choose: (position) => this.pin({ position, layer: this.#pinned?.layer ?? this.#firstLayer() }),
+      choose: (position) => this.pin(this.#pinned ? { ...this.#pinned, position } : this.#firstOf(position)),
     });
     this.#select = h(
       "select",
@@ -203,14 +207,14 @@ export class LookupsView {
     write("quantity", this.#quantity.id);
     this.#select.value = this.#quantity.id;
     this.#hint.textContent = this.#quantity.hint;
-    this.#legend.replaceChildren(...legendOf(this.#quantity));
+    this.#legend.replaceChildren(...legendOf(this.#quantity, this.log.shape));
     this.#grid.quantity = this.#quantity;
     this.#hover(this.#hovered);
   }
 
   /** Pins a cell, or the one that a link names as soon as it is there. */
   pin(place: Place): void {
-    if (!this.log.tokens[place.position] || place.layer >= this.log.shape.layers) {
+    if (!this.log.tokens[place.position] || columnIndex(this.log.shape, place) < 0) {
       this.#wanted = place;
       return;
     }
@@ -257,11 +261,7 @@ export class LookupsView {
 
   #close(): void {
     this.#forget();
-    this.log.clear(
-      this.#info
-        ? { layers: this.#info.nLayers, stem: new Set(this.#info.stemLayers), engram: this.#info.engramLayers }
-        : { layers: 0, stem: new Set(), engram: [] },
-    );
+    this.log.clear(this.#info ? shapeOf(this.#info.nLayers, this.#info.stemLayers, this.#info.engramLayers) : NO_SHAPE);
     this.#keepUp();
     this.#say("");
   }
@@ -280,8 +280,9 @@ export class LookupsView {
     this.#draw();
   }
 
-  #firstLayer(): number {
-    return [...this.log.shape.stem][0] ?? 0;
+  /** The token's first cell that looks something up. */
+  #firstOf(position: number): Place {
+    return placeIn(this.log.shape, position, firstColumn(this.log.shape));
   }
 
   #say(sentence: string): void {
@@ -302,11 +303,10 @@ export class LookupsView {
     const token = this.log.tokens[place.position];
     if (!token) return "";
     const { shape } = this.log;
-    const stem = shape.stem.has(place.layer);
-    const what =
-      stem || this.#quantity.dense ? this.#quantity.words(token, place.layer, shape) : "no row: the layer computes it";
+    const column = shape.columns[columnIndex(shape, place)];
+    if (!column) return "";
     const name = token.id < 0 ? "a token from before" : shown(token.text);
-    return `${name} · layer ${place.layer}, ${stem ? "STEM" : "dense"} · ${what}`;
+    return `${name} · layer ${place.layer}, ${KIND_NAMES[column.kind]} · ${wordsOf(this.#quantity, token, column)}`;
   }
 
   async #askCard(place: Place): Promise<void> {
@@ -390,6 +390,7 @@ export class LookupsView {
     this.#frame = requestAnimationFrame(() => {
       this.#frame = 0;
       const { log } = this;
+      this.#fit();
       const some = log.tokens.length > 0;
       this.#empty.hidden = some;
       this.#body.hidden = !some;
@@ -424,14 +425,11 @@ export class LookupsView {
       nextPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to see what was expected after its token."));
       return;
     }
-    const isStem = this.log.shape.stem.has(place.layer);
-    const waiting = this.log.file
-      ? "The file holds no more of this cell; the numbers of all layers are in the trace."
-      : "Looking…";
-    const numbers = allLayers(token, this.log.shape.stem);
+    const { shape } = this.log;
+    const numbers = allLayers(token, shape);
     cardPlace?.replaceChildren(
-      cellFacts(token, place, isStem),
-      ...(this.#card ? cardBody(this.#card, (other) => this.pin(other)) : [h("p", { class: "hint" }, waiting)]),
+      cellFacts(token, place, shape),
+      ...this.#cardParts(place, token),
       ...(numbers ? [numbers] : []),
     );
     if (token.traced) {
@@ -446,6 +444,30 @@ export class LookupsView {
         ),
       );
     }
+  }
+
+  #cardParts(place: Place, token: Seen): HTMLElement[] {
+    const pin = (other: Place): void => this.pin(other);
+    if (this.#card) return place.engram ? memoryBody(this.#card, pin) : cardBody(this.#card, pin);
+    if (!this.log.file) return [h("p", { class: "hint" }, "Looking…")];
+    if (place.engram) return tracedMemory(this.log, place, token, pin);
+    return [
+      h("p", { class: "hint" }, "The file holds no more of this cell; the numbers of all layers are in the trace."),
+    ];
+  }
+
+  /** The legend and the choice of quantities, once it is known which kinds of layers there are. */
+  #fit(): void {
+    if (this.#fitted === this.log.shape) return;
+    this.#fitted = this.log.shape;
+    const { columns } = this.log.shape;
+    for (const option of this.#select.options) {
+      const quantity = QUANTITIES.find(({ id }) => id === option.value);
+      option.hidden = columns.length > 0 && !columns.some(({ kind }) => quantity?.kinds.includes(kind));
+      option.disabled = option.hidden;
+    }
+    const chosen = this.#select.selectedOptions[0];
+    this.show(chosen?.hidden ? (QUANTITIES[0]?.id ?? "") : this.#quantity.id);
   }
 
   #drawMeters(): void {
