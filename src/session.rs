@@ -53,6 +53,8 @@ pub struct StepReport<'a> {
     pub origins: &'a [Origin],
     /// `[n, n_layers]`: see [`Backend::gauges`].
     pub gauges: &'a [Gauge],
+    /// `[ops + 1]`: see [`Backend::times`].
+    pub times: &'a [f64],
     /// Milliseconds that the rows took.
     pub rows_ms: f64,
     /// Milliseconds that the backend took.
@@ -186,6 +188,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             tokens: self.cached.get(self.span.clone()).unwrap_or_default(),
             origins: &self.origins,
             gauges: self.backend.gauges(),
+            times: self.backend.times(),
             rows_ms: self.times_ms[0],
             forward_ms: self.times_ms[1],
         }
@@ -283,7 +286,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             };
             let id = sampler.sample(candidates)?;
             first_token.get_or_insert_with(Instant::now);
-            if self.config.eos_tokens.contains(&id) {
+            if self.config.eos_tokens.contains(&id) && !sampling.ignore_eos {
                 result.finish = Finish::Stop;
                 break;
             }
