@@ -11,9 +11,6 @@ use crate::session::{Generation, Observer, Session, StepReport};
 use crate::tables::RowSource;
 use crate::trace::times::{Part, parts};
 
-/// Runs whose operations are timed one by one; the others aren't burdened with that.
-const TIMED_RUNS: usize = 2;
-
 /// What is run again and again: a prompt read from the beginning, then new tokens, the likeliest each time.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<'a> {
@@ -23,6 +20,8 @@ pub struct Task<'a> {
     pub new_tokens: usize,
     /// So many runs, after a first one that warms up.
     pub runs: usize,
+    /// So many more, whose operations are timed one by one: the others aren't burdened with that.
+    pub timed_runs: usize,
 }
 
 /// What was found.
@@ -131,7 +130,7 @@ pub async fn speed<B: Backend, R: RowSource>(
     session.backend_mut().time(true);
     watch.tally = Some(Tally::new(session));
     let mut timed = Vec::new();
-    for _ in 0..TIMED_RUNS {
+    for _ in 0..task.timed_runs {
         let result = run(session, task, &mut watch).await;
         if result.is_err() {
             session.backend_mut().time(false);

@@ -24,6 +24,8 @@ struct Options {
     prompt_tokens: Option<usize>,
     new_tokens: usize,
     runs: usize,
+    /// Runs whose operations are timed one by one.
+    timed_runs: usize,
 }
 
 /// Named as in the JSON of `xylem bench speed`.
@@ -66,13 +68,14 @@ impl Engine {
     /// # Errors
     /// Options that can't be used, a stop, rows that can't be had, a GPU that fails; in words for the reader.
     pub async fn bench(&self, options: JsValue, on_event: Function) -> Result<JsValue, JsError> {
-        let Options { prompt, prompt_tokens, new_tokens, runs } = from_js("the options", options)?;
+        let Options { prompt, prompt_tokens, new_tokens, runs, timed_runs } =
+            from_js("the options", options)?;
         let text = self.tokenizer.encode(prompt.as_deref().unwrap_or(PROMPT).trim_end())?;
         let prompt = tokens(&text, prompt_tokens.unwrap_or(text.len()));
         let busy = || Error::invalid("the measurement", "came while something else was under way");
         let mut session = self.session.try_lock().ok_or_else(busy)?;
         self.control.begin(on_event);
-        let task = Task { prompt: &prompt, new_tokens, runs };
+        let task = Task { prompt: &prompt, new_tokens, runs, timed_runs };
         let speed = speed(&mut session, task, &mut Listener(&self.control)).await;
         self.control.end();
         let gpu = match session.backend() {

@@ -50,6 +50,9 @@ pub struct Args {
     /// Runs, after one that warms up.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
+    /// More runs, whose operations are timed one by one.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    timed_runs: u16,
     /// Measure single steps behind so many tokens too, as 0,1024,4096.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     depths: Vec<usize>,
@@ -176,7 +179,12 @@ async fn measure(args: &Args) -> Result<Report> {
     let (manifest, tokenizer) = (bundle.manifest(), bundle.tokenizer()?);
     let text = tokenizer.encode(args.prompt.as_deref().unwrap_or(PROMPT).trim_end())?;
     let prompt = tokens(&text, args.prompt_tokens.map_or(text.len(), |n| n as usize));
-    let task = Task { prompt: &prompt, new_tokens: args.new_tokens as usize, runs: args.runs.into() };
+    let task = Task {
+        prompt: &prompt,
+        new_tokens: args.new_tokens as usize,
+        runs: args.runs.into(),
+        timed_runs: args.timed_runs.into(),
+    };
     let deepest = args.depths.iter().max().map_or(0, |depth| depth + 1);
     let context = (task.prompt.len() + task.new_tokens).max(deepest);
     let mut device = device(manifest, args.backend, context)?;
@@ -186,7 +194,8 @@ async fn measure(args: &Args) -> Result<Report> {
     let load_ms = began.elapsed().as_secs_f64() * 1e3;
     let loaded_resident_bytes = memory::resident_bytes();
 
-    let bar = progress::count("Running", (u64::from(args.runs) + 3) * u64::from(args.new_tokens));
+    let runs = 1 + u64::from(args.runs) + u64::from(args.timed_runs);
+    let bar = progress::count("Running", runs * u64::from(args.new_tokens));
     let mut bar = Bar(bar);
     let speed = speed::speed(&mut session, task, &mut bar).await?;
     bar.0.finish_and_clear();

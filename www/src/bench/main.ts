@@ -38,6 +38,7 @@ const bar = new RunBar(
       promptTokens: promptTokens.value(1),
       newTokens: newTokens.value(2),
       runs: runs.value(1),
+      timedRuns: 2,
     };
     const measurement = await measuring.run(backend.value as Backend, options, say);
     show(measurement);

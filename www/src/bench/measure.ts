@@ -2,7 +2,7 @@
 
 import { EngineClient } from "../engine";
 import type { Backend, EngineInfo } from "../protocol";
-import { type BenchOptions, type BenchReport, type Fetched, MORE_RUNS } from "./protocol";
+import type { BenchOptions, BenchReport, Fetched } from "./protocol";
 
 /** What is saved: figures, and what they were measured on. */
 export type Measurement = BenchReport & {
@@ -79,13 +79,13 @@ export class Measuring {
     await this.#load(backend, say);
     const loadMs = performance.now() - began;
     const load = await engine.fetched();
-    const total = (options.runs + MORE_RUNS) * options.newTokens;
+    const runs = 1 + options.runs + options.timedRuns;
+    const total = runs * options.newTokens;
     let tokens = 0;
     say("Reading the prompt", 0);
     const report = await engine.measure("bench", [options], () => {
       tokens += 1;
-      const run = Math.min(Math.ceil(tokens / options.newTokens), options.runs + MORE_RUNS);
-      say(`Run ${run} of ${options.runs + MORE_RUNS}`, tokens / total);
+      say(`Run ${Math.ceil(tokens / options.newTokens)} of ${runs}`, tokens / total);
     });
     const info = await engine.call("info");
     const weightBytes = info.cost.read_bytes;

@@ -6,7 +6,10 @@ export type BenchOptions = {
   /** Read so many tokens, the text over and over; the text once unless given. */
   promptTokens: number | null;
   newTokens: number;
+  /** After one that warms up. */
   runs: number;
+  /** More of them, whose operations are timed one by one. */
+  timedRuns: number;
 };
 
 export type Spread = { median: number; min: number; max: number };
@@ -50,7 +53,7 @@ export type BenchReport = {
   first_token_ms: Spread;
   decode_tokens_per_second: Spread;
   tokens: number[];
-  /** Null where the backend can't measure. */
+  /** Null where nothing was timed. */
   prefill: PartTimes | null;
   decode: PartTimes | null;
   gpu: Gpu | null;
@@ -59,12 +62,9 @@ export type BenchReport = {
 export type BenchToken = { type: "token" };
 
 export type BenchMethods = {
-  /** Hears of every token; the runs are those asked for, one before and two after. */
+  /** Hears of every token. */
   bench(options: BenchOptions, onEvent: (event: BenchToken) => void): Promise<BenchReport>;
 };
-
-/** Runs beside those that were asked for. */
-export const MORE_RUNS = 3;
 
 /** What the worker has fetched, as its browser counts it: nothing for what came from a cache. */
 export type Fetched = { requests: number; bytes: number };

@@ -53,7 +53,7 @@ pub fn lines(report: &Report) -> Vec<String> {
     lines.extend(report.gpu.iter().flat_map(gpu));
     match (&speed.prefill, &speed.decode) {
         (Some(prefill), Some(decode)) => lines.extend(parts(prefill, decode)),
-        _ => lines.push("parts     this adapter has no timestamps".into()),
+        _ => lines.push("parts     not timed".into()),
     }
     if !report.depths.is_empty() {
         let head = ["position", "step ms", "attention ms", "prefill ms a token", "backend"];
