@@ -105,6 +105,15 @@ pub trait Backend {
         &[]
     }
 
+    /// Switches [`times`](Self::times) on or off. A device that can't measure takes no notice.
+    fn time(&mut self, _on: bool) {}
+
+    /// `[ops + 1]`: the milliseconds of each operation of the plan, and of choosing the candidates, in the last step; nothing if
+    /// that is off.
+    fn times(&self) -> &[f64] {
+        &[]
+    }
+
     /// Positions that the KV cache can hold.
     fn capacity(&self) -> usize;
 

@@ -76,6 +76,20 @@ impl Backend for Device {
         }
     }
 
+    fn time(&mut self, on: bool) {
+        match self {
+            Self::Cpu(backend) => backend.time(on),
+            Self::Gpu(backend) => backend.time(on),
+        }
+    }
+
+    fn times(&self) -> &[f64] {
+        match self {
+            Self::Cpu(backend) => backend.times(),
+            Self::Gpu(backend) => backend.times(),
+        }
+    }
+
     fn capacity(&self) -> usize {
         match self {
             Self::Cpu(backend) => backend.capacity(),

@@ -3,7 +3,6 @@
 //! The crate is both the native command `xylem` and the engine of the browser page.
 
 pub mod backend;
-#[cfg(feature = "native")]
 pub mod bench;
 pub mod bundle;
 pub mod config;

@@ -23,18 +23,35 @@ pub struct Sampling {
     pub max_tokens: usize,
     /// Equal seeds give equal texts on the same backend.
     pub seed: u64,
+    /// Go on behind a token that ends an answer: for measurements, which want so many tokens and no fewer.
+    pub ignore_eos: bool,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.3, top_k: 40, top_p: 0.9, repetition_penalty: 1.1, max_tokens: 512, seed: 0 }
+        Self {
+            temperature: 0.3,
+            top_k: 40,
+            top_p: 0.9,
+            repetition_penalty: 1.1,
+            max_tokens: 512,
+            seed: 0,
+            ignore_eos: false,
+        }
     }
 }
 
 impl Sampling {
     /// The best token always, with no penalty.
     pub fn greedy(max_tokens: usize) -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, max_tokens, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            max_tokens,
+            ..Self::default()
+        }
     }
 
     /// Checks the ranges.

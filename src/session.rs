@@ -55,6 +55,8 @@ pub struct StepReport<'a> {
     pub gauges: &'a [Gauge],
     /// `[n, n_engram]`: see [`Backend::engram_gauges`].
     pub engram_gauges: &'a [EngramGauge],
+    /// `[ops + 1]`: see [`Backend::times`].
+    pub times: &'a [f64],
     /// Milliseconds that the rows took.
     pub rows_ms: f64,
     /// Milliseconds that the backend took.
@@ -189,6 +191,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             origins: &self.origins,
             gauges: self.backend.gauges(),
             engram_gauges: self.backend.engram_gauges(),
+            times: self.backend.times(),
             rows_ms: self.times_ms[0],
             forward_ms: self.times_ms[1],
         }
@@ -286,7 +289,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             };
             let id = sampler.sample(candidates)?;
             first_token.get_or_insert_with(Instant::now);
-            if self.config.eos_tokens.contains(&id) {
+            if self.config.eos_tokens.contains(&id) && !sampling.ignore_eos {
                 result.finish = Finish::Stop;
                 break;
             }

@@ -8,7 +8,12 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const out = here("../dist/");
 
 const { metafile } = await build({
-  entryPoints: { app: here("src/main.ts"), worker: here("src/worker.ts"), offline: here("src/offline.ts") },
+  entryPoints: {
+    app: here("src/main.ts"),
+    worker: here("src/worker.ts"),
+    offline: here("src/offline.ts"),
+    bench: here("src/bench/main.ts"),
+  },
   outdir: out,
   bundle: true,
   format: "esm",
@@ -18,7 +23,12 @@ const { metafile } = await build({
   legalComments: "none",
   metafile: true,
 });
-await build({ entryPoints: { app: here("src/style/app.css") }, outdir: out, bundle: true, minify: true });
+await build({
+  entryPoints: { app: here("src/style/app.css"), bench: here("src/style/bench.css") },
+  outdir: out,
+  bundle: true,
+  minify: true,
+});
 
 // The licences of what is bundled ask to be passed on with it.
 const bundled = new Set(
@@ -34,7 +44,7 @@ const notices = [...bundled].sort().map(async (name) => {
 });
 await writeFile(`${out}licences.txt`, (await Promise.all(notices)).join(`\n${"-".repeat(80)}\n\n`));
 
-for (const file of ["index.html", "icon.svg"]) await copyFile(here(`src/${file}`), out + file);
+for (const file of ["index.html", "bench.html", "icon.svg"]) await copyFile(here(`src/${file}`), out + file);
 
 await mkdir(`${out}pkg`, { recursive: true });
 for (const file of ["xylem.js", "xylem_bg.wasm"]) {

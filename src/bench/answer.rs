@@ -12,7 +12,7 @@ use crate::bundle::reader::RowsThrough;
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Observer, Session, StepReport};
-use crate::tables::{FileTransport, Origin, RowSource};
+use crate::tables::{FileTransport, Origin, RowSource, Transport};
 
 type Streams = RowsThrough<Linked<FileTransport>>;
 
@@ -72,7 +72,8 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    fn of(tables: &Streams) -> Self {
+    /// Of a bundle's tables so far.
+    pub fn of<T: Transport>(tables: &RowsThrough<T>) -> Self {
         let all = tables.stem().iter().chain(tables.engram()).map(|table| table.stats());
         all.fold(Self::default(), |sum, stats| Self {
             requests: sum.requests + stats.requests,
@@ -80,7 +81,8 @@ impl Traffic {
         })
     }
 
-    fn since(self, earlier: Self) -> Self {
+    /// What came after `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
         Self { requests: self.requests - earlier.requests, bytes: self.bytes - earlier.bytes }
     }
 }

@@ -1,17 +1,31 @@
-//! Measurements of lookups: those of a text replayed without computing ([`replay`]), and answers of a model with rows
-//! that are resident, streamed from a folder, or streamed over a simulated [`link`] ([`answer`]).
+//! Measurements. [`speed`]: how fast a model reads and writes, on any backend, and where the time goes; [`depth`]: the same
+//! at several positions; [`memory`]: how fast the machine reads. `docs/performance.md` says what was found.
 //!
-//! Native only. `docs/tables.md` says what was found.
+//! Of lookups, natively only: those of a text replayed without computing ([`replay`]), and answers of a model with rows
+//! that are resident, streamed from a folder, or streamed over a simulated [`link`] ([`answer`]).
+//! `docs/tables.md` says what was found.
 
+#[cfg(feature = "native")]
 pub mod answer;
+pub mod depth;
+#[cfg(feature = "native")]
 pub mod link;
+#[cfg(feature = "native")]
+pub mod memory;
+#[cfg(feature = "native")]
 pub mod replay;
-#[cfg(test)]
+pub mod speed;
+#[cfg(all(test, feature = "native"))]
 mod tests;
 
+#[cfg(feature = "native")]
 pub use answer::{Bench, OverLink, Streamed};
+pub use depth::Depth;
+#[cfg(feature = "native")]
 pub use link::{Link, Linked};
+#[cfg(feature = "native")]
 pub use replay::{Replayed, TextRecords};
+pub use speed::{Speed, Task};
 
 use serde::Serialize;
 

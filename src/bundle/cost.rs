@@ -19,6 +19,8 @@ pub struct Cost {
     pub dense: usize,
     /// Bytes of the core.
     pub core_bytes: u64,
+    /// Bytes of it that the step of one token reads: all but an embedding that is looked up only.
+    pub read_bytes: u64,
     /// Bytes that the base would have, its up-projections stored like the gates of the same layers.
     pub dense_bytes: u64,
     /// Two operations for each weight that a token is multiplied with; attention over earlier positions comes on top.
@@ -48,6 +50,8 @@ impl Cost {
         let flops = |weights: usize, gains: usize| 2 * (weights - looked_up - gains);
         let gates = c.stem_layers.iter().filter_map(|l| manifest.tensor(&format!("blk.{l}.ffn_gate")));
         let core_bytes = manifest.core_bytes();
+        let only_looked_up = |t: &&Tensor| t.name == "token_embd" && !c.tied_head;
+        let embedding_bytes: u64 = tensors.iter().filter(only_looked_up).map(|t| t.bytes() as u64).sum();
         let engram_bytes: u64 = tensors.iter().filter(|t| in_engram(t)).map(|t| t.bytes() as u64).sum();
         Self {
             core,
@@ -56,6 +60,7 @@ impl Cost {
             row_values_per_token: c.row_width(),
             dense,
             core_bytes,
+            read_bytes: core_bytes - embedding_bytes,
             dense_bytes: core_bytes - engram_bytes + gates.map(|t| t.bytes() as u64).sum::<u64>(),
             flops: flops(core, weights(&is_gain)),
             dense_flops: flops(dense, weights(&|t| is_gain(t) && !in_engram(t))),

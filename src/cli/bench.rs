@@ -1,4 +1,6 @@
-//! `xylem bench`: measure lookups.
+//! `xylem bench`: measure speed and lookups.
+
+mod speed;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -17,7 +19,7 @@ use xylem::text::{Message, Role, Tokenizer, chat, documents};
 
 use super::progress;
 
-/// Measure lookups.
+/// Measure speed and lookups.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -26,6 +28,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    Speed(speed::Args),
     Tables(TablesArgs),
 }
 
@@ -121,6 +124,7 @@ struct Answer {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
+        What::Speed(args) => speed::run(args),
         What::Tables(args) => tables(args),
     }
 }

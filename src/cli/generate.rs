@@ -104,6 +104,7 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(usual),
             max_tokens: self.max_tokens,
             seed: self.seed,
+            ignore_eos: false,
         }
     }
 }

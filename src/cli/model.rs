@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use xylem::backend::Backend;
-use xylem::bundle::Bundle;
 use xylem::bundle::reader::Rows;
+use xylem::bundle::{Bundle, Manifest};
 use xylem::convert::Base;
 use xylem::cpu::CpuBackend;
 use xylem::device::Device;
@@ -19,7 +19,7 @@ use xylem::text::{Template, Tokenizer};
 use super::{edit, progress};
 
 /// Prompts are read so many tokens at a time.
-const CHUNK: usize = 128;
+pub const CHUNK: usize = 128;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +28,18 @@ pub enum Kind {
     Cpu,
     /// The GPU, through Vulkan, Metal or Direct3D.
     Gpu,
+}
+
+/// A device for the model, with room for `context` positions at most; weights are zero until written.
+pub fn device(manifest: &Manifest, kind: Kind, context: usize) -> Result<Device> {
+    let (tensors, config) = (&manifest.core.tensors, &manifest.config);
+    Ok(match kind {
+        Kind::Cpu => Device::Cpu(Box::new(CpuBackend::new(tensors, config, context))),
+        Kind::Gpu => {
+            let made = GpuBackend::new(tensors, config, GpuOptions::new(context));
+            Device::Gpu(Box::new(pollster::block_on(made)?))
+        }
+    })
 }
 
 /// A session and what turns text into its tokens.
@@ -49,14 +61,7 @@ impl Model {
         let bundle = Bundle::open(dir)?;
         let (manifest, tokenizer) = (bundle.manifest(), bundle.tokenizer()?);
         let template = bundle.template(&tokenizer)?;
-        let tensors = &manifest.core.tensors;
-        let mut device = match kind {
-            Kind::Cpu => Device::Cpu(Box::new(CpuBackend::new(tensors, &manifest.config, context))),
-            Kind::Gpu => {
-                let made = GpuBackend::new(tensors, &manifest.config, GpuOptions::new(context));
-                Device::Gpu(Box::new(pollster::block_on(made)?))
-            }
-        };
+        let mut device = device(manifest, kind, context)?;
         let bar = progress::bytes("Loading", manifest.core_bytes());
         bundle.load_core(&mut device, |done, _| bar.set_position(done))?;
         bar.finish_and_clear();

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plan::{Op, Plan, Up};
 use crate::trace::gauge::{EngramGauge, Gauge, Gauges};
+use crate::trace::times::Times;
 
 /// What a probe sees after an operation; buffers hold the values of the last operation that wrote them.
 #[derive(Debug, Clone, Copy)]
@@ -40,12 +41,50 @@ pub struct View<'a> {
 pub trait Probe {
     /// Called after `op`, the `index`-th of the plan.
     fn after(&mut self, index: usize, op: &Op, view: View<'_>);
+
+    /// Called once the candidates have been chosen.
+    fn chosen(&mut self) {}
 }
 
-struct NoProbe;
+/// What is measured at every step, if anything.
+#[derive(Debug, Default)]
+struct Meters {
+    gauges: Option<Gauges>,
+    times: Option<Times>,
+}
 
-impl Probe for NoProbe {
-    fn after(&mut self, _: usize, _: &Op, _: View<'_>) {}
+impl Meters {
+    fn begin(&mut self, n: usize) {
+        if let Some(gauges) = &mut self.gauges {
+            gauges.begin(n);
+        }
+        if let Some(times) = &mut self.times {
+            times.begin();
+        }
+    }
+
+    fn resume(&mut self) {
+        if let Some(times) = &mut self.times {
+            times.resume();
+        }
+    }
+}
+
+impl Probe for Meters {
+    fn after(&mut self, index: usize, op: &Op, view: View<'_>) {
+        if let Some(times) = &mut self.times {
+            times.after(index, op, view);
+        }
+        if let Some(gauges) = &mut self.gauges {
+            gauges.after(index, op, view);
+        }
+    }
+
+    fn chosen(&mut self) {
+        if let Some(times) = &mut self.times {
+            times.chosen();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +119,7 @@ pub struct CpuBackend {
     scratch: Scratch,
     // Position and tokens of a step whose first operations have been run.
     begun: Option<(usize, Vec<u32>)>,
-    gauges: Option<Gauges>,
+    meters: Meters,
 }
 
 impl CpuBackend {
@@ -96,7 +135,7 @@ impl CpuBackend {
             capacity: capacity.min(config.context_length),
             scratch: Scratch::default(),
             begun: None,
-            gauges: None,
+            meters: Meters::default(),
         }
     }
 
@@ -136,7 +175,9 @@ impl CpuBackend {
             Want::Nothing => Output::Nothing,
             Want::Candidates(penalty) => {
                 kernels::penalize(&mut self.scratch.logits, penalty);
-                Output::Candidates(kernels::top_k(&self.scratch.logits))
+                let candidates = kernels::top_k(&self.scratch.logits);
+                probe.chosen();
+                Output::Candidates(candidates)
             }
             Want::Logits => Output::Logits(std::mem::take(&mut self.scratch.logits)),
         })
@@ -280,44 +321,48 @@ impl Backend for CpuBackend {
         check_tokens(tokens, position, &self.plan.config, self.capacity)?;
         self.make_room(tokens, position)?;
         let step = Step { tokens, position, rows: &[], want: Want::Nothing };
-        let mut gauges = self.gauges.take();
-        if let Some(gauges) = &mut gauges {
-            gauges.begin(tokens.len());
-        }
+        let mut meters = std::mem::take(&mut self.meters);
+        meters.begin(tokens.len());
         for index in 0..self.plan.before_rows() {
             let op = self.plan.ops[index];
             self.run(op, &step);
-            if let Some(gauges) = &mut gauges {
-                gauges.after(index, &op, self.scratch.view());
-            }
+            meters.after(index, &op, self.scratch.view());
         }
-        self.gauges = gauges;
+        self.meters = meters;
         self.begun = Some((position, tokens.to_vec()));
         Ok(())
     }
 
     async fn forward(&mut self, step: Step<'_>) -> Result<Output> {
-        let Some(mut gauges) = self.gauges.take() else {
-            return self.run_step(step, &mut NoProbe);
-        };
-        if !self.is_begun(&step) {
-            gauges.begin(step.tokens.len());
+        let mut meters = std::mem::take(&mut self.meters);
+        if self.is_begun(&step) {
+            meters.resume();
+        } else {
+            meters.begin(step.tokens.len());
         }
-        let output = self.run_step(step, &mut gauges);
-        self.gauges = Some(gauges);
+        let output = self.run_step(step, &mut meters);
+        self.meters = meters;
         output
     }
 
     fn measure(&mut self, on: bool) {
-        self.gauges = on.then(|| Gauges::new(&self.plan.config));
+        self.meters.gauges = on.then(|| Gauges::new(&self.plan.config));
     }
 
     fn gauges(&self) -> &[Gauge] {
-        self.gauges.as_ref().map_or(&[], Gauges::read)
+        self.meters.gauges.as_ref().map_or(&[], Gauges::read)
+    }
+
+    fn time(&mut self, on: bool) {
+        self.meters.times = on.then(|| Times::new(&self.plan));
+    }
+
+    fn times(&self) -> &[f64] {
+        self.meters.times.as_ref().map_or(&[], Times::read)
     }
 
     fn engram_gauges(&self) -> &[EngramGauge] {
-        self.gauges.as_ref().map_or(&[], Gauges::read_engram)
+        self.meters.gauges.as_ref().map_or(&[], Gauges::read_engram)
     }
 
     fn capacity(&self) -> usize {
@@ -511,7 +556,7 @@ pub(super) mod tests {
             })
             .collect();
         let step = Step { tokens: &tokens, position: 0, rows: &rows, want: Want::Logits };
-        assert_eq!(backend.forward_probed(step, &mut NoProbe).unwrap(), Output::Logits(plain));
+        assert_eq!(backend.forward_probed(step, &mut Meters::default()).unwrap(), Output::Logits(plain));
     }
 
     #[test]
@@ -522,7 +567,7 @@ pub(super) mod tests {
         let mut refuse = |tokens: &[u32], position, rows: &[f32]| {
             let want = Want::Candidates(Penalty::default());
             backend
-                .forward_probed(Step { tokens, position, rows, want }, &mut NoProbe)
+                .forward_probed(Step { tokens, position, rows, want }, &mut Meters::default())
                 .unwrap_err()
                 .to_string()
         };

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 
+use super::clock::Clock;
 use super::compile::{Buffers, Layers, Program, RESULT_WORDS, compile};
 use super::device::Gpu;
 use super::shader::Dispatch;
@@ -59,10 +60,10 @@ impl GpuOptions {
 #[derive(Debug)]
 pub struct GpuBackend {
     pub(super) gpu: Gpu,
-    config: Config,
+    pub(super) config: Config,
     weights: Vec<Weight>,
     buffers: Buffers,
-    program: Program,
+    pub(super) program: Program,
     readback: wgpu::Buffer,
     /// Only evaluation needs it.
     logits_readback: Option<wgpu::Buffer>,
@@ -77,6 +78,7 @@ pub struct GpuBackend {
     staged: usize,
     /// Position and tokens of a step whose first dispatches have been submitted.
     begun: Option<(usize, Vec<u32>)>,
+    clock: Option<Clock>,
 }
 
 impl GpuBackend {
@@ -147,12 +149,17 @@ impl GpuBackend {
             logit_rows,
             staged: 0,
             begun: None,
+            clock: None,
         })
     }
 
     /// Whether the adapter is really the CPU, so that the CPU backend is faster.
     pub fn is_software(&self) -> bool {
         self.gpu.software
+    }
+
+    fn is_begun(&self, step: &Step<'_>) -> bool {
+        self.begun.as_ref().is_some_and(|(at, tokens)| *at == step.position && tokens == step.tokens)
     }
 
     fn layers(&self, n: usize) -> &Layers {
@@ -172,8 +179,8 @@ impl GpuBackend {
     /// Runs a step that the buffers hold whole; logits are appended to `logits`.
     async fn run(&mut self, step: Step<'_>, logits: &mut Vec<f32>) -> Result<Output> {
         let n = step.tokens.len();
-        let begun = self.begun.take();
-        let begun = begun.is_some_and(|(at, tokens)| at == step.position && tokens == step.tokens);
+        let begun = self.is_begun(&step);
+        self.begun = None;
         let layers = self.layers(n);
         let layers = &layers.dispatches[if begun { layers.before_rows } else { 0 }..];
         match step.want {
@@ -228,13 +235,16 @@ impl GpuBackend {
         let ((), errors) = self.gpu.guarded(|| {
             self.gpu.queue.write_buffer(&self.buffers.upload, 0, cast_slice(upload));
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            for (dispatches, tokens) in work {
-                for dispatch in *dispatches {
-                    dispatch.record(&mut pass, *tokens);
+            if let Some(clock) = &self.clock {
+                clock.record(&mut encoder, work);
+            } else {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                for (dispatches, tokens) in work {
+                    for dispatch in *dispatches {
+                        dispatch.record(&mut pass, *tokens);
+                    }
                 }
             }
-            drop(pass);
             if let Some((source, target)) = result {
                 encoder.copy_buffer_to_buffer(source, 0, target, 0, source.size());
             }
@@ -245,6 +255,9 @@ impl GpuBackend {
             None => Vec::new(),
         };
         errors.await?;
+        if let Some(clock) = &self.clock {
+            clock.read(&self.gpu, work).await?;
+        }
         self.gpu.check()?;
         Ok(words)
     }
@@ -277,6 +290,9 @@ impl Backend for GpuBackend {
             return Ok(()); // such a step goes through the device in parts
         }
         self.filled = position;
+        if let Some(clock) = &mut self.clock {
+            clock.begin();
+        }
         let step = Step { tokens, position, rows: &[], want: Want::Nothing };
         let upload = step::upload(&step, &self.config, 0..0);
         let layers = self.layers(n);
@@ -293,6 +309,10 @@ impl Backend for GpuBackend {
         let width = self.config.row_width();
         let mut logits = Vec::new();
         let mut output = Output::Nothing;
+        let begun = self.is_begun(&step);
+        if let Some(clock) = self.clock.as_mut().filter(|_| !begun) {
+            clock.begin();
+        }
         for first in (0..n).step_by(self.step_tokens) {
             let end = n.min(first + self.step_tokens);
             let want = match step.want {
@@ -306,7 +326,18 @@ impl Backend for GpuBackend {
                 self.run(Step { tokens, position: step.position + first, rows, want }, &mut logits).await?;
             self.filled = step.position + end;
         }
+        if let Some(clock) = &mut self.clock {
+            clock.collect();
+        }
         Ok(if matches!(step.want, Want::Logits) { Output::Logits(logits) } else { output })
+    }
+
+    fn time(&mut self, on: bool) {
+        self.clock = if on { Clock::new(&self.gpu, &Plan::of_config(&self.config)) } else { None };
+    }
+
+    fn times(&self) -> &[f64] {
+        self.clock.as_ref().map_or(&[], Clock::times)
     }
 
     fn capacity(&self) -> usize {

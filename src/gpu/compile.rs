@@ -111,13 +111,17 @@ pub fn compile(gpu: &Gpu, plan: &Plan, weights: &[Weight], buffers: &Buffers, se
     for (layers, head, is_many) in [(&mut one, &mut head_one, false), (&mut many, &mut head_many, true)] {
         for (i, op) in plan.ops.iter().enumerate() {
             let list = if matches!(op, Op::Head { .. }) { &mut *head } else { &mut layers.dispatches };
+            let first = list.len();
             compiler.op(&plan.ops[..i], *op, is_many, list);
+            list[first..].iter_mut().for_each(|dispatch| dispatch.op = i);
             if i + 1 == plan.before_rows() {
                 layers.before_rows = layers.dispatches.len();
             }
         }
     }
-    Program { one, many, head_one, head_many, top_k: compiler.top_k() }
+    let mut top_k = compiler.top_k();
+    top_k.op = plan.ops.len();
+    Program { one, many, head_one, head_many, top_k }
 }
 
 /// A projection `W · input` with what surrounds it.

@@ -60,6 +60,8 @@ impl Gpu {
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("xylem"),
                 required_limits: limits,
+                // Only measurements need it.
+                required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
                 ..Default::default()
             })
@@ -123,7 +125,8 @@ impl Gpu {
         self.buffer("readback", bytes, BufferUsages::MAP_READ | BufferUsages::COPY_DST)
     }
 
-    fn buffer(&self, label: &str, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+    /// A buffer for `usage`.
+    pub fn buffer(&self, label: &str, size: u64, usage: BufferUsages) -> wgpu::Buffer {
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         self.device.create_buffer(&descriptor)

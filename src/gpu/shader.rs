@@ -171,6 +171,8 @@ pub struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: Groups,
+    /// Which operation of the plan it belongs to.
+    pub op: usize,
 }
 
 impl Dispatch {
@@ -218,7 +220,7 @@ impl<'a> Shaders<'a> {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Dispatch { pipeline: pipeline.clone(), bind_group, groups }
+        Dispatch { pipeline: pipeline.clone(), bind_group, groups, op: 0 }
     }
 }
 

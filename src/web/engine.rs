@@ -358,6 +358,7 @@ impl Engine {
             repetition_penalty: settings.repetition_penalty,
             max_tokens: settings.max_tokens,
             seed,
+            ignore_eos: false,
         };
         let context = session.backend().capacity();
         let prompt = chat::prompt(&self.tokenizer, template, messages, context, sampling.max_tokens)?;

@@ -27,6 +27,7 @@ const INFO = {
     row_values_per_token: 15360,
     dense: 126e6,
     core_bytes: 103e6,
+    read_bytes: 103e6,
     dense_bytes: 112e6,
     flops: 234e6,
     dense_flops: 252e6,

@@ -1,5 +1,6 @@
 // The page's side of the engine: starts the worker, follows its state, and can always throw it away and start another.
 
+import type { Fetched } from "./bench/protocol";
 import type { LookMethods } from "./lookups/trace";
 import type {
   Backend,
@@ -68,6 +69,7 @@ export class EngineClient {
   readonly #calls = new Map<number, Call>();
   #lastCall = 0;
   #job: Job | null = null;
+  #onFetched: (fetched: Fetched) => void = () => {};
 
   constructor(readonly manifestUrl: string) {}
 
@@ -176,6 +178,14 @@ export class EngineClient {
     }
   }
 
+  /** What the worker has fetched so far. */
+  fetched(): Promise<Fetched> {
+    return new Promise((resolve) => {
+      this.#onFetched = resolve;
+      this.#post({ type: "fetched" });
+    });
+  }
+
   stop(): void {
     this.#post({ type: "stop" });
   }
@@ -209,6 +219,9 @@ export class EngineClient {
         return;
       case "kept":
         this.kept.set({ ...message.kept, download: message.download });
+        return;
+      case "fetched":
+        this.#onFetched(message.fetched);
         return;
       case "result": {
         const running = this.#running;

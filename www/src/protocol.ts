@@ -1,5 +1,6 @@
 // What the engine in the worker offers (the wasm module's interface), and the messages between page and worker.
 
+import type { BenchMethods, Fetched } from "./bench/protocol";
 import type { EditMethods } from "./edits/protocol";
 import type { LookMethods, Tier } from "./lookups/trace";
 
@@ -47,6 +48,7 @@ export type Cost = {
   row_values_per_token: number;
   dense: number;
   core_bytes: number;
+  read_bytes: number;
   dense_bytes: number;
   flops: number;
   dense_flops: number;
@@ -130,11 +132,10 @@ export type GenResult = {
 };
 
 /** The engine's methods that the page calls by name. */
-export type Methods = EditMethods & LookMethods;
+export type Methods = EditMethods & LookMethods & BenchMethods & { info(): EngineInfo };
 
 /** The class `Engine` of `pkg/xylem.js`. */
 export type Engine = Methods & {
-  info(): EngineInfo;
   chat(
     messages: ChatMessage[],
     settings: SamplingSettings,
@@ -201,6 +202,8 @@ export type ToWorker =
   | { type: "watch"; on: boolean }
   | { type: "stop" }
   | { type: "forget" }
+  // Wants the message of this type.
+  | { type: "fetched" }
   | { type: "download"; on: boolean };
 
 export type FromWorker =
@@ -208,6 +211,7 @@ export type FromWorker =
   | { type: "loaded"; info: EngineInfo }
   | { type: "event"; event: GenEvent }
   | { type: "kept"; kept: Kept; download: Download }
+  | { type: "fetched"; fetched: Fetched }
   | { type: "result"; result: GenResult; info: EngineInfo }
   | { type: "heard"; id: number; event: unknown }
   | { type: "called"; id: number; value: unknown }

@@ -40,6 +40,7 @@ export function settingsPanel(settings: Signal<Settings>): HTMLElement {
       (value) => value.theme,
     ),
     h("button", { type: "button", class: "button quiet", onclick: reset }, "Reset to defaults"),
+    h("p", { class: "hint" }, h("a", { href: "./bench.html" }, "How fast is it here?"), " A page that measures it."),
   );
   form.addEventListener("submit", (event) => event.preventDefault());
   return form;

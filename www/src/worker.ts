@@ -1,6 +1,7 @@
 // The worker: holds the engine, so that neither loading nor a slow token ever blocks the page.
 
 import { DeviceArchive } from "./archive";
+import { fetched } from "./bench/fetched";
 import { reasonOf } from "./format";
 import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
 
@@ -130,6 +131,9 @@ async function handle(message: ToWorker): Promise<void> {
     }
     case "stop":
       engine?.stop();
+      return;
+    case "fetched":
+      post({ type: "fetched", fetched: fetched() });
       return;
     case "forget":
       download.running = false;

@@ -1,0 +1,128 @@
+// Our page and wllama in one Chromium, each in a tab of its own; a tab computes only while its turn lasts.
+
+import { mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+import sirv from "sirv";
+import { NEW_TOKENS } from "./arms.mjs";
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+
+/** What makes a page cross-origin isolated, so that it may have threads. */
+const ISOLATED = {
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Embedder-Policy": "require-corp",
+  "Cross-Origin-Resource-Policy": "same-origin",
+};
+
+/** Serves `folders` by their paths; gives the address. */
+async function serve(folders, headers, closing) {
+  const hosts = Object.entries(folders).map(([path, folder]) => [path, sirv(folder, { dev: true })]);
+  const server = createServer((request, response) => {
+    for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
+    const [path, host] = hosts.find(([prefix]) => request.url.startsWith(prefix));
+    request.url = `/${request.url.slice(path.length)}`;
+    host(request, response, () => response.writeHead(404).end());
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  closing.push(() => server.close());
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
+/**
+ * The arms: ours on the bundles in `models` (by name), and wllama on the file `base`; each with one thread, and with as many
+ * as there are cores where `threads` says so. `close` ends everything.
+ */
+export async function browserArms({ models, base, wllama, threads }) {
+  const closing = [];
+  const folders = {
+    "/peer/": here("."),
+    "/wllama/": here(`../node_modules/${wllama}/esm`),
+    "/base/": join(base, ".."),
+  };
+  for (const [name, folder] of Object.entries(models)) folders[`/bundle-${name}/`] = folder;
+  folders["/"] = here("../../dist");
+  const profile = await mkdtemp(join(tmpdir(), "xylem-peers-"));
+  const context = await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    headless: true,
+    args: ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"],
+  });
+  closing.push(async () => {
+    await context.close();
+    await rm(profile, { recursive: true, force: true });
+  });
+  const tab = async (address) => {
+    const page = await context.newPage();
+    page.setDefaultTimeout(170_000);
+    await page.goto(address);
+    return page;
+  };
+  const arms = [];
+  for (const isolated of threads === "one" ? [false] : threads === "many" ? [true] : [false, true]) {
+    const host = await serve(folders, isolated ? ISOLATED : {}, closing);
+    const cores = isolated ? "many" : "one";
+    for (const name of Object.keys(models)) {
+      const page = await tab(`${host}bench.html`);
+      const load = await page.evaluate(ours.load, `bundle-${name}/manifest.json`);
+      arms.push({
+        name: `xylem ${name}, ${cores}`,
+        load,
+        run: (prompt) => page.evaluate(ours.run, { prompt, newTokens: NEW_TOKENS }),
+      });
+    }
+    const page = await tab(`${host}peer/wllama.html`);
+    await page.waitForFunction(() => window.peer);
+    const load = await page.evaluate((options) => window.peer.load(options), {
+      model: `${host}base/${basename(base)}`,
+      threads: isolated ? null : 1,
+    });
+    arms.push({
+      name: `${wllama.replace("@wllama/", "")}, ${cores}`,
+      load,
+      run: (prompt) => page.evaluate((options) => window.peer.run(options), { prompt, newTokens: NEW_TOKENS }),
+    });
+  }
+  const browser = context.browser()?.version() ?? "unknown";
+  return { arms, browser, close: () => Promise.all(closing.map((close) => close())) };
+}
+
+/** Run in our page: its own worker, spoken to as the page does. */
+const ours = {
+  load: (manifest) =>
+    new Promise((resolve, reject) => {
+      const began = performance.now();
+      const worker = new Worker(new URL("./worker.js", location.href), { type: "module" });
+      window.worker = worker;
+      worker.addEventListener("message", ({ data }) => {
+        if (data.type === "failed") reject(new Error(data.message));
+        if (data.type !== "loaded") return;
+        const { backend, adapter, wasmBytes } = data.info;
+        resolve({ ms: performance.now() - began, backend, adapter, wasm_bytes: wasmBytes });
+      });
+      worker.postMessage({ type: "load", manifestUrl: new URL(manifest, location.href).href, backend: "cpu" });
+    }),
+  run: ({ prompt, newTokens }) =>
+    new Promise((resolve, reject) => {
+      const { worker } = window;
+      const hear = ({ data }) => {
+        if (data.type === "failed" || data.type === "refused") reject(new Error(data.message));
+        if (data.type !== "called") return;
+        worker.removeEventListener("message", hear);
+        const { value } = data;
+        resolve({
+          prompt_tokens: value.prompt_tokens,
+          new_tokens: value.new_tokens,
+          first_token_ms: value.first_token_ms.median,
+          tokens_per_second: value.decode_tokens_per_second.median,
+          tokens: value.tokens,
+        });
+      };
+      worker.addEventListener("message", hear);
+      const options = { prompt, promptTokens: null, newTokens, runs: 1, timedRuns: 0 };
+      worker.postMessage({ type: "call", id: 1, method: "bench", args: [options] });
+    }),
+};
