@@ -1,10 +1,7 @@
 //! The plan's interpreter on the CPU, with the weights and the KV cache.
 
-#[cfg(feature = "native")]
-use rayon::prelude::*;
-
 use super::linear::Weight;
-use super::{engram, kernels};
+use super::{attention, engram, kernels, team};
 use crate::backend::{Backend, Output, Step, Want, check, check_tokens};
 use crate::bundle::manifest::Tensor;
 use crate::config::Config;
@@ -93,6 +90,7 @@ struct Scratch {
     norm: Vec<f32>,
     qkv: Vec<f32>,
     attn: Vec<f32>,
+    attn_parts: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     h: Vec<f32>,
@@ -261,7 +259,10 @@ impl CpuBackend {
                     values[layer][at].copy_from_slice(v);
                 }
             }
-            Op::Attention { layer } => attention(c, step, &s.qkv, &keys[layer], &values[layer], &mut s.attn),
+            Op::Attention { layer } => {
+                let cache = [&keys[layer][..], &values[layer]];
+                attention::all_heads(c, step.position, &s.qkv, cache, &mut s.attn, &mut s.attn_parts);
+            }
             Op::AttnOutput { weight } => {
                 weights[weight].matmul(&s.attn, &mut s.norm);
                 add(&mut s.x, &s.norm);
@@ -278,10 +279,7 @@ impl CpuBackend {
                         }
                     }
                 }
-                for ((h, g), u) in s.h.iter_mut().zip(&mut s.gate).zip(&s.up) {
-                    *g = kernels::silu(*g);
-                    *h = *g * u;
-                }
+                kernels::silu_times(&mut s.gate, &s.up, &mut s.h);
             }
             Op::Down { weight } => {
                 weights[weight].matmul(&s.h, &mut s.norm);
@@ -371,9 +369,12 @@ impl Backend for CpuBackend {
 
     fn describe(&self) -> (&'static str, String) {
         #[cfg(feature = "native")]
-        let how = format!("{} threads, {}", rayon::current_num_threads(), std::env::consts::ARCH);
+        let how = format!("{} threads, {}", team::threads(), std::env::consts::ARCH);
         #[cfg(not(feature = "native"))]
-        let how = "WebAssembly SIMD, 1 thread".to_owned();
+        let how = match team::threads() {
+            1 => "WebAssembly SIMD, 1 thread".to_owned(),
+            n => format!("WebAssembly SIMD, {n} threads"),
+        };
         ("cpu", how)
     }
 
@@ -422,22 +423,6 @@ pub(super) fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// All heads of all the step's positions: `qkv` `[n, q + k + v]` (rotated), `attn` `[n, q]`.
-fn attention(c: &Config, step: &Step<'_>, qkv: &[f32], keys: &[f32], values: &[f32], attn: &mut [f32]) {
-    let group = c.n_heads / c.n_kv_heads;
-    let head = |(index, out): (usize, &mut [f32])| {
-        let (i, head) = (index / c.n_heads, index % c.n_heads);
-        let query = &qkv[i * c.qkv_dim() + head * c.head_dim..][..c.head_dim];
-        let mut scores = vec![0.0; step.position + i + 1];
-        let at = head / group * c.head_dim;
-        kernels::attention(query, keys, values, c.kv_dim(), at, &mut scores, out);
-    };
-    #[cfg(feature = "native")]
-    attn.par_chunks_exact_mut(c.head_dim).enumerate().with_min_len(4).for_each(head);
-    #[cfg(not(feature = "native"))]
-    attn.chunks_exact_mut(c.head_dim).enumerate().for_each(head);
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -449,7 +434,11 @@ pub(super) mod tests {
     use crate::engram::config::tests::tiny_engram;
 
     pub(in crate::cpu) fn model(config: &Config) -> CpuBackend {
-        let core = random::core(config, 5, |name| if name.contains("ffn") { Dtype::Q4 } else { Dtype::Q8 });
+        model_in(config, |name| if name.contains("ffn") { Dtype::Q4 } else { Dtype::Q8 })
+    }
+
+    pub(in crate::cpu) fn model_in(config: &Config, dtype: impl Fn(&str) -> Dtype) -> CpuBackend {
+        let core = random::core(config, 5, dtype);
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
         let mut backend = CpuBackend::new(&tensors, config, 100);
         for (id, (_, planes)) in core.iter().enumerate() {
@@ -539,8 +528,7 @@ pub(super) mod tests {
         for layer in [0, 1] {
             let name = format!("blk.{layer}.engram_value");
             let id = expected_tensors(&config).iter().position(|(n, _)| *n == name).unwrap();
-            let (quants, scales) = backend.weight(id).planes();
-            let zeros = vec![0; quants.len() + scales.len()];
+            let zeros = vec![0; backend.weight(id).planes().len()];
             backend.write(id, 0, &zeros).unwrap();
         }
         assert_eq!(logits(&mut backend, &tokens, 0), plain);
@@ -589,8 +577,7 @@ pub(super) mod tests {
             write_core(&mut backend, &tensors, i as u64 * 1000, piece).unwrap();
         }
         for (weight, (_, planes)) in backend.weights.iter().zip(&core) {
-            let (quants, scales) = weight.planes();
-            assert_eq!([quants, scales].concat(), *planes);
+            assert_eq!(weight.planes(), *planes);
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Everything that is not a matrix product, one plain function each; the WGSL kernels have the same names.
 
+use multiversion::multiversion;
+
 use crate::backend::{Candidates, MAX_CANDIDATES, Penalty};
 
 /// `out = x / √(mean(x²) + eps) ⊙ gain`, for each row of `x` `[n, hidden]`.
 ///
 /// Source: RMSNorm, arXiv 1910.07467.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
     let width = gain.len();
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let mean_square = x.iter().map(|v| v * v).sum::<f32>() / width as f32;
+        let mean_square = dot_lanes(x, x) / width as f32;
         let scale = 1.0 / (mean_square + eps).sqrt();
         for ((o, v), g) in out.iter_mut().zip(x).zip(gain) {
             *o = v * scale * g;
@@ -35,41 +38,15 @@ pub fn rope_turn(position: usize, theta: f32, head_dim: usize) -> Vec<(f32, f32)
     (0..head_dim / 2).map(|i| (angle(i).cos() as f32, angle(i).sin() as f32)).collect()
 }
 
-/// Causal attention of one query head over the positions `0..=position`.
-///
-/// `keys` and `values` are `[capacity, kv_dim]`, of which this head reads columns `at..at + query.len()`.
-/// `scores` is scratch.
-pub fn attention(
-    query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    kv_dim: usize,
-    at: usize,
-    scores: &mut [f32],
-    out: &mut [f32],
-) {
-    let scale = 1.0 / (query.len() as f32).sqrt();
-    let mut max = f32::NEG_INFINITY;
-    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(kv_dim)) {
-        *score = scale * dot(query, &key[at..at + query.len()]);
-        max = max.max(*score);
-    }
-    out.fill(0.0);
-    let mut sum = 0.0;
-    for (score, value) in scores.iter().zip(values.chunks_exact(kv_dim)) {
-        let p = exp(score - max);
-        sum += p;
-        for (o, v) in out.iter_mut().zip(&value[at..at + query.len()]) {
-            *o += p * v;
-        }
-    }
-    for o in out {
-        *o /= sum;
-    }
+/// Dot product.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    dot_lanes(a, b)
 }
 
-/// Dot product, in lanes so that it vectorises.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+/// [`dot`] in lanes, so that it vectorises, to be part of another kernel.
+#[inline(always)]
+pub(super) fn dot_lanes(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 8];
     let (a8, a_rest) = a.as_chunks::<8>();
     let (b8, b_rest) = b.as_chunks::<8>();
@@ -107,6 +84,15 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `gate = SiLU(gate)` and `h = gate ⊙ up`.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+pub fn silu_times(gate: &mut [f32], up: &[f32], h: &mut [f32]) {
+    for ((h, g), u) in h.iter_mut().zip(gate).zip(up) {
+        *g = silu(*g);
+        *h = *g * u;
+    }
+}
+
 /// Applies a repetition penalty to `logits` `[vocab]`.
 pub fn penalize(logits: &mut [f32], penalty: Penalty<'_>) {
     for id in penalty.tokens {
@@ -115,9 +101,25 @@ pub fn penalize(logits: &mut [f32], penalty: Penalty<'_>) {
     }
 }
 
+/// Logits of which [`top_k`] first looks at the largest alone.
+const RUN: usize = 64;
+
 /// The best candidates of `logits` `[vocab]`, and the logarithm of the whole sum.
 pub fn top_k(logits: &[f32]) -> Candidates {
-    let mut top: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+    let keys = largest_of_runs(logits);
+    // Where there are enough runs, as many logits as are wanted are at least as large as the largest of the last of the best
+    // runs: others need no look.
+    let least = if keys.len() > MAX_CANDIDATES {
+        let mut best = keys.clone();
+        *best.select_nth_unstable_by(MAX_CANDIDATES - 1, |a, b| b.cmp(a)).1
+    } else {
+        i32::MIN
+    };
+    let runs = (0u32..).step_by(RUN).zip(logits.chunks(RUN)).zip(&keys).filter(|(_, key)| **key >= least);
+    let mut top: Vec<(u32, f32)> = runs
+        .flat_map(|((first, run), _)| (first..).zip(run.iter().copied()))
+        .filter(|(_, logit)| order(*logit) >= least)
+        .collect();
     let best_first = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if top.len() > MAX_CANDIDATES {
         top.select_nth_unstable_by(MAX_CANDIDATES - 1, best_first);
@@ -125,8 +127,39 @@ pub fn top_k(logits: &[f32]) -> Candidates {
     }
     top.sort_unstable_by(best_first);
     let max = top.first().map_or(0.0, |(_, logit)| *logit);
-    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-    Candidates { top, log_sum_exp: max + sum.ln() as f32 }
+    Candidates { top, log_sum_exp: max + sum_exp(logits, max).ln() as f32 }
+}
+
+/// An integer for each float, in the order of [`f32::total_cmp`].
+#[inline(always)]
+fn order(x: f32) -> i32 {
+    let bits = x.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
+/// The [`order`] of the largest logit of each run.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn largest_of_runs(logits: &[f32]) -> Vec<i32> {
+    let largest = |run: &[f32]| run.iter().fold(i32::MIN, |max, x| max.max(order(*x)));
+    logits.chunks(RUN).map(largest).collect()
+}
+
+/// Σ exp(logit − max), in lanes.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn sum_exp(logits: &[f32], max: f32) -> f64 {
+    let mut sum = 0.0;
+    for run in logits.chunks(1024) {
+        let mut lanes = [0f32; 8];
+        let (eights, rest) = run.as_chunks::<8>();
+        for eight in eights {
+            for (lane, x) in lanes.iter_mut().zip(eight) {
+                *lane += exp(x - max);
+            }
+        }
+        let rest: f32 = rest.iter().map(|x| exp(x - max)).sum();
+        sum += f64::from(lanes.iter().sum::<f32>() + rest);
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -139,18 +172,6 @@ mod tests {
         rope(&mut x, &rope_turn(3, 10_000.0, 4));
         let expected = [3f32.cos(), 3f32.sin(), 0.03f32.cos(), 0.03f32.sin()];
         assert!(x.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{x:?}");
-    }
-
-    #[test]
-    fn attention_weighs_by_softmax() {
-        // Two positions, kv_dim 4, the head reads columns 2 and 3.
-        let keys = [9.0, 9.0, 1.0, 0.0, 9.0, 9.0, 0.0, 1.0];
-        let values = [9.0, 9.0, 1.0, 2.0, 9.0, 9.0, 3.0, 4.0];
-        let mut out = [0.0; 2];
-        attention(&[2f32.sqrt(), 0.0], &keys, &values, 4, 2, &mut [0.0; 2], &mut out);
-        let p = 1f32.exp() / (1f32.exp() + 1.0);
-        assert!((out[0] - (p + 3.0 * (1.0 - p))).abs() < 1e-6);
-        assert!((out[1] - (2.0 * p + 4.0 * (1.0 - p))).abs() < 1e-6);
     }
 
     #[test]
@@ -171,6 +192,35 @@ mod tests {
         assert!(c.top.windows(2).all(|w| w[0].1 > w[1].1 || (w[0].1 == w[1].1 && w[0].0 < w[1].0)));
         let p: f32 = logits.iter().map(|l| (l - c.log_sum_exp).exp()).sum();
         assert!((p - 1.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn top_k_finds_what_sorting_finds() {
+        let mut seed = 7u32;
+        for vocab in [1, 63, 256, 300, 20_000, 49_152] {
+            let logits: Vec<f32> = (0..vocab)
+                .map(|_| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    // Few values, so that many are equal.
+                    (seed >> 20) as f32 / 100.0 - 20.0
+                })
+                .collect();
+            let mut sorted: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            sorted.truncate(MAX_CANDIDATES);
+            let found = top_k(&logits);
+            assert_eq!(found.top, sorted);
+            let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+            assert!((f64::from(found.log_sum_exp) - sum.ln()).abs() < 1e-5, "{vocab}");
+        }
+    }
+
+    #[test]
+    fn nonsense_among_logits_comes_first() {
+        let mut logits = vec![1.0; 49_152];
+        logits[30_000] = f32::NAN;
+        let c = top_k(&logits);
+        assert!(c.top[0].0 == 30_000 && c.top[0].1.is_nan());
     }
 
     #[test]

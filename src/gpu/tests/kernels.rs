@@ -13,7 +13,7 @@ use crate::bundle::quant::{Dtype, quantize};
 use crate::bundle::random;
 use crate::config::Config;
 use crate::config::tests::tiny;
-use crate::cpu::{kernels, linear};
+use crate::cpu::{attention, kernels, linear};
 use crate::gpu::compile::{Buffers, Program, compile};
 use crate::gpu::device::Gpu;
 use crate::gpu::shader::Dispatch;
@@ -181,10 +181,14 @@ impl Bench {
         self.product(&normed, weight)
     }
 
+    /// `x · Wᵀ` with activations as they are: the CPU's own products round them to integers.
     pub fn product(&self, x: &[f32], weight: usize) -> Vec<f32> {
         let Weight { width, parts, .. } = &self.weights[weight];
-        let mut out = vec![0.0; x.len() / width * parts.last().unwrap().rows.end];
-        self.twins[weight].matmul(x, &mut out);
+        let rows = parts.last().unwrap().rows.end;
+        let mut weights = vec![0.0; rows * width];
+        self.twins[weight].expand(0, &mut weights);
+        let mut out = vec![0.0; x.len() / width * rows];
+        linear::gemm_xwt(x, &weights, x.len() / width, rows, *width, &mut out);
         out
     }
 }
@@ -240,9 +244,16 @@ fn attention() {
             let mut expected = vec![0.0; queries.len()];
             let heads = queries.chunks(c.head_dim).zip(expected.chunks_mut(c.head_dim));
             for (i, (query, out)) in heads.enumerate() {
-                let mut scores = vec![0.0; POSITION + i / c.n_heads + 1];
                 let at = i % c.n_heads / group * c.head_dim;
-                kernels::attention(query, &keys, &cached, c.kv_dim(), at, &mut scores, out);
+                attention::attention(
+                    query,
+                    &keys,
+                    &cached,
+                    c.kv_dim(),
+                    at,
+                    POSITION + i / c.n_heads + 1,
+                    out,
+                );
             }
             b.expect(&format!("serial: {serial}, {n} tokens"), &b.buffers.attn, &expected);
         }
