@@ -29,6 +29,21 @@ engine() {
   bindgen "$built" pkg
 }
 
+# The same for several threads, to pkg/threads: shared memory, and a standard library that knows of it. Stable Rust builds
+# that library only when told that it is a compiler in the making.
+engine_threads() {
+  local built=$WEB_TARGET/threads/$WASM/web/xylem.wasm flags name
+  if ! has_source "${WASM_PATH:+/usr/bin/}rustc"; then return; fi
+  flags="-Ctarget-feature=+simd128,+atomics,+bulk-memory,+mutable-globals"
+  flags="$flags -Clink-arg=--shared-memory -Clink-arg=--import-memory -Clink-arg=--max-memory=4294967296"
+  for name in __wasm_init_tls __tls_size __tls_align __tls_base __heap_base; do flags="$flags -Clink-arg=--export=$name"; done
+  RUSTC_BOOTSTRAP=1 WASM_FLAGS=$flags wasm cargo build --locked --profile web --target "$WASM" \
+    -Zbuild-std=std,panic_abort --target-dir "$WEB_TARGET/threads" --no-default-features --features threads --lib
+  if [ pkg/threads/xylem_bg.wasm -nt "$built" ] && [ pkg/threads/xylem.js -nt "$built" ]; then return; fi
+  rm -rf pkg/threads
+  bindgen "$built" pkg/threads
+}
+
 # locked FILE: the version of wasm-bindgen in a Cargo.lock.
 locked() { awk '/^name = "wasm-bindgen(-cli-support)?"$/ { getline; gsub(/.* = |"/, ""); print; exit }' "$1"; }
 

@@ -51,9 +51,21 @@ wasm_target() {
   WASM_PATH=$FALLBACK/bin
 }
 
+# Whether the compiler's own source is there, from which a standard library for threads in wasm is built.
+has_source() { [ -d "$("${1:-rustc}" --print sysroot)/lib/rustlib/src/rust/library" ]; }
+
+# Gets that source if it can be had. Without it the page has one engine, that for one thread.
+wasm_threads() {
+  if [ -n "$WASM_PATH" ]; then return; fi
+  if has_source; then return; fi
+  if have rustup && rustup component add rust-src && has_source; then return; fi
+  echo "The source of Rust's standard library is not to be had (\`rustup component add rust-src\`):" \
+    "the page goes without the engine for several threads."
+}
+
 # wasm COMMAND…: runs COMMAND with the toolchain that knows wasm32. Every browser with WebAssembly has simd128.
 wasm() {
-  local flags=-Ctarget-feature=+simd128
+  local flags=${WASM_FLAGS:--Ctarget-feature=+simd128}
   if [ -n "$WASM_PATH" ]; then
     # clippy asks SYSROOT for the standard library that the compiler is told by its wrapper.
     PATH=$WASM_PATH:$PATH SYSROOT=$FALLBACK RUSTFLAGS=$flags "$@"

@@ -1,6 +1,6 @@
 // Builds the static site into `dist/` at the root of the repository. The model's bundle (`dist/model`) is left alone.
 import { existsSync } from "node:fs";
-import { copyFile, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
@@ -11,6 +11,7 @@ const { metafile } = await build({
   entryPoints: {
     app: here("src/main.ts"),
     worker: here("src/worker.ts"),
+    team: here("src/team.ts"),
     offline: here("src/offline.ts"),
     bench: here("src/bench/main.ts"),
   },
@@ -46,9 +47,13 @@ await writeFile(`${out}licences.txt`, (await Promise.all(notices)).join(`\n${"-"
 
 for (const file of ["index.html", "bench.html", "icon.svg"]) await copyFile(here(`src/${file}`), out + file);
 
-await mkdir(`${out}pkg`, { recursive: true });
-for (const file of ["xylem.js", "xylem_bg.wasm"]) {
-  const built = here(`../pkg/${file}`);
-  if (existsSync(built)) await copyFile(built, `${out}pkg/${file}`);
-  else console.warn(`www: pkg/${file} is missing; build the engine before you serve dist/`);
+// The engine for several threads is built only where that is possible; the page does without.
+await rm(`${out}pkg`, { recursive: true, force: true });
+for (const folder of ["pkg", "pkg/threads"]) {
+  await mkdir(out + folder, { recursive: true });
+  for (const file of ["xylem.js", "xylem_bg.wasm"]) {
+    const built = here(`../${folder}/${file}`);
+    if (existsSync(built)) await copyFile(built, `${out}${folder}/${file}`);
+    else console.warn(`www: ${folder}/${file} is missing`);
+  }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::http::header::CACHE_CONTROL;
-use axum::http::{HeaderValue, Response};
+use axum::http::{HeaderName, HeaderValue, Response};
 use tower_http::services::ServeDir;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -69,5 +69,13 @@ fn router(dir: &PathBuf) -> Router {
         let value = if shard { "public, max-age=86400" } else { "no-cache" };
         Some(HeaderValue::from_static(value))
     };
-    Router::new().fallback_service(files).layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, cache))
+    // Threads share memory in isolated pages alone.
+    let isolated =
+        [("cross-origin-opener-policy", "same-origin"), ("cross-origin-embedder-policy", "require-corp")];
+    let header = |(name, value)| {
+        SetResponseHeaderLayer::overriding(HeaderName::from_static(name), HeaderValue::from_static(value))
+    };
+    let [opener, embedder] = isolated.map(header);
+    let cache = SetResponseHeaderLayer::overriding(CACHE_CONTROL, cache);
+    Router::new().fallback_service(files).layer(cache).layer(opener).layer(embedder)
 }

@@ -174,8 +174,19 @@ export type Kept = {
 export type Download = { running: boolean; problem: string | null };
 
 /** The module `pkg/xylem.js`. */
+/** What the threads of an engine share. */
+export type Shared = { module: WebAssembly.Module; memory: WebAssembly.Memory };
+
+/** What a worker starts from that takes the place `worker` in the team of the engine at the address `engine`. */
+export type Place = Shared & { engine: string; worker: number };
+
 export type EngineModule = {
-  default(): Promise<unknown>;
+  /** Starts the engine: a new one, or one more thread of one that is there. */
+  default(start?: { module_or_path: WebAssembly.Module; memory: WebAssembly.Memory }): Promise<unknown>;
+  /** Makes places for so many threads more; only where the engine has threads. */
+  recruit?(workers: number): Shared;
+  /** Works in a place until the worker is ended. */
+  join?(worker: number): void;
   Engine: {
     load(
       manifestUrl: string,

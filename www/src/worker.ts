@@ -3,7 +3,8 @@
 import { DeviceArchive } from "./archive";
 import { fetched } from "./bench/fetched";
 import { reasonOf } from "./format";
-import type { Download, Engine, EngineModule, FromWorker, LoadProgress, ToWorker } from "./protocol";
+import type { Download, Engine, FromWorker, LoadProgress, ToWorker } from "./protocol";
+import { importEngine } from "./threads";
 
 let engine: Engine | null = null;
 const archive = new DeviceArchive();
@@ -43,20 +44,6 @@ function fail(error: unknown): void {
   } else {
     post({ type: "failed", message, fatal: isFatal(error) });
   }
-}
-
-async function importEngine(): Promise<EngineModule> {
-  const url = new URL("./pkg/xylem.js", self.location.href).href;
-  let module: EngineModule;
-  try {
-    // The address is computed, so that the bundler leaves the wasm module to the browser.
-    module = (await import(url)) as EngineModule;
-    await module.default();
-  } catch (cause) {
-    const reason = reasonOf(cause);
-    throw new Error(`The engine (${url}) could not be started: ${reason}`, { cause });
-  }
-  return module;
 }
 
 function postKept(): void {
