@@ -1,5 +1,9 @@
 //! Generating: prompt in, tokens out, with the KV cache of a common prefix kept from one prompt to the next.
 
+mod parked;
+
+pub use parked::Parked;
+
 use std::ops::Range;
 use std::pin::pin;
 use std::task::Poll;
@@ -109,6 +113,8 @@ pub struct Session<B, R> {
     span: Range<usize>,
     times_ms: [f64; 2],
     chunk: usize,
+    // How often the rows were changed.
+    rows_version: u64,
 }
 
 impl<B: Backend, R: RowSource> Session<B, R> {
@@ -124,6 +130,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
             span: 0..0,
             times_ms: [0.0; 2],
             chunk,
+            rows_version: 0,
         }
     }
 
@@ -145,6 +152,7 @@ impl<B: Backend, R: RowSource> Session<B, R> {
     /// The tables, to change what they give; the cache, which was made with other rows, is forgotten.
     pub fn rows_mut(&mut self) -> &mut R {
         self.reset();
+        self.rows_version += 1;
         &mut self.rows
     }
 
@@ -395,7 +403,7 @@ mod tests {
     use crate::cpu::CpuBackend;
     use crate::tables::MemoryRows;
 
-    fn session(capacity: usize) -> Session<CpuBackend, MemoryRows> {
+    pub(super) fn session(capacity: usize) -> Session<CpuBackend, MemoryRows> {
         let config = tiny();
         let core = random::core(&config, 5, |_| Dtype::Q8);
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
@@ -408,7 +416,11 @@ mod tests {
         Session::new(backend, rows, config, 4)
     }
 
-    fn run(s: &mut Session<CpuBackend, MemoryRows>, prompt: &[u32], sampling: &Sampling) -> Generation {
+    pub(super) fn run(
+        s: &mut Session<CpuBackend, MemoryRows>,
+        prompt: &[u32],
+        sampling: &Sampling,
+    ) -> Generation {
         pollster::block_on(s.generate(prompt, sampling, &mut ())).unwrap()
     }
 

@@ -16,6 +16,7 @@ pub mod overlay;
 pub mod preview;
 pub mod swap;
 pub mod teach;
+mod text;
 
 pub use assign::Gets;
 pub use file::{Edit, Edits, Method, NgramTarget, Recipe, Scope, Target, ValueType, Values};

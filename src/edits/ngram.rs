@@ -8,8 +8,9 @@
 use serde::Serialize;
 
 use super::file::{Edit, NgramTarget, Scope, Target};
-use super::overlay::{Text, mix};
+use super::overlay::mix;
 use super::swap::running;
+use super::text::Text;
 use crate::config::Config;
 use crate::engram::Engram;
 use crate::error::{Error, Result};

@@ -12,18 +12,18 @@ use wasm_bindgen::prelude::*;
 use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event, to_js};
 use super::http::Host;
-use super::load::{Choice, Model, Progress, load, warm};
+use super::load::{Choice, Model, Progress, load, on_cpu, warm};
 use super::look::{Look, Source, part};
 use super::rows::{PageSession, Rows};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
-use crate::bundle::Cost;
+use crate::bundle::{Cost, Manifest};
 use crate::config::Config;
 use crate::device::Device;
 use crate::edits::{Edited, Edits, Instead, KnockOut, Knocked, Overlay};
 use crate::engram::{Hasher, WithEngram};
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
-use crate::session::{Finish, Observer, Session, StepReport};
+use crate::session::{Finish, Observer, Parked, Session, StepReport};
 use crate::tables::{RowSource, Stats, Tables};
 use crate::text::{Message, Template, TextStream, Tokenizer, chat};
 use crate::trace::TracedToken;
@@ -45,6 +45,11 @@ pub struct Engine {
     hasher: Option<Hasher>,
     pub(super) control: Rc<Control>,
     look: Look,
+    manifest: Manifest,
+    manifest_url: String,
+    archive: Archive,
+    /// Of a model on the GPU its copy on the CPU, once one was wanted. Taken before the session.
+    on_cpu: Mutex<Option<Parked<Device>>>,
     /// What is knocked out.
     out: RefCell<Option<Out>>,
     pub(super) facts: Facts,
@@ -163,7 +168,7 @@ impl Engine {
     ) -> Result<Self, JsError> {
         let options: Options = from_js("the options", options)?;
         let Model { manifest, tokenizer, template, device, tables, engram, notice } =
-            load(&manifest_url, options.backend, archive, &Progress::new(on_progress)).await?;
+            load(&manifest_url, options.backend, archive.clone(), &Progress::new(Some(on_progress))).await?;
         let config = manifest.config.clone();
         let (backend, adapter) = device.describe();
         let (chunk, gpu_bytes) = match &device {
@@ -177,8 +182,8 @@ impl Engine {
             table_bytes: manifest.tables.iter().map(|table| table.bytes()).sum(),
             table_pages: manifest.tables.iter().map(|table| table.pages()).sum(),
             model_hash: manifest.hash(),
-            model: manifest.name,
-            licence: manifest.source.licence,
+            model: manifest.name.clone(),
+            licence: manifest.source.licence.clone(),
             backend,
             adapter,
             notice,
@@ -210,6 +215,10 @@ impl Engine {
             hasher,
             control,
             look,
+            manifest,
+            manifest_url,
+            archive,
+            on_cpu: Mutex::default(),
             out: RefCell::default(),
             facts,
         })
@@ -282,11 +291,18 @@ impl Engine {
     }
 
     /// Runs the text of the last answer again with a look at every layer; `on_part` gets some tokens at a time. An answer that
-    /// is asked for meanwhile ends it. Gives the trace (`docs/trace.md`) without its tokens.
+    /// is asked for meanwhile ends it. Gives the trace (`docs/trace.md`) without its tokens. A model on the GPU gets a copy
+    /// on the CPU for this, which stays.
     ///
     /// # Errors
-    /// A backend that is not the CPU, and rows that can't be had, in words for the reader.
+    /// Files and rows that can't be had, in words for the reader.
     pub async fn trace(&self, on_part: Function) -> Result<JsValue, JsError> {
+        let mut on_cpu = self.on_cpu.lock().await;
+        if self.facts.backend == "gpu" && on_cpu.is_none() {
+            // The GPU is free for an answer meanwhile.
+            let device = self::on_cpu(&self.manifest_url, self.archive.clone(), &self.manifest).await?;
+            *on_cpu = Some(Parked::new(device));
+        }
         let mut session = self.session.lock().await;
         self.control.resume();
         let each = |position: usize, tokens: &[TracedToken]| {
@@ -295,18 +311,32 @@ impl Engine {
                 let _ = on_part.call1(&JsValue::UNDEFINED, &part);
             }
         };
-        let head = self.look.trace(&mut session, self.source(), &self.control, each).await?;
-        Ok(to_js(&head)?)
+        let mut take_turns = |session: &mut PageSession| {
+            on_cpu.iter_mut().for_each(|other| session.exchange(other));
+        };
+        take_turns(&mut session);
+        let head = self.look.trace(&mut session, self.source(), &self.control, each).await;
+        take_turns(&mut session);
+        Ok(to_js(&head?)?)
     }
 
-    /// Everything about the token at `position` of the last answer's text in layer `layer`.
+    /// Everything about the token at `position` of the last answer's text in layer `layer`. What a model on the GPU computed is
+    /// seen once there is a copy on the CPU, see [`trace`](Self::trace).
     ///
     /// # Errors
     /// A cell that there is not, and rows that can't be had, in words for the reader.
     pub async fn card(&self, position: usize, layer: usize) -> Result<JsValue, JsError> {
+        // While a trace loads the copy, there is none.
+        let mut on_cpu = self.on_cpu.try_lock();
         let mut session = self.session.lock().await;
         self.control.resume();
-        Ok(to_js(&self.look.card(&mut session, self.source(), (position, layer)).await?)?)
+        let mut take_turns = |session: &mut PageSession| {
+            on_cpu.iter_mut().flat_map(|on_cpu| on_cpu.iter_mut()).for_each(|other| session.exchange(other));
+        };
+        take_turns(&mut session);
+        let card = self.look.card(&mut session, self.source(), (position, layer)).await;
+        take_turns(&mut session);
+        Ok(to_js(&card?)?)
     }
 
     /// Ends the answer under way after the token it is at.

@@ -65,7 +65,7 @@ pub struct Model {
 /// How far loading has come, told to a listener.
 #[derive(Debug)]
 pub struct Progress {
-    listener: Function,
+    listener: Option<Function>,
     stage: Cell<&'static str>,
     loaded: Cell<i64>,
     total: Cell<u64>,
@@ -80,7 +80,8 @@ struct Report {
 }
 
 impl Progress {
-    pub fn new(listener: Function) -> Self {
+    /// For a listener, or for nobody.
+    pub fn new(listener: Option<Function>) -> Self {
         Self { listener, stage: Cell::new("manifest"), loaded: Cell::new(0), total: Cell::new(0) }
     }
 
@@ -95,10 +96,11 @@ impl Progress {
     }
 
     fn tell(&self) {
+        let Some(listener) = &self.listener else { return };
         let (loaded_bytes, total_bytes) = (self.loaded.get(), self.total.get());
         if let Ok(report) = to_js(&Report { stage: self.stage.get(), loaded_bytes, total_bytes }) {
             // A listener that throws is no reason to end the loading.
-            let _ = self.listener.call1(&JsValue::UNDEFINED, &report);
+            let _ = listener.call1(&JsValue::UNDEFINED, &report);
         }
     }
 }
@@ -189,6 +191,12 @@ pub async fn load(
     };
     progress.stage("ready");
     Ok(Model { manifest, tokenizer, template, device, tables, engram, notice })
+}
+
+/// The core once more, on the CPU: what shows the layers of a model that runs on the GPU.
+pub async fn on_cpu(manifest_url: &str, archive: Archive, manifest: &Manifest) -> Result<Device> {
+    let source = Source { host: Host::new(manifest_url), archive, progress: &Progress::new(None) };
+    cpu(&source, manifest).await
 }
 
 /// Brings the beginning of the table into memory, beside other work.

@@ -107,7 +107,7 @@ test("cells of n-grams stand before their layers, with the numbers of the comman
   assert.deepEqual(page.problems, []);
 });
 
-test("where the GPU computes, origins are seen and gates are not", async (t) => {
+test("where the GPU computes, origins are seen, and gates once the CPU has run the text too", async (t) => {
   const page = await lookupsPage(t, { settings: { backend: "gpu", maxTokens: 6 } });
   await answered(page, QUESTION);
   assert.match(await read(page, 8, 0), /layer 0, Engram · from (memory|network)/);
@@ -116,7 +116,10 @@ test("where the GPU computes, origins are seen and gates are not", async (t) => 
   await page.keyboard.press("Enter");
   const box = page.locator(".box").filter({ hasText: "Row card" });
   await box.getByText("The last two tokens").waitFor();
-  await box.getByText("seen on the CPU backend only").waitFor();
+  await box.getByText("The GPU doesn't show what the layer computed.").waitFor();
+  await page.getByRole("button", { name: "Trace the text" }).click();
+  await box.getByText("What this memory says").waitFor();
+  assert.match(await readout(page), /gate 0\.\d+/);
 });
 
 test("the card of n-grams is that of the command", async (t) => {

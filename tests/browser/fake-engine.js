@@ -77,6 +77,7 @@ export class Engine {
   #kind;
   #stopped = false;
   #answers = 0;
+  #watching = false;
 
   prefetch() {}
 
@@ -114,7 +115,18 @@ export class Engine {
           : this.#kind === "long"
             ? "word ".repeat(5000)
             : `${this.#answers}: ${question}\n\n~~~json\n${JSON.stringify({ messages, settings })}\n~~~`;
-    onEvent({ type: "prefill", done: 5, total: 10 });
+    const words = (said) => said.match(/\S+\s*/g) ?? [];
+    const prompt = messages.flatMap(({ role, content }) => [`<|${role}|>`, ...words(content)]);
+    const total = this.#kind === "markdown" ? prompt.length : 10;
+    // What a step tells of its tokens; only one kind of text has tokens that are looked at.
+    const step = (position, texts) => {
+      if (!this.#watching || this.#kind !== "markdown") return;
+      const seen = { tier: "memory", ms: 0, edited: [], contribution: null, gateOpen: null, engram: [] };
+      const tokens = texts.map((piece, id) => ({ id, text: piece, ...seen }));
+      onEvent({ type: "step", position, tokens, rowsMs: 0, forwardMs: 1 });
+    };
+    onEvent({ type: "prefill", done: total / 2, total });
+    step(0, prompt);
     let text = "";
     let tokens = 0;
     for (const piece of whole.match(/\S*\s*/g)) {
@@ -122,6 +134,7 @@ export class Engine {
       text += piece;
       tokens += 1;
       onEvent({ type: "token", id: tokens, logProb: -1, text: piece });
+      step(prompt.length + tokens - 1, [piece]);
       await sleep(this.#kind === "long" ? 50 : 1);
     }
     return {
@@ -140,7 +153,9 @@ export class Engine {
 
   async download() {}
 
-  watch() {}
+  watch(on) {
+    this.#watching = on;
+  }
 
   async trace() {
     throw new Error("a look into the layers on a GPU is not supported (supported: the CPU backend)");

@@ -308,26 +308,44 @@ test("an example is there before the model, and gives way to an answer", async (
   assert.deepEqual(page.problems, []);
 });
 
-test("on a GPU rows are seen, layers are not, and the page says so", async (t) => {
+test("on a GPU rows are seen, and layers once the CPU has run the text too", async (t) => {
   const page = await lookupsPage(t, { settings: { backend: "gpu", maxTokens: 4 } });
   await open(page);
   await answered(page, QUESTION);
   assert.match(await read(page, 20, 1), /layer 1, STEM · from (memory|network)/);
-  await page.getByText("takes the CPU backend").waitFor();
-  assert.equal(await page.getByRole("button", { name: "Trace the text" }).isDisabled(), true);
+  await page.getByText("The GPU doesn't show its layers.").waitFor();
   await page.keyboard.press("Enter");
-  await page.getByText("is seen on the CPU backend only").waitFor();
+  await page.getByText("The GPU doesn't show what the layer computed.").waitFor();
   // What the tables alone tell is there all the same.
   const box = page.locator(".box").filter({ hasText: "Row card" });
   assert.match(await box.innerText(), /Norm of the row/);
   await page.getByLabel("Colours show").selectOption("contribution");
   assert.match(await readout(page), /not measured/);
+
+  const before = await page.evaluate(() => window.results.at(-1).result);
+  await page.getByRole("button", { name: "Trace the text" }).click();
+  await page.getByText("Where it was decided").waitFor();
+  const trace = await native("--json");
+  const added = Number((await readout(page)).match(/adds ([\d.]+)%/)[1]);
+  close(added / 100, trace.tokens[20].contribution[1], "the contribution, by the CPU");
+  // The cell that was pinned is looked at anew.
+  await box.getByText("What this contribution says").waitFor();
+  assert.equal(await page.getByText("The GPU doesn't show").count(), 1, "only a hidden hint is left");
+  assert.equal(await page.getByText("The GPU doesn't show").isVisible(), false);
+  assert.match(JSON.parse(await exported(page)).backend, /^cpu/);
+  // The GPU goes on where it was: the text so far is still in its cache.
+  const more = await answered(page, "And why?");
+  assert.equal(more.info.backend, "gpu");
+  assert.ok(more.result.reusedTokens >= before.promptTokens, `${more.result.reusedTokens} tokens reused`);
+  await page.getByRole("button", { name: "New chat" }).click();
+  assert.deepEqual((await answered(page, QUESTION)).result.tokens, before.tokens);
+  assert.deepEqual(page.problems, []);
 });
 
 test("an answer goes before a trace", async (t) => {
   const page = await lookupsPage(t, { settings: { maxTokens: 16 } });
   await open(page);
-  await answered(page, `${QUESTION} `.repeat(40));
+  await answered(page, `${QUESTION} `.repeat(80));
   await page.getByRole("button", { name: "Trace the text" }).click();
   await page.getByText(/Tracing/).waitFor();
   const { result } = await answered(page, "Now?");

@@ -8,7 +8,7 @@ import type { Seen } from "./log";
 import { milliseconds, shown, tierLabel } from "./quantities";
 import type { Card, Near, Push } from "./trace";
 
-export const NEEDS_CPU = "What the layer computed is seen on the CPU backend only: choose it under Model, Compute on.";
+export const NEEDS_CPU = "The GPU doesn't show what the layer computed. Trace the text, and the CPU will.";
 
 const KINDS: Record<Kind, string> = {
   stem: "its up-projection is a row of the table",

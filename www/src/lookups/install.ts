@@ -7,6 +7,7 @@ import { reasonOf } from "../format";
 import type { Settings } from "../settings";
 import type { Asking } from "../side-by-side";
 import type { Signal } from "../signal";
+import { ChatHighlight } from "./chat-highlight";
 import { firstColumn, placeIn } from "./columns";
 import { knockOuts } from "./knock-outs";
 import { fromHash, toHash } from "./share";
@@ -37,10 +38,13 @@ const EXAMPLE = "What is the capital of Spain?";
 
 export function lookups(page: Page): LookupsView {
   const tour = new Tour(steps(page, () => view));
+  let highlight: ChatHighlight | null = null;
   const view = new LookupsView(page.engine, {
     share: () => share(page, view),
     tour: () => tour.start(),
+    looked: (position) => highlight?.mark(position),
   });
+  highlight = new ChatHighlight(view.log, () => page.app.conversation.turns);
   document.body.append(tour.element);
   view.element.append(knockOuts(page.engine, page.asking, page.edits.inUse));
   const shared = fromHash(location.hash);

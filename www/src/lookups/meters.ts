@@ -3,7 +3,7 @@
 
 import { h } from "../dom";
 import { bytes, count } from "../format";
-import type { EngineInfo } from "../protocol";
+import type { EngineInfo, RowStats } from "../protocol";
 import { section, table } from "./card-view";
 import { Chart } from "./chart";
 import type { Log } from "./log";
@@ -41,28 +41,16 @@ export class Meters {
       x,
     );
     const parts: HTMLElement[] = [];
-    const rows = log.file ? null : info?.rows;
-    if (info && rows) {
-      const record = info.tableBytes / Math.max(1, info.vocabSize);
-      const all = rows.memory + rows.stored + rows.fetched;
-      const share = (n: number): string => (all > 0 ? `${((100 * n) / all).toFixed(1)}%` : "–");
-      const line = (name: string, n: number): string[] => [name, count(n), share(n), bytes(n * record)];
-      parts.push(
-        section(
-          "Where records came from",
-          table(
-            ["From", "Records", "Share", "Bytes used"],
-            [line("Memory", rows.memory), line("This device", rows.stored), line("Network", rows.fetched)],
-          ),
-          h(
-            "p",
-            { class: "hint" },
-            `Since the model was loaded. Pages came in ${count(rows.requests)} requests with ${bytes(rows.bytesFetched)}; ` +
-              `answers waited ${milliseconds(rows.stallMs)} for rows in all. ` +
-              `${bytes(rows.bytesHeld)} of the table's ${bytes(info.tableBytes)} are in memory.`,
-          ),
-        ),
-      );
+    if (info?.rows && !log.file) {
+      // Of a model with two tables it isn't known how much of the bytes is whose.
+      const record = info.engram ? null : info.tableBytes / Math.max(1, info.vocabSize);
+      const held = `${bytes(info.rows.bytesHeld)} of the table's ${bytes(info.tableBytes)} are in memory.`;
+      parts.push(origins("Where records came from", "Records", info.rows, record, info.engram ? "" : held));
+    }
+    if (info?.engram && !log.file) {
+      const { engram } = info;
+      const held = `${bytes(engram.bytesHeld)} of their table are in memory.`;
+      parts.push(origins("Where rows of n-grams came from", "Rows", engram, null, held));
     }
     const { steps, rowsMs, forwardMs } = log.times;
     if (steps > 0 && !log.file) {
@@ -113,6 +101,31 @@ export class Meters {
     }
     this.#text.replaceChildren(...parts);
   }
+}
+
+/** Where rows of a table came from; `record` are the bytes of one, where they are known. */
+function origins(title: string, unit: string, rows: RowStats, record: number | null, held: string): HTMLElement {
+  const all = rows.memory + rows.stored + rows.fetched;
+  const share = (n: number): string => (all > 0 ? `${((100 * n) / all).toFixed(1)}%` : "–");
+  const line = (name: string, n: number): string[] => [
+    name,
+    count(n),
+    share(n),
+    ...(record === null ? [] : [bytes(n * record)]),
+  ];
+  return section(
+    title,
+    table(
+      ["From", unit, "Share", ...(record === null ? [] : ["Bytes used"])],
+      [line("Memory", rows.memory), line("This device", rows.stored), line("Network", rows.fetched)],
+    ),
+    h(
+      "p",
+      { class: "hint" },
+      `Since the model was loaded. Pages came in ${count(rows.requests)} requests with ${bytes(rows.bytesFetched)}; ` +
+        `answers waited ${milliseconds(rows.stallMs)} for them in all. ${held}`,
+    ),
+  );
 }
 
 function mega(n: number): string {

@@ -2,7 +2,7 @@
 
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
-import { plural, reasonOf } from "../format";
+import { bytes, plural, reasonOf } from "../format";
 import type { EngineInfo } from "../protocol";
 import { read, write } from "../storage";
 import { allLayers, cardBody, cellFacts } from "./card-view";
@@ -25,24 +25,22 @@ export type ViewActions = {
   /** Copies a link to this state; gives why it could not, or null. */
   share(): Promise<string | null>;
   tour(): void;
+  /** Hears which token is looked at, if one is. */
+  looked(position: number | null): void;
 };
 
 export class LookupsView {
   readonly element: HTMLElement;
   readonly log = new Log();
   readonly #engine: EngineClient;
+  readonly #looked: ViewActions["looked"];
   readonly #grid: Grid;
   readonly #strip: Strip;
   readonly #next = new NextView();
   readonly #meters = new Meters();
   readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
   readonly #note = h("p", { class: "note", role: "status", hidden: true });
-  readonly #needsCpu = h(
-    "p",
-    { class: "hint", hidden: true },
-    "To look into the layers takes the CPU backend: choose it under Model, Compute on. Where rows come from, how long they " +
-      "take and which are edited is seen here too.",
-  );
+  readonly #onGpu = h("p", { class: "hint", hidden: true });
   readonly #legend = h("div", { class: "legend" });
   readonly #hint = h("p", { class: "hint" });
   readonly #select: HTMLSelectElement;
@@ -73,6 +71,7 @@ export class LookupsView {
 
   constructor(engine: EngineClient, actions: ViewActions) {
     this.#engine = engine;
+    this.#looked = actions.looked;
     this.#grid = new Grid(this.log, this.#quantity, {
       hover: (place) => this.#hover(place),
       pin: (place) => this.pin(place),
@@ -135,7 +134,7 @@ export class LookupsView {
       this.#readout,
       this.#strip.element,
       h("div", { class: "row wrap actions" }, this.#trace, this.#export),
-      this.#needsCpu,
+      this.#onGpu,
       this.#cardBox,
       this.#nextBox,
     );
@@ -272,6 +271,7 @@ export class LookupsView {
     this.#card = null;
     this.#asked += 1;
     this.#grid.pinned = null;
+    this.#looked(null);
   }
 
   #setWatch(): void {
@@ -292,6 +292,7 @@ export class LookupsView {
 
   #hover(place: Place | null): void {
     this.#hovered = place;
+    this.#looked(place?.position ?? this.#pinned?.position ?? null);
     this.#strip.mark(place?.position ?? null, this.#pinned?.position ?? null);
     const token = place && this.log.tokens[place.position];
     this.#readout.textContent = token
@@ -326,7 +327,7 @@ export class LookupsView {
   async #runTrace(): Promise<boolean> {
     if (this.#busy) return false;
     this.#busy = true;
-    this.#say("Tracing…");
+    this.#say(this.#isOnGpu ? "Loading the weights for the CPU, then tracing…" : "Tracing…");
     this.#draw();
     let done = false;
     try {
@@ -344,7 +345,14 @@ export class LookupsView {
     }
     this.#busy = false;
     this.#keepUp();
+    // Now it can be seen what the cell's layer computed.
+    if (done && this.#pinned && this.#card?.inside === null && !this.log.file) void this.#askCard(this.#pinned);
     return done;
+  }
+
+  /** Whether the text in view was run by a GPU. */
+  get #isOnGpu(): boolean {
+    return this.#info?.backend === "gpu" && this.log.file === null;
   }
 
   async #save(): Promise<void> {
@@ -381,6 +389,7 @@ export class LookupsView {
     clearTimeout(this.#timer);
     this.#timer = 0;
     this.#grid.changed();
+    if (this.#hovered) this.#hover(this.#hovered);
     this.#draw();
   }
 
@@ -396,11 +405,19 @@ export class LookupsView {
       this.#body.hidden = !some;
       this.#back.hidden = !log.file;
       const cannot = this.#busy || log.file !== null || !this.#info || !some;
-      const gpu = this.#info?.backend === "gpu" && log.file === null;
-      this.#trace.disabled = cannot || gpu || log.isTraced;
-      this.#export.disabled = this.#busy || !some || (log.file === null && (gpu || !this.#info));
-      this.#needsCpu.hidden = !gpu;
-      if (!this.element.checkVisibility()) return;
+      this.#trace.disabled = cannot || log.isTraced;
+      this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
+      this.#onGpu.hidden = !this.#isOnGpu || log.isTraced;
+      if (this.#info && !this.#onGpu.hidden) {
+        this.#onGpu.textContent =
+          "The GPU doesn't show its layers. To trace the text, the CPU runs it once more, with the weights loaded a second " +
+          `time (${bytes(this.#info.coreBytes)} of memory, until the model is unloaded); its numbers differ from the GPU's by ` +
+          "rounding. Where rows come from, how long they take and which are edited is seen without that.";
+      }
+      if (!this.element.checkVisibility()) {
+        this.#looked(null);
+        return;
+      }
       // While the model loads there is something to look at.
       if (!some && !this.#info && !this.#exampleTried) void this.openExample();
       this.#strip.draw();
