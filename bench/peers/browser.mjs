@@ -2,7 +2,7 @@
 
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:http";
-import { tmpdir } from "node:os";
+import { cpus, tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
@@ -78,7 +78,7 @@ export async function browserArms({ models, base, wllama, threads }) {
     await page.waitForFunction(() => window.peer);
     const load = await page.evaluate((options) => window.peer.load(options), {
       model: `${host}base/${basename(base)}`,
-      threads: isolated ? null : 1,
+      threads: isolated ? cpus().length : 1,
     });
     arms.push({
       name: `${wllama.replace("@wllama/", "")}, ${cores}`,
