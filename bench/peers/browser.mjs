@@ -12,14 +12,14 @@ import { NEW_TOKENS } from "./arms.mjs";
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
 /** What makes a page cross-origin isolated, so that it may have threads. */
-const ISOLATED = {
+export const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "same-origin",
 };
 
 /** Serves `folders` by their paths; gives the address. */
-async function serve(folders, headers, closing) {
+export async function serve(folders, headers, closing) {
   const hosts = Object.entries(folders).map(([path, folder]) => [path, sirv(folder, { dev: true })]);
   const server = createServer((request, response) => {
     for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
