@@ -9,7 +9,7 @@ const long = readFileSync(new URL("../../src/bench/prompt.txt", import.meta.url)
 
 /** Of 19 and of some 200 tokens. */
 export const PROMPTS = {
-  short: "A river town grows from its crossing. Long before there were walls, people came to the",
+  short: "A river town grows from its crossing. Long before there were walls, people came to the shallow",
   long,
 };
 

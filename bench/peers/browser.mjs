@@ -2,7 +2,7 @@
 
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:http";
-import { tmpdir } from "node:os";
+import { cpus, tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
@@ -12,14 +12,14 @@ import { NEW_TOKENS } from "./arms.mjs";
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
 /** What makes a page cross-origin isolated, so that it may have threads. */
-const ISOLATED = {
+export const ISOLATED = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "same-origin",
 };
 
 /** Serves `folders` by their paths; gives the address. */
-async function serve(folders, headers, closing) {
+export async function serve(folders, headers, closing) {
   const hosts = Object.entries(folders).map(([path, folder]) => [path, sirv(folder, { dev: true })]);
   const server = createServer((request, response) => {
     for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
@@ -78,7 +78,7 @@ export async function browserArms({ models, base, wllama, threads }) {
     await page.waitForFunction(() => window.peer);
     const load = await page.evaluate((options) => window.peer.load(options), {
       model: `${host}base/${basename(base)}`,
-      threads: isolated ? null : 1,
+      threads: isolated ? cpus().length : 1,
     });
     arms.push({
       name: `${wllama.replace("@wllama/", "")}, ${cores}`,

@@ -18,12 +18,17 @@ async function run() {
   const written = [];
   const began = performance.now();
   let first = 0;
+  let busy = process.cpuUsage();
   for await (const token of sequence.evaluate(tokens, { temperature: 0, yieldEogToken: true })) {
-    first ||= performance.now();
+    if (first === 0) {
+      first = performance.now();
+      busy = process.cpuUsage();
+    }
     written.push(token);
     if (written.length === Number(newTokens)) break;
   }
   const ended = performance.now();
+  const { user, system } = process.cpuUsage(busy);
   await sequence.dispose();
   return {
     prompt_tokens: tokens.length,
@@ -31,11 +36,20 @@ async function run() {
     first_token_ms: first - began,
     tokens_per_second: ((written.length - 1) / (ended - first)) * 1000,
     tokens: written,
+    // How many cores it really kept busy while it wrote.
+    busy_cores: (user + system) / 1000 / (ended - first),
   };
 }
 
 await run();
 const result = await run();
-const system = { info: llama.systemInfo, threads: context.currentThreads, release: llama.llamaCppRelease.release };
+const devices = await llama.getGpuDeviceNames();
+const system = {
+  info: llama.systemInfo,
+  gpu: llama.gpu,
+  devices,
+  threads: context.currentThreads,
+  release: llama.llamaCppRelease.release,
+};
 process.stdout.write(`\n${JSON.stringify({ ...result, text: loaded.detokenize(result.tokens), system })}\n`);
 process.exit(0);

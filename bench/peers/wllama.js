@@ -6,14 +6,14 @@ const quiet = { debug() {}, log() {}, warn: console.warn, error: console.error }
 const wllama = new Wllama({ default: new URL("/wllama/wasm/wllama.wasm", location.href).href }, { logger: quiet });
 
 window.peer = {
-  /** `threads`: null for as many as wllama takes by itself. */
+  /** By itself wllama takes half of the cores. */
   async load({ model, threads }) {
     const began = performance.now();
     await wllama.loadModelFromUrl(model, {
       n_ctx: 1024,
       n_gpu_layers: 0,
       useCache: false,
-      ...(threads === null ? {} : { n_threads: threads }),
+      n_threads: threads,
     });
     const ms = performance.now() - began;
     return { ms, threads: wllama.getNumThreads(), multithread: wllama.isMultithread(), isolated: crossOriginIsolated };

@@ -48,8 +48,8 @@ pub struct Args {
     /// Positions.
     #[arg(long, default_value_t = 512)]
     context: usize,
-    /// STEM layers, as a list.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    /// STEM layers, as a list; with no value there are none.
+    #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = [1, 2])]
     stem: Vec<usize>,
     /// Engram layers, as a list; none unless given.
     #[arg(long, value_delimiter = ',')]
