@@ -56,6 +56,7 @@ pub(super) fn dot_lanes(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    // A sum in pairs would make the compiler take two lanes at a time.
     lanes.iter().sum::<f32>() + rest
 }
 

@@ -10,6 +10,7 @@
 
 mod input;
 mod lanes;
+mod memory;
 mod product;
 
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +23,7 @@ mod wasm;
 use bytemuck::{Pod, Zeroable};
 
 use self::input::Input;
+use self::memory::Memory;
 use super::team;
 use crate::bundle::quant::{Dtype, dequantize};
 use crate::config::BLOCK;
@@ -86,9 +88,9 @@ pub struct Packed {
     /// Words and halves of a row.
     sizes: (usize, usize),
     // [groups, words of a row]
-    quants: Vec<Words>,
+    quants: Memory<Words>,
     // [groups, halves of a row]
-    scales: Vec<Halves>,
+    scales: Memory<Halves>,
 }
 
 impl Packed {
@@ -101,8 +103,9 @@ impl Packed {
             kind,
             rows,
             sizes,
-            quants: vec![Words([kind.flip(); GROUP]); groups * sizes.0],
-            scales: vec![Halves([0; GROUP]); groups * sizes.1],
+            // What is flipped does not matter: the scales are zero.
+            quants: Memory::zeroed(groups * sizes.0),
+            scales: Memory::zeroed(groups * sizes.1),
         }
     }
 
@@ -112,17 +115,19 @@ impl Packed {
         let (quants, scales) = bytes.split_at(quant_bytes.saturating_sub(offset).min(bytes.len()));
         let (width, flip) = (self.sizes.0, self.kind.flip());
         let mut place = Place::new(offset / 4, width);
+        let all = &mut self.quants[..];
         for word in quants.as_chunks::<4>().0 {
-            self.quants[place.at()].0[place.row % GROUP] = u32::from_le_bytes(*word) ^ flip;
+            all[place.at()].0[place.row % GROUP] = u32::from_le_bytes(*word) ^ flip;
             place.step();
         }
         let mut place = Place::new(offset.saturating_sub(quant_bytes) / 2, self.sizes.1);
+        let all = &mut self.scales[..];
         for half in scales.as_chunks::<2>().0 {
             if place.row == self.rows {
                 // Here the plane is padded to four bytes.
                 break;
             }
-            self.scales[place.at()].0[place.row % GROUP] = u16::from_le_bytes(*half);
+            all[place.at()].0[place.row % GROUP] = u16::from_le_bytes(*half);
             place.step();
         }
     }

@@ -89,9 +89,10 @@ unsafe fn multiply_with<L: Lanes>(weight: &Packed, groups: Range<usize>, input: 
     let (words, halves) = weight.sizes;
     let blocks = input.0.len() / out.tokens;
     assert_eq!((words, halves), (weight.kind.sizes().0 * blocks, weight.kind.sizes().1 * blocks));
+    let (all_quants, all_scales) = (&weight.quants[..], &weight.scales[..]);
     for group in groups {
-        let quants = weight.quants[group * words..(group + 1) * words].as_ptr();
-        let scales = weight.scales[group * halves..(group + 1) * halves].as_ptr();
+        let quants = all_quants[group * words..(group + 1) * words].as_ptr();
+        let scales = all_scales[group * halves..(group + 1) * halves].as_ptr();
         let operands = |token: usize, count: usize| {
             (quants, scales, input.0[token * blocks..][..count * blocks].as_ptr())
         };
