@@ -59,7 +59,7 @@ impl Weight {
     /// [`Error::Invalid`] if they lie outside, or are not such multiples.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
         let inside = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.plane_bytes);
-        if !inside || offset % 4 != 0 || bytes.len() % 4 != 0 {
+        if !inside || !offset.is_multiple_of(4) || !bytes.len().is_multiple_of(4) {
             return Err(Error::invalid(
                 format!("{} bytes at {offset} of a tensor", bytes.len()),
                 format!("it has {}, to be written in words", self.plane_bytes),

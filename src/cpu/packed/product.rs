@@ -157,9 +157,9 @@ unsafe fn q4<L: Lanes, const N: usize>(operands: Operands, blocks: usize) -> [L:
                 let word = L::load(words.add(i));
                 let (a, b) = (L::and(word, nibble), L::and(L::shift_u16::<8>(word), nibble));
                 let (c, d) = (L::and(L::shift_u16::<4>(word), nibble), L::shift_u16::<12>(word));
-                for t in 0..N {
+                for (t, dots) in dots.iter_mut().enumerate() {
                     let pair = |i: usize| L::splat(*pairs(x_of(t)).add(i));
-                    let mut dot = |weights, pair| dots[t] = L::add(dots[t], L::dot(weights, pair));
+                    let mut dot = |weights, pair| *dots = L::add(*dots, L::dot(weights, pair));
                     dot(a, pair(2 * i));
                     dot(b, pair(2 * i + 1));
                     dot(c, pair(2 * i + 8));
@@ -193,10 +193,10 @@ unsafe fn q8<L: Lanes, const N: usize>(operands: Operands, blocks: usize) -> [L:
             for i in 0..8 {
                 let word = L::load(words.add(i));
                 let (even, odd) = (L::and(word, byte), L::shift_i16::<8>(word));
-                for t in 0..N {
+                for (t, dot) in dots.iter_mut().enumerate() {
                     let pair = |i: usize| L::splat(*pairs(x_of(t)).add(i));
-                    dots[t] = L::add(dots[t], L::dot(even, pair(2 * i)));
-                    dots[t] = L::add(dots[t], L::dot(odd, pair(2 * i + 1)));
+                    *dot = L::add(*dot, L::dot(even, pair(2 * i)));
+                    *dot = L::add(*dot, L::dot(odd, pair(2 * i + 1)));
                 }
             }
             let d = L::halves(scales);
