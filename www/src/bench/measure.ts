@@ -40,6 +40,9 @@ export type Memory = {
   agent_bytes: number | null;
 };
 
+/** Milliseconds that the browser may take to measure its memory. */
+const PATIENCE = 5_000;
+
 type Heap = { memory?: { usedJSHeapSize: number } };
 type Agent = { measureUserAgentSpecificMemory?: () => Promise<{ bytes: number }> };
 
@@ -129,7 +132,9 @@ export class Measuring {
 
 async function memory(info: EngineInfo): Promise<Memory> {
   const heap = (performance as Heap).memory;
-  const agent = crossOriginIsolated ? await (performance as Agent).measureUserAgentSpecificMemory?.() : undefined;
+  const measured = crossOriginIsolated ? (performance as Agent).measureUserAgentSpecificMemory?.() : undefined;
+  // The browser asks every worker, and the engine's threads never come to answer.
+  const agent = await Promise.race([measured, new Promise<undefined>((resolve) => setTimeout(resolve, PATIENCE))]);
   return {
     wasm_bytes: info.wasmBytes,
     rows_bytes: (info.rows?.bytesHeld ?? 0) + (info.engram?.bytesHeld ?? 0),
