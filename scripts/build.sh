@@ -33,7 +33,7 @@ engine() {
 # that library only when told that it is a compiler in the making.
 engine_threads() {
   local built=$WEB_TARGET/threads/$WASM/web/xylem.wasm flags name
-  if ! has_source "${WASM_PATH:+/usr/bin/}rustc"; then return; fi
+  if [ -z "$THREADS" ]; then return; fi
   flags="-Ctarget-feature=+simd128,+atomics,+bulk-memory,+mutable-globals"
   flags="$flags -Clink-arg=--shared-memory -Clink-arg=--import-memory -Clink-arg=--max-memory=4294967296"
   for name in __wasm_init_tls __tls_size __tls_align __tls_base __heap_base; do flags="$flags -Clink-arg=--export=$name"; done

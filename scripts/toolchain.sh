@@ -51,16 +51,19 @@ wasm_target() {
   WASM_PATH=$FALLBACK/bin
 }
 
-# Whether the compiler's own source is there, from which a standard library for threads in wasm is built.
-has_source() { [ -d "$("${1:-rustc}" --print sysroot)/lib/rustlib/src/rust/library" ]; }
-
-# Gets that source if it can be had. Without it the page has one engine, that for one thread.
+# Sets THREADS if the standard library can be built for threads in wasm, which takes rustup's copy of its source.
 wasm_threads() {
-  if [ -n "$WASM_PATH" ]; then return; fi
-  if has_source; then return; fi
-  if have rustup && rustup component add rust-src && has_source; then return; fi
-  echo "The source of Rust's standard library is not to be had (\`rustup component add rust-src\`):" \
-    "the page goes without the engine for several threads."
+  local source
+  THREADS=
+  source=$(rustc --print sysroot)/lib/rustlib/src/rust/library
+  if [ -z "$WASM_PATH" ]; then
+    if [ -d "$source" ]; then THREADS=yes; fi
+    if [ -z "$THREADS" ] && have rustup && rustup component add rust-src && [ -d "$source" ]; then THREADS=yes; fi
+  fi
+  if [ -z "$THREADS" ]; then
+    echo "The source of Rust's standard library is not to be had from rustup (\`rustup component add rust-src\`):" \
+      "the page goes without the engine for several threads."
+  fi
 }
 
 # wasm COMMAND…: runs COMMAND with the toolchain that knows wasm32. Every browser with WebAssembly has simd128.
