@@ -37,7 +37,7 @@ engine_threads() {
   flags="-Ctarget-feature=+simd128,+atomics,+bulk-memory,+mutable-globals"
   flags="$flags -Clink-arg=--shared-memory -Clink-arg=--import-memory -Clink-arg=--max-memory=4294967296"
   for name in __wasm_init_tls __tls_size __tls_align __tls_base __heap_base; do flags="$flags -Clink-arg=--export=$name"; done
-  RUSTC_BOOTSTRAP=1 WASM_FLAGS=$flags wasm cargo build --locked --profile web --target "$WASM" \
+  RUSTC_BOOTSTRAP=1 RUSTFLAGS=$flags cargo build --locked --profile web --target "$WASM" \
     -Zbuild-std=std,panic_abort --target-dir "$WEB_TARGET/threads" --no-default-features --features threads --lib
   if [ pkg/threads/xylem_bg.wasm -nt "$built" ] && [ pkg/threads/xylem.js -nt "$built" ]; then return; fi
   rm -rf pkg/threads

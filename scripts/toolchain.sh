@@ -68,7 +68,7 @@ wasm_threads() {
 
 # wasm COMMAND…: runs COMMAND with the toolchain that knows wasm32. Every browser with WebAssembly has simd128.
 wasm() {
-  local flags=${WASM_FLAGS:--Ctarget-feature=+simd128}
+  local flags=-Ctarget-feature=+simd128
   if [ -n "$WASM_PATH" ]; then
     # clippy asks SYSROOT for the standard library that the compiler is told by its wrapper.
     PATH=$WASM_PATH:$PATH SYSROOT=$FALLBACK RUSTFLAGS=$flags "$@"

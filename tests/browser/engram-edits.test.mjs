@@ -2,10 +2,10 @@
 
 import assert from "node:assert/strict";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { complaints, tooWide } from "./checks.mjs";
 import { answered, enginePage, nextResult, scratch, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree, in a tall tree?";
@@ -165,11 +165,6 @@ test("what is no n-gram is refused, and a model without Engram layers offers not
   assert.equal(await none.getByText("Edit n-grams", { exact: true }).isVisible(), false);
 });
 
-const axe = await readFile(
-  createRequire(new URL("../../www/package.json", import.meta.url)).resolve("axe-core/axe.min.js"),
-  "utf8",
-);
-
 for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing wrong with edits of n-grams, and they fit a phone (${colorScheme})`, async (t) => {
     const page = await editsPage(t, { media: { colorScheme, reducedMotion: "reduce" } });
@@ -178,21 +173,11 @@ for (const colorScheme of ["light", "dark"]) {
     for (const name of ["N-grams, all layers", "N-grams, all layers"]) {
       await page.locator(".edit details:not([open])").getByText(name).first().click();
     }
-    await page.evaluate(axe);
-    const { violations } = await page.evaluate(() => window.axe.run());
-    const found = violations.flatMap(({ id, nodes }) =>
-      nodes.map((node) => `${id}: ${node.failureSummary} ${node.html}`),
-    );
-    assert.deepEqual(found, []);
+    assert.deepEqual(await complaints(page), []);
     await page.setViewportSize({ width: 390, height: 844 });
     const panel = page.getByRole("button", { name: "Panel: model and settings" });
     if (!(await page.locator("#panel").isVisible())) await panel.click();
     await page.getByRole("tab", { name: "Edits" }).click();
-    const wide = await page.evaluate(() =>
-      [...document.querySelectorAll(".panel, .edits-page, .edits-page *")]
-        .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth + 1)
-        .map((element) => element.className || element.tagName),
-    );
-    assert.deepEqual(wide, []);
+    assert.deepEqual(await tooWide(page, ".panel, .edits-page, .edits-page *"), []);
   });
 }

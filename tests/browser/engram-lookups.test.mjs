@@ -1,12 +1,13 @@
 // The view of lookups on a small random model with Engram layers, against what the native command says.
 
 import assert from "node:assert/strict";
-import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { createRequire } from "node:module";
+import { cp, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { complaints, tooWide } from "./checks.mjs";
 import { answered, browser, copySite, scratch, serve, watchResults, xylem } from "./harness.mjs";
+import { close, exported, open, read, readout } from "./lookups-view.mjs";
 
 const QUESTION = "What rises in a tree, in a tall tree?";
 const SETTINGS = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 24, backend: "cpu" };
@@ -43,37 +44,7 @@ async function lookupsPage(t, { settings = {}, hash = "", from = model, media } 
   return page;
 }
 
-/** Shows the view once the model is there. */
-async function open(page) {
-  await page.locator('.chip[data-phase="ready"]').waitFor();
-  const panel = page.getByRole("button", { name: "Panel: model and settings" });
-  if (!(await page.locator("#panel").isVisible())) await panel.click();
-  await page.getByRole("tab", { name: "Lookups" }).click();
-}
-
-const readout = (page) => page.locator("#lookup-readout").innerText();
 const colours = (page, value) => page.getByLabel("Colours show").selectOption(value);
-
-/** Moves the cursor to a cell by keyboard and gives what is said of it. */
-async function read(page, position, column) {
-  await page.locator(".grid-window").focus();
-  await page.keyboard.press("Home");
-  for (let i = 0; i < 8; i += 1) await page.keyboard.press("ArrowLeft");
-  for (let i = 0; i < position; i += 1) await page.keyboard.press("ArrowDown");
-  for (let i = 0; i < column; i += 1) await page.keyboard.press("ArrowRight");
-  return readout(page);
-}
-
-const close = (a, b, what, tolerance = 2e-2) =>
-  assert.ok(Math.abs(a - b) <= tolerance * Math.max(0.1, Math.abs(b)), `${what}: ${a} for ${b}`);
-
-async function exported(page) {
-  const [download] = await Promise.all([
-    page.waitForEvent("download"),
-    page.getByRole("button", { name: "Export" }).click(),
-  ]);
-  return readFile(await download.path(), "utf8");
-}
 
 test("cells of n-grams stand before their layers, with the numbers of the command", async (t) => {
   const page = await lookupsPage(t);
@@ -279,11 +250,6 @@ test("the memory is switched off for one answer, where there is one", async (t) 
   assert.equal(await none.locator("#quantity option[value=memory]").isDisabled(), true);
 });
 
-const axe = await readFile(
-  createRequire(new URL("../../www/package.json", import.meta.url)).resolve("axe-core/axe.min.js"),
-  "utf8",
-);
-
 for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing wrong with the card of n-grams, and it fits a phone (${colorScheme})`, async (t) => {
     const page = await lookupsPage(t, { media: { colorScheme, reducedMotion: "reduce" } });
@@ -294,19 +260,9 @@ for (const colorScheme of ["light", "dark"]) {
     await page.getByText("What this memory says").waitFor();
     await page.getByText("Where it was decided").waitFor();
     for (const summary of await page.locator(".box details summary").all()) await summary.click();
-    await page.evaluate(axe);
-    const { violations } = await page.evaluate(() => window.axe.run());
-    const found = violations.flatMap(({ id, nodes }) =>
-      nodes.map((node) => `${id}: ${node.failureSummary} ${node.html}`),
-    );
-    assert.deepEqual(found, []);
+    assert.deepEqual(await complaints(page), []);
     await page.setViewportSize({ width: 390, height: 844 });
     await open(page);
-    const wide = await page.evaluate(() =>
-      [...document.querySelectorAll(".panel, .page, .lookups, .lookups *")]
-        .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth + 1)
-        .map((element) => element.className || element.tagName),
-    );
-    assert.deepEqual(wide, []);
+    assert.deepEqual(await tooWide(page, ".panel, .page, .lookups, .lookups *"), []);
   });
 }

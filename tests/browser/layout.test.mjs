@@ -1,9 +1,8 @@
 // Keyboard, phone and names of controls.
 
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
-import { createRequire } from "node:module";
 import { test } from "node:test";
+import { complaints } from "./checks.mjs";
 import { ask, fakePage, lastAnswer } from "./harness.mjs";
 
 const PHONE = { viewport: { width: 390, height: 844 } };
@@ -123,23 +122,11 @@ test("every control has a name", async (t) => {
   }
 });
 
-const axe = await readFile(
-  createRequire(new URL("../../www/package.json", import.meta.url)).resolve("axe-core/axe.min.js"),
-  "utf8",
-);
-
 for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing wrong with any view (${colorScheme})`, async (t) => {
     const page = await fakePage(t, "markdown", { colorScheme, reducedMotion: "reduce" });
     await page.getByRole("button", { name: "Why is the sky blue?" }).waitFor();
-    await page.evaluate(axe);
-    const check = async (view) => {
-      const { violations } = await page.evaluate(() => window.axe.run());
-      const found = violations.flatMap(({ id, nodes }) =>
-        nodes.map((node) => `${id}: ${node.failureSummary} ${node.html}`),
-      );
-      assert.deepEqual(found, [], view);
-    };
+    const check = async (view) => assert.deepEqual(await complaints(page), [], view);
     await check("welcome");
     await ask(page, "how?");
     await lastAnswer(page);

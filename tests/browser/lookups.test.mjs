@@ -1,12 +1,13 @@
 // The view of lookups on a small random model, against what the native command says of the same text.
 
 import assert from "node:assert/strict";
-import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { createRequire } from "node:module";
+import { cp, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { complaints, tooWide } from "./checks.mjs";
 import { answered, browser, copySite, lastAnswer, scratch, serve, watchResults, xylem } from "./harness.mjs";
+import { close, exported, open, read, readout } from "./lookups-view.mjs";
 
 const QUESTION = "What rises in a tree?";
 const SETTINGS = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 24, backend: "cpu" };
@@ -60,37 +61,6 @@ async function addEdit(page, subject, other) {
   await page.keyboard.press("Enter");
   await page.getByRole("list", { name: "Edits" }).getByRole("listitem").first().waitFor();
 }
-
-/** Shows the view, by default once the model is there: before that an example would be shown. */
-async function open(page, { ready = true } = {}) {
-  if (ready) await page.locator('.chip[data-phase="ready"]').waitFor();
-  const panel = page.getByRole("button", { name: "Panel: model and settings" });
-  if (!(await page.locator("#panel").isVisible())) await panel.click();
-  await page.getByRole("tab", { name: "Lookups" }).click();
-}
-
-const readout = (page) => page.locator("#lookup-readout").innerText();
-
-/** Moves the cursor to a cell by keyboard and gives what is said of it. */
-async function read(page, position, layer) {
-  await page.locator(".grid-window").focus();
-  await page.keyboard.press("Home");
-  for (let i = 0; i < 8; i += 1) await page.keyboard.press("ArrowLeft");
-  for (let i = 0; i < position; i += 1) await page.keyboard.press("ArrowDown");
-  for (let i = 0; i < layer; i += 1) await page.keyboard.press("ArrowRight");
-  return readout(page);
-}
-
-async function exported(page) {
-  const [download] = await Promise.all([
-    page.waitForEvent("download"),
-    page.getByRole("button", { name: "Export" }).click(),
-  ]);
-  return readFile(await download.path(), "utf8");
-}
-
-const close = (a, b, what, tolerance = 2e-2) =>
-  assert.ok(Math.abs(a - b) <= tolerance * Math.max(0.1, Math.abs(b)), `${what}: ${a} for ${b}`);
 
 test("rows are seen while an answer is written, by keyboard, with the numbers of the command", async (t) => {
   const page = await lookupsPage(t);
@@ -476,11 +446,6 @@ test("thousands of tokens do not lag", async (t) => {
   assert.ok(await page.evaluate(() => document.querySelector(".grid-window").scrollTop > 100_000));
 });
 
-const axe = await readFile(
-  createRequire(new URL("../../www/package.json", import.meta.url)).resolve("axe-core/axe.min.js"),
-  "utf8",
-);
-
 for (const colorScheme of ["light", "dark"]) {
   test(`axe finds nothing wrong with the view, and it fits a phone (${colorScheme})`, async (t) => {
     const page = await lookupsPage(t, { media: { colorScheme, reducedMotion: "reduce" } });
@@ -493,20 +458,10 @@ for (const colorScheme of ["light", "dark"]) {
     await page.getByText("What else is known as this").waitFor();
     await page.getByText("Meters").click();
     await page.getByText("Beside the dense model").waitFor();
-    await page.evaluate(axe);
-    const { violations } = await page.evaluate(() => window.axe.run());
-    const found = violations.flatMap(({ id, nodes }) =>
-      nodes.map((node) => `${id}: ${node.failureSummary} ${node.html}`),
-    );
-    assert.deepEqual(found, []);
+    assert.deepEqual(await complaints(page), []);
     await page.setViewportSize({ width: 390, height: 844 });
     await open(page);
-    const wide = await page.evaluate(() =>
-      [...document.querySelectorAll(".panel, .page, .lookups, .lookups *")]
-        .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth + 1)
-        .map((element) => element.className || element.tagName),
-    );
-    assert.deepEqual(wide, []);
+    assert.deepEqual(await tooWide(page, ".panel, .page, .lookups, .lookups *"), []);
   });
 }
 
