@@ -344,6 +344,7 @@ def main():
         student.load_state_dict(saved["student"])
         optim.load_state_dict(saved["optim"])
         step, tokens, spent = saved["step"], saved["tokens"], saved["spent"]
+        rng.seed(step)  # not the same text again
     begin = time.time() - spent
     log = open(os.path.join(a.out, "log.jsonl"), "a")
     running, probed, saved_at, tick = {}, -1e9, spent, (time.time(), tokens)
