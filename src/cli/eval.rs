@@ -53,6 +53,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 40)]
     steps: usize,
     #[command(flatten)]
+    kv: model::Kv,
+    #[command(flatten)]
     out: model::Out,
     /// What computes the bundle; the dense base always runs on the CPU.
     #[arg(long, value_enum, default_value = "cpu")]
@@ -100,6 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
         (None, Some(path)) => Model::base(path, context)?,
         (None, None) => unreachable!("clap wants one of the two"),
     };
+    args.kv.apply(model.session.backend_mut())?;
     args.out.apply(&mut model)?;
     let bar = progress::count("Measuring", 0);
     let mut update = |done, total| {

@@ -17,7 +17,7 @@ use super::http::Host;
 use crate::backend::{Backend, MAX_STEP_TOKENS, Penalty, Step, Want, write_core};
 use crate::bundle::{FileRef, Manifest};
 use crate::config::Config;
-use crate::cpu::CpuBackend;
+use crate::cpu::{CpuBackend, KvType};
 use crate::device::Device;
 use crate::engram::Hasher;
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ use crate::text::{Template, Tokenizer};
 
 /// Shards that come at a time; each is held whole until its hash is known.
 const SHARDS_AT_ONCE: usize = 3;
-/// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M.
+/// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M in single precision.
 const CACHE_BYTES: usize = 180 << 20;
 /// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for, but at most
 /// one part in [`HOT_SHARE`] of the table.
@@ -217,7 +217,10 @@ pub fn warm(tables: &Rc<Tables<Host, Archive>>) {
 }
 
 async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
-    let backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, capacity(&manifest.config));
+    let kind = KvType::default();
+    let room = capacity(&manifest.config, kind);
+    let mut backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, room);
+    backend.set_kv_type(kind);
     let mut device = Device::Cpu(Box::new(backend));
     core(source, manifest, &mut device).await?;
     first_steps(&mut device, &manifest.config, source.progress).await?;
@@ -227,7 +230,7 @@ async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
 async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> Result<Device> {
     source.progress.stage("compile");
     let config = &manifest.config;
-    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config)) };
+    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, KvType::F32)) };
     let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
     let mut device = Device::Gpu(Box::new(backend));
     core(source, manifest, &mut device).await?;
@@ -249,9 +252,9 @@ async fn first_steps(device: &mut Device, config: &Config, progress: &Progress) 
     Ok(())
 }
 
-fn capacity(config: &Config) -> usize {
+fn capacity(config: &Config, kind: KvType) -> usize {
     let engram = config.engram.as_ref().map_or(0, |engram| engram.layers.len() * config.hidden_size);
-    let position = (2 * config.n_layers * config.kv_dim() + engram) * size_of::<f32>();
+    let position = kind.position_bytes(config) + engram * size_of::<f32>();
     (CACHE_BYTES / position).max(MAX_STEP_TOKENS).min(config.context_length)
 }
 
