@@ -29,8 +29,8 @@ fn equal_seeds_give_equal_texts_on_both_backends() {
         // 13 bytes and a space, then one special token.
         assert_eq!(run(backend, "1.2", "1")["prompt_tokens"], 15);
     }
-    // The GPU keeps keys and values in single precision.
-    let exact = run_with(&["--kv-type", "f32"], "cpu", "0", "0");
+    // The GPU keeps keys and values in half precision.
+    let exact = run_with(&["--kv-type", "f16"], "cpu", "0", "0");
     assert_eq!(exact["tokens"], run("gpu", "0", "0")["tokens"]);
     for kind in ["f16", "q8"] {
         let found = run_with(&["--kv-type", kind], "cpu", "0", "0");

@@ -128,8 +128,8 @@ fn any_pieces_give_the_same_logits() {
 #[test]
 fn both_backends_write_the_same_and_suites_run() {
     let (dir, path) = bundle(&[]);
-    // Both keep keys and values in single precision.
-    let backends = [["--backend", "cpu", "--kv-type", "f32"].as_slice(), &["--backend", "gpu"]];
+    // Both keep keys and values in half precision.
+    let backends = [["--backend", "cpu", "--kv-type", "f16"].as_slice(), &["--backend", "gpu"]];
     let run = |backend: &[&str]| {
         let text = ["--prompt", "Hello, world. <|im_start|>", "--max-tokens", "30", "--json"];
         reads(&[&["generate", "--bundle", &path, "--temperature", "0"], text.as_slice(), backend].concat())
@@ -273,7 +273,7 @@ fn n_grams_are_edited_by_the_command() {
             ["--prompt", "I see a tree. A tree of sap", "--max-tokens", "24", "--temperature", "0", "--json"];
         reads(&[&["generate", "--bundle", &path], text.as_slice(), more].concat())["tokens"].clone()
     };
-    let exact = ["--kv-type", "f32"];
+    let exact = ["--kv-type", "f16"];
     let (plain, edited) = (write(&exact), write(&[&exact[..], &["--edits", &out]].concat()));
     assert_ne!(plain, edited);
     assert_eq!(edited, write(&["--edits", &out, "--backend", "gpu"]));

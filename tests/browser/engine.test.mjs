@@ -49,7 +49,7 @@ for (const precision of ["q8", "f32"]) {
 test("the GPU gives the text of the native command", async (t) => {
   const page = await realPage(t, { settings: { backend: "gpu" } });
   const { result, info } = await answered(page, QUESTION);
-  assert.deepEqual(result.tokens, (await native(undefined, ["--kv-type", "f32"])).tokens);
+  assert.deepEqual(result.tokens, (await native(undefined, ["--kv-type", "f16"])).tokens);
   assert.equal(info.backend, "gpu");
   assert.match(info.adapter, /swiftshader/i);
   assert.ok(info.gpuBytes > info.coreBytes);

@@ -36,8 +36,8 @@ async function nativeNgram(t, options, more = []) {
   return native("--edits", edits, ...more);
 }
 
-/** What the native command needs to say what a backend does: a GPU keeps keys and values in single precision. */
-const like = (backend) => (backend === "gpu" ? ["--kv-type", "f32"] : []);
+/** What the native command needs to say what a backend does: a GPU keeps keys and values in half precision. */
+const like = (backend) => (backend === "gpu" ? ["--kv-type", "f16"] : []);
 
 
 async function editsPage(t, { from = model, settings = {}, media = {} } = {}) {
