@@ -138,7 +138,7 @@ const blocks = {
   reach: reachTable,
   frequency: frequencyTable,
   rows: rowsTable,
-  ...(needle && { needle: needleTable }),
+  needle: needle ? needleTable : () => "Not measured yet.",
   layers: layersTable,
   passes: passesTable,
   "edits in short": () =>

@@ -140,6 +140,9 @@ struct Seen {
     new: bool,
 }
 
+/// Whether the judge says both ends, and what was seen before and after if it knows them.
+type Seens = (bool, Option<(Seen, Seen)>);
+
 impl Suite {
     /// Reads a suite and checks it.
     ///
@@ -372,7 +375,7 @@ async fn see<B: Backend, R: RowSource>(
 
 /// The figures by kind, in the order in which the kinds first come.
 fn figures(cases: &[Case<'_>], before: &[Vec<Option<Seen>>], after: &[Vec<Option<Seen>>]) -> Vec<Figures> {
-    let mut kinds: Vec<(&str, Vec<(bool, Option<(Seen, Seen)>)>)> = Vec::new();
+    let mut kinds: Vec<(&str, Vec<Seens>)> = Vec::new();
     for ((case, before), after) in cases.iter().zip(before).zip(after) {
         for ((asked, before), after) in case.probes.iter().zip(before).zip(after) {
             let one = (asked.says, before.zip(*after));
@@ -387,7 +390,7 @@ fn figures(cases: &[Case<'_>], before: &[Vec<Option<Seen>>], after: &[Vec<Option
 
 impl Figures {
     /// Of probes that the judge says or not, and what was seen of each before and after if it is known.
-    fn of(kind: &str, all: &[(bool, Option<(Seen, Seen)>)]) -> Self {
+    fn of(kind: &str, all: &[Seens]) -> Self {
         let share = |of_said: bool, is: &dyn Fn(&(Seen, Seen)) -> bool| {
             let counted =
                 all.iter().filter(|(says, _)| *says || !of_said).filter_map(|(_, seen)| seen.as_ref());
