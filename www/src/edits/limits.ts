@@ -95,6 +95,7 @@ export function limitsSection(engine: EngineClient): HTMLElement {
       ),
     ),
     reachTable(measured),
+    h("p", { class: "hint" }, counted(measured)),
     h(
       "p",
       { class: "hint" },
@@ -104,18 +105,12 @@ export function limitsSection(engine: EngineClient): HTMLElement {
   );
 }
 
-function reachTable({ facts, known, swap, teach, taught: lessons }: Reach): HTMLElement {
+function reachTable({ swap, teach }: Reach): HTMLElement {
   const taught = (kind: string): Kind | undefined => teach?.find((one) => one.kind === kind);
   return h(
     "table",
     { class: "preview" },
-    h(
-      "caption",
-      {},
-      `How often the new answer is the likelier one: before, and with the edit. Of ${facts} facts the base model knows ` +
-        `${known}, which were swapped${lessons ? `, and of which ${lessons} were taught` : ""}; counted is where it also knows ` +
-        "both answers when asked in this way.",
-    ),
+    h("caption", {}, "How often the new answer is the likelier one, before and with the edit"),
     h(
       "thead",
       {},
@@ -134,6 +129,14 @@ function reachTable({ facts, known, swap, teach, taught: lessons }: Reach): HTML
         ),
       ),
     ),
+  );
+}
+
+function counted({ facts, known, taught }: Reach): string {
+  const lessons = taught ? `, and of which ${taught} were taught` : "";
+  return (
+    `Of ${facts} facts the base model knows ${known}, which were swapped${lessons}. Counted is where it also knows both ` +
+    "answers when asked in this way."
   );
 }
 
