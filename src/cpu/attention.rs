@@ -209,20 +209,8 @@ fn heads_parts<T: Stored, const N: usize>(
             weights[first..first + LANES].copy_from_slice(&sums);
         }
     }
-    let scale = 1.0 / (head_dim as f32).sqrt();
     for (weights, part) in weights.iter_mut().zip(parts.chunks_exact_mut(part_width(head_dim))) {
-        match tile.scales.split_at_checked(SPAN) {
-            Some((scales, _)) => weights.iter_mut().zip(scales).for_each(|(w, s)| *w *= scale * s),
-            None => weights.iter_mut().for_each(|w| *w *= scale),
-        }
-        weights[count..].fill(f32::NEG_INFINITY);
-        let max = in_lanes(weights, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-        weights.iter_mut().for_each(|w| *w = exp(*w - max));
-        weights[count..].fill(0.0);
-        part[head_dim..].copy_from_slice(&[max, in_lanes(weights, 0.0, |a, b| a + b)]);
-        if let Some((_, scales)) = tile.scales.split_at_checked(SPAN) {
-            weights.iter_mut().zip(scales).for_each(|(w, s)| *w *= s);
-        }
+        part[head_dim..].copy_from_slice(&soften(weights, tile.scales, head_dim, count));
     }
     for first in (0..head_dim).step_by(LANES) {
         let weights = weights.each_ref().map(|weights| &weights[..count]);
@@ -232,6 +220,27 @@ fn heads_parts<T: Stored, const N: usize>(
             part[first..last].copy_from_slice(&sums[..last - first]);
         }
     }
+}
+
+/// Makes the products of a query and the keys of a tile, of which `count` count, the weights of its values; the largest score and
+/// the sum of weights. A function of its own, so that it is there once and not for each type and number of heads.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn soften(weights: &mut [f32; SPAN], scales: &[f32], head_dim: usize, count: usize) -> [f32; 2] {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scales = scales.split_at_checked(SPAN);
+    match scales {
+        Some((scales, _)) => weights.iter_mut().zip(scales).for_each(|(w, s)| *w *= scale * s),
+        None => weights.iter_mut().for_each(|w| *w *= scale),
+    }
+    weights[count..].fill(f32::NEG_INFINITY);
+    let max = in_lanes(weights, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    weights.iter_mut().for_each(|w| *w = exp(*w - max));
+    weights[count..].fill(0.0);
+    let sum = in_lanes(weights, 0.0, |a, b| a + b);
+    if let Some((_, scales)) = scales {
+        weights.iter_mut().zip(scales).for_each(|(w, s)| *w *= s);
+    }
+    [max, sum]
 }
 
 /// Columns `first..first + LANES` of the sum of `rows` `[_, width]`, each times its factor, for several sets of factors, which have

@@ -39,7 +39,6 @@ async function nativeNgram(t, options, more = []) {
 /** What the native command needs to say what a backend does: a GPU keeps keys and values in half precision. */
 const like = (backend) => (backend === "gpu" ? ["--kv-type", "f16"] : []);
 
-
 async function editsPage(t, { from = model, settings = {}, media = {} } = {}) {
   const page = await enginePage(t, from, { settings: { ...GREEDY, ...settings }, media });
   page.setDefaultTimeout(20_000);
