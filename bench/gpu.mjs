@@ -107,8 +107,9 @@ async function peers({ stem, dense }) {
   const command = [fileURLToPath(new URL("peers.mjs", import.meta.url)), "gpu", "--base", base];
   const { code, errors } = await run(process.execPath, [...command, ...bundles, ...options], { mayFail: true });
   if (code === 0) return JSON.parse(await readFile(json, "utf8"));
-  const reason = errors.split("\n").find((line) => /error/i.test(line));
-  return { failed: reason?.trim() ?? `peers.mjs ended with ${code}` };
+  // What ended the command that it ran, if that says it, comes last.
+  const reason = errors.match(/^Error: .*$/gm)?.at(-1);
+  return { failed: reason ?? `peers.mjs ended with ${code}` };
 }
 
 /** Runs a command in the project's folder; its error stream goes on to ours. */

@@ -10,7 +10,8 @@ const llama = await getLlama({
   logLevel: LlamaLogLevel.error,
 });
 const devices = await llama.getGpuDeviceNames();
-if (device === "vulkan" && devices.length === 0) throw new Error("llama.cpp finds no Vulkan device; it passes over CPUs");
+if (device === "vulkan" && devices.length === 0)
+  throw new Error("llama.cpp finds no Vulkan device; it passes over CPUs");
 const loaded = await llama.loadModel({ modelPath: model, gpuLayers: device === "vulkan" ? "max" : 0 });
 const context = await loaded.createContext({ contextSize: 1024, threads: Number(threads) });
 const tokens = loaded.tokenize(prompt);
