@@ -84,7 +84,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
             peaks[token] = all;
         }
         workgroupBarrier();
-        var lanes: array<array<vec4h, 4>, 4>;
+        // Said, since a browser was found to zero it once only.
+        var lanes = array<array<vec4h, 4>, 4>();
         for (var k = 0u; k < 8u; k++) {
             let at = rows * PITCH + k;
             let w0 = w_tile[at];

@@ -221,8 +221,8 @@ async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
     let room = capacity(&manifest.config, kind);
     let mut backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, room);
     backend.set_kv_type(kind);
-    let mut device = Device::Cpu(Box::new(backend));
-    core(source, manifest, &mut device).await?;
+    let device = Device::Cpu(Box::new(backend));
+    let mut device = core(source, manifest, async { Ok(device) }).await?;
     first_steps(&mut device, &manifest.config, source.progress).await?;
     Ok(device)
 }
@@ -230,10 +230,10 @@ async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
 async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> Result<Device> {
     source.progress.stage("compile");
     let config = &manifest.config;
-    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, KvType::F32)) };
-    let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
-    let mut device = Device::Gpu(Box::new(backend));
-    core(source, manifest, &mut device).await?;
+    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, KvType::F16)) };
+    let opened = GpuBackend::open(&manifest.core.tensors, config, options).await?;
+    let build = async { Ok(Device::Gpu(Box::new(opened.build().await?))) };
+    let mut device = core(source, manifest, build).await?;
     first_steps(&mut device, config, source.progress).await?;
     Ok(device)
 }
@@ -258,22 +258,39 @@ fn capacity(config: &Config, kind: KvType) -> usize {
     (CACHE_BYTES / position).max(MAX_STEP_TOKENS).min(config.context_length)
 }
 
-/// The core, shard by shard into `device`: besides it, only the shards under way are held.
-async fn core(source: &Source<'_>, manifest: &Manifest, device: &mut Device) -> Result<()> {
+/// The device that `build` gives, with the core written to it shard by shard: besides it, only the shards under way are
+/// held. The first ones come while it is built.
+async fn core(
+    source: &Source<'_>,
+    manifest: &Manifest,
+    build: impl Future<Output = Result<Device>>,
+) -> Result<Device> {
     source.progress.stage("core");
     let shards = manifest.core.shards.iter().scan(0, |end, shard| {
         let start = *end;
         *end += shard.bytes;
         Some(Ok((start, shard)))
     });
-    // Several shards come side by side, one at a time is written.
-    let device = futures::lock::Mutex::new(device);
-    stream::iter(shards)
-        .try_for_each_concurrent(SHARDS_AT_ONCE, async |(start, shard)| {
-            let bytes = source.fetch(shard).await?;
-            write_core(&mut **device.lock().await, &manifest.core.tensors, start, &bytes)
-        })
-        .await
+    // Several shards come side by side, one at a time is written, none before there is a device.
+    let device = futures::lock::Mutex::new(None);
+    let mut built = device.lock().await;
+    let build = async move {
+        *built = Some(build.await?);
+        Ok(())
+    };
+    let write = stream::iter(shards).try_for_each_concurrent(SHARDS_AT_ONCE, async |(start, shard)| {
+        let bytes = source.fetch(shard).await?;
+        match &mut *device.lock().await {
+            Some(device) => write_core(device, &manifest.core.tensors, start, &bytes),
+            None => Err(no_device()),
+        }
+    });
+    try_join!(build, write)?;
+    device.into_inner().ok_or_else(no_device)
+}
+
+fn no_device() -> Error {
+    Error::Gpu("the device was not built".into())
 }
 
 impl Source<'_> {
