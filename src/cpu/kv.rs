@@ -273,7 +273,8 @@ impl<T: Stored> Spans<T> {
 
     /// Where the tile of a KV head in a span is: the area, and the tile in it.
     fn place(&self, layer: usize, head: usize, span: usize) -> (usize, usize) {
-        (span / SPANS, (span % SPANS * self.layers + layer) * self.kv_heads + head)
+        let area = span / SPANS;
+        (area, ((span - area * SPANS) * self.layers + layer) * self.kv_heads + head)
     }
 
     /// The tile of KV head `head` of layer `layer` in span `span`.
