@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn a_reused_prefix_changes_nothing() {
         let sampling = Sampling { temperature: 1.0, max_tokens: 12, ..Sampling::default() };
-        for kind in KvType::ALL {
+        for &kind in KvType::ALL {
             let new = || {
                 let mut session = session(100);
                 session.backend.set_kv_type(kind);
@@ -459,7 +459,7 @@ mod tests {
             layers: None,
         };
         let tokens: Vec<u32> = (0..80).map(|i| i % 11 + 5).collect();
-        for kind in KvType::ALL {
+        for &kind in KvType::ALL {
             let Session { mut backend, rows, config, chunk, .. } = session(100);
             backend.set_kv_type(kind);
             let overlay = Overlay::new(std::slice::from_ref(&edit), &config).unwrap();

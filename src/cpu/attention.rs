@@ -352,7 +352,7 @@ mod tests {
         let values = random::weights("values", &[position + n, c.kv_dim()], 1);
         let qkv = random::weights("qkv", &[n, c.qkv_dim()], 1);
         let (mut all, mut one) = (vec![0.0; n * c.q_dim()], vec![0.0; c.q_dim()]);
-        for kind in KvType::ALL {
+        for &kind in KvType::ALL {
             let mut cache = KvCache::new(kind, &c);
             cache.grow(position + n);
             let both = keys.chunks_exact(c.kv_dim()).zip(values.chunks_exact(c.kv_dim()));

@@ -525,7 +525,7 @@ pub(super) mod tests {
             };
             let spread = |logits: &[f32]| logits.iter().fold(0f32, |max, x| max.max(x.abs()));
             let exact = in_steps(&mut new(KvType::F32), &tokens, &[90]);
-            for kind in KvType::ALL {
+            for &kind in KvType::ALL {
                 let whole = in_steps(&mut new(kind), &tokens, &[90]);
                 let bound = if kind == KvType::F32 { 0.0 } else { 0.05 * spread(&exact) };
                 assert!(whole.iter().zip(&exact).all(|(a, b)| (a - b).abs() <= bound), "{kind}");

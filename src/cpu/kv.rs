@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytemuck::Pod;
+#[cfg(not(target_arch = "wasm32"))]
 use half::f16;
 use serde::Serialize;
 
@@ -28,7 +29,8 @@ pub const LANES: usize = if cfg!(target_arch = "wasm32") { 8 } else { 16 };
 pub enum KvType {
     /// Single precision.
     F32,
-    /// Half precision; values beyond ±65,504 become that.
+    /// Half precision; values beyond ±65,504 become that. Not in a page, where widening it takes longer than it saves.
+    #[cfg(not(target_arch = "wasm32"))]
     F16,
     /// Bytes, with a scale for each position and KV head: the largest value over 127.
     #[default]
@@ -37,12 +39,18 @@ pub enum KvType {
 
 impl KvType {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8];
+    pub const ALL: &[Self] = &[
+        Self::F32,
+        #[cfg(not(target_arch = "wasm32"))]
+        Self::F16,
+        Self::Q8,
+    ];
 
     /// Bytes of the keys and values of one position, in all layers.
     pub fn position_bytes(self, c: &Config) -> usize {
         let head = match self {
             Self::F32 => 4 * c.head_dim,
+            #[cfg(not(target_arch = "wasm32"))]
             Self::F16 => 2 * c.head_dim,
             Self::Q8 => c.head_dim + size_of::<f32>(),
         };
@@ -54,6 +62,7 @@ impl fmt::Display for KvType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            #[cfg(not(target_arch = "wasm32"))]
             Self::F16 => "f16",
             Self::Q8 => "q8",
         })
@@ -64,7 +73,7 @@ impl FromStr for KvType {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| {
+        Self::ALL.iter().copied().find(|kind| kind.to_string() == name).ok_or_else(|| {
             Error::invalid(format!("the type {name:?} of a cache"), "f32, f16 and q8 are possible")
         })
     }
@@ -96,6 +105,7 @@ impl Stored for f32 {
     }
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 impl Stored for f16 {
     const SCALED: bool = false;
 
@@ -153,6 +163,7 @@ pub enum KvCache {
     /// For [`KvType::F32`].
     F32(Spans<f32>),
     /// For [`KvType::F16`].
+    #[cfg(not(target_arch = "wasm32"))]
     F16(Spans<f16>),
     /// For [`KvType::Q8`].
     Q8(Spans<i8>),
@@ -163,6 +174,7 @@ macro_rules! of_any {
     ($cache:expr, $spans:ident => $result:expr) => {
         match $cache {
             $crate::cpu::kv::KvCache::F32($spans) => $result,
+            #[cfg(not(target_arch = "wasm32"))]
             $crate::cpu::kv::KvCache::F16($spans) => $result,
             $crate::cpu::kv::KvCache::Q8($spans) => $result,
         }
@@ -175,6 +187,7 @@ impl KvCache {
     pub fn new(kind: KvType, c: &Config) -> Self {
         match kind {
             KvType::F32 => Self::F32(Spans::new(c)),
+            #[cfg(not(target_arch = "wasm32"))]
             KvType::F16 => Self::F16(Spans::new(c)),
             KvType::Q8 => Self::Q8(Spans::new(c)),
         }
@@ -184,6 +197,7 @@ impl KvCache {
     pub fn kind(&self) -> KvType {
         match self {
             Self::F32(_) => KvType::F32,
+            #[cfg(not(target_arch = "wasm32"))]
             Self::F16(_) => KvType::F16,
             Self::Q8(_) => KvType::Q8,
         }
@@ -361,7 +375,7 @@ mod tests {
         let x = |what: &str, layer: usize, position: usize| {
             random::weights(&format!("{what}.{layer}.{position}"), &[1, c.kv_dim()], 1)
         };
-        for kind in KvType::ALL {
+        for &kind in KvType::ALL {
             let mut cache = KvCache::new(kind, &c);
             assert!(cache.is_empty() && cache.bytes() == 0);
             for position in 0..positions {
@@ -393,7 +407,7 @@ mod tests {
     #[test]
     fn bytes_grow_with_positions_alone() {
         let c = Config { head_dim: 64, ..tiny() };
-        for kind in KvType::ALL {
+        for &kind in KvType::ALL {
             let mut cache = KvCache::new(kind, &c);
             cache.grow(SPAN * SPANS);
             assert_eq!(cache.bytes(), (SPAN * SPANS * kind.position_bytes(&c)) as u64, "{kind}");
@@ -402,7 +416,7 @@ mod tests {
 
     #[test]
     fn types_have_names() {
-        for kind in KvType::ALL {
+        for &kind in KvType::ALL {
             assert_eq!(kind.to_string().parse::<KvType>().unwrap(), kind);
         }
         assert!("q4".parse::<KvType>().unwrap_err().to_string().contains("q4"));

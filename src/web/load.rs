@@ -21,7 +21,7 @@ use crate::cpu::{CpuBackend, KvType};
 use crate::device::Device;
 use crate::engram::Hasher;
 use crate::error::{Error, Result};
-use crate::gpu::{GpuBackend, GpuOptions};
+use crate::gpu::{self, GpuBackend, GpuOptions};
 use crate::tables::Tables;
 use crate::tables::lookup::DEFAULT_BUDGET;
 use crate::text::{Template, Tokenizer};
@@ -218,7 +218,7 @@ pub fn warm(tables: &Rc<Tables<Host, Archive>>) {
 
 async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
     let kind = KvType::default();
-    let room = capacity(&manifest.config, kind);
+    let room = capacity(&manifest.config, kind.position_bytes(&manifest.config));
     let mut backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, room);
     backend.set_kv_type(kind);
     let device = Device::Cpu(Box::new(backend));
@@ -230,7 +230,8 @@ async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
 async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> Result<Device> {
     source.progress.stage("compile");
     let config = &manifest.config;
-    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, KvType::F16)) };
+    let position = gpu::KvType::default().bytes(2 * config.n_layers * config.n_kv_heads * config.head_dim);
+    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, position)) };
     let opened = GpuBackend::open(&manifest.core.tensors, config, options).await?;
     let build = async { Ok(Device::Gpu(Box::new(opened.build().await?))) };
     let mut device = core(source, manifest, build).await?;
@@ -252,9 +253,10 @@ async fn first_steps(device: &mut Device, config: &Config, progress: &Progress) 
     Ok(())
 }
 
-fn capacity(config: &Config, kind: KvType) -> usize {
+/// Positions for which there is room, where keys and values of one take `position` bytes.
+fn capacity(config: &Config, position: usize) -> usize {
     let engram = config.engram.as_ref().map_or(0, |engram| engram.layers.len() * config.hidden_size);
-    let position = kind.position_bytes(config) + engram * size_of::<f32>();
+    let position = position + engram * size_of::<f32>();
     (CACHE_BYTES / position).max(MAX_STEP_TOKENS).min(config.context_length)
 }
 
