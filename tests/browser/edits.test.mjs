@@ -5,7 +5,7 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { answered, ask, enginePage, nextResult, scratch, xylem } from "./harness.mjs";
+import { answered, ask, enginePage, nextResult, root, scratch, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 const GREEDY = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 48, backend: "cpu" };
@@ -397,19 +397,20 @@ test("teaching says that it needs the CPU", async (t) => {
 });
 
 test("an example is one click; a second one asks again without another edit", async (t) => {
+  const [example] = JSON.parse(await readFile(join(root, "www/src/edits/gallery.json"), "utf8")).works;
   const page = await edits(t);
   const section = await part(page, "Edits that work");
   await section.getByText("measured with another version of the model").waitFor();
   await section.getByRole("button", { name: "Try Spain as Germany" }).click();
   await page.getByRole("checkbox", { name: "Spain as Germany" }).waitFor();
   const first = await nextResult(page, 0);
-  await page.getByRole("article", { name: "You" }).getByText("What is the capital of Spain?").waitFor();
+  await page.getByRole("article", { name: "You" }).getByText(example.question).waitFor();
   await page.getByRole("checkbox", { name: "Spain as Germany" }).uncheck();
   await section.getByRole("button", { name: "Try Spain as Germany" }).click();
   assert.deepEqual((await nextResult(page, 1)).tokens, first.tokens);
   assert.equal(await entries(page).count(), 1);
   // Its sentence and its two ends are known.
   const weigh = await part(page, "How the answer tips");
-  assert.equal(await weigh.getByLabel("Beginning of a sentence").inputValue(), "The capital of Spain is");
-  assert.equal(await weigh.getByLabel("Another end").inputValue(), "Berlin");
+  assert.equal(await weigh.getByLabel("Beginning of a sentence").inputValue(), example.prompt);
+  assert.equal(await weigh.getByLabel("Another end").inputValue(), example.new);
 });
