@@ -5,7 +5,7 @@ import { cp, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { answered, ask, lastAnswer, resultOf, scratch, xylem } from "./harness.mjs";
-import { native, QUESTION, realPage, table } from "./real.mjs";
+import { native, nativeAsGpu, QUESTION, realPage, table } from "./real.mjs";
 
 /** What the page says of a model that it could not load. */
 async function complaint(page) {
@@ -49,7 +49,7 @@ for (const precision of ["q8", "f32"]) {
 test("the GPU gives the text of the native command", async (t) => {
   const page = await realPage(t, { settings: { backend: "gpu" } });
   const { result, info } = await answered(page, QUESTION);
-  assert.deepEqual(result.tokens, (await native(undefined, ["--kv-type", "f16"])).tokens);
+  assert.deepEqual(result.tokens, (await nativeAsGpu()).tokens);
   assert.equal(info.backend, "gpu");
   assert.match(info.adapter, /swiftshader/i);
   assert.ok(info.gpuBytes > info.coreBytes);

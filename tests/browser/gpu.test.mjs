@@ -6,7 +6,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { answered } from "./harness.mjs";
-import { native, QUESTION, realPage } from "./real.mjs";
+import { nativeAsGpu, QUESTION, realPage } from "./real.mjs";
 
 /** A page that computes on the GPU; `script` runs in its worker first, and `tell(word)` there calls `told(word)` here. */
 function gpuPage(t, script, told, settings = {}) {
@@ -52,7 +52,7 @@ test("without f16 it is not asked for, and the text is the native command's", as
   const asked = [];
   const page = await gpuPage(t, LISTEN, (word) => asked.push(word));
   const { result, info } = await answered(page, QUESTION);
-  assert.deepEqual(result.tokens, (await native()).tokens);
+  assert.deepEqual(result.tokens, (await nativeAsGpu()).tokens);
   assert.deepEqual([info.backend, info.adapter.endsWith(", f16")], ["gpu", false]);
   assert.equal(asked.length, 1);
   assert.ok(!asked[0].includes("shader-f16"), asked[0]);
@@ -61,12 +61,14 @@ test("without f16 it is not asked for, and the text is the native command's", as
 
 test("f16 that is offered is asked for; where it computes wrongly, f32 does the work", async (t) => {
   const asked = [];
-  const page = await gpuPage(t, LISTEN + CLAIM, (word) => asked.push(word), { maxTokens: 16 });
+  const page = await gpuPage(t, LISTEN + CLAIM, (word) => asked.push(word), { maxTokens: 8 });
+  // The kernels of real GPUs are slow on this one.
+  page.setDefaultTimeout(300_000);
   const { result, info } = await answered(page, QUESTION);
   assert.match(asked[0], /\bshader-f16\b/);
   assert.match(info.adapter, /^claimed gpu/);
   assert.ok(!info.adapter.endsWith(", f16"), info.adapter);
-  assert.deepEqual(result.tokens, (await native()).tokens.slice(0, 16));
+  assert.deepEqual(result.tokens, (await nativeAsGpu()).tokens.slice(0, 8));
 });
 
 test("the core comes while kernels are tested and compiled", async (t) => {

@@ -38,6 +38,9 @@ export async function native(model = join(folder, "model"), more = []) {
   return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, ...more, "--json"));
 }
 
+/** The same with keys and values in half precision, as a GPU keeps them. */
+export const nativeAsGpu = () => native(undefined, ["--kv-type", "f16"]);
+
 /** A page on the site with the real engine and the small model. */
 export function realPage(t, { settings = {}, ...options } = {}) {
   return enginePage(t, join(folder, "model"), { settings: { ...GREEDY, ...settings }, ...options });
