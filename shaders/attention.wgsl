@@ -3,8 +3,8 @@
 // arXiv 1805.02867). Twin: kernels::attention.
 @group(0) @binding(1) var<storage, read> queries: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
-@group(0) @binding(4) var<storage, read> keys: array<vec4f>;
-@group(0) @binding(5) var<storage, read> values: array<vec4f>;
+@group(0) @binding(4) var<storage, read> keys: array<Quad>;
+@group(0) @binding(5) var<storage, read> values: array<Quad>;
 
 const LENGTH: u32 = HEAD_DIM / 4u;
 const GROUPS: u32 = 256u / LENGTH;
@@ -52,7 +52,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         if p < count {
             score = 0.0;
             for (var i = 0u; i < LENGTH; i++) {
-                score += dot(query[i], keys[p * (KV_DIM / 4u) + kv + i]);
+                score += dot(query[i], values_of(keys[p * (KV_DIM / 4u) + kv + i]));
             }
         }
         let new_largest = max(largest, largest_of(score, thread));
@@ -64,7 +64,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         workgroupBarrier();
         if group < GROUPS {
             for (var i = group; i < min(256u, count - first); i += GROUPS) {
-                sum += weights[i] * values[(first + i) * (KV_DIM / 4u) + kv + column];
+                sum += weights[i] * values_of(values[(first + i) * (KV_DIM / 4u) + kv + column]);
             }
         }
         workgroupBarrier();

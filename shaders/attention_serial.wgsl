@@ -2,8 +2,8 @@
 // scratch. Twin: kernels::attention.
 @group(0) @binding(1) var<storage, read> queries: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
-@group(0) @binding(4) var<storage, read> keys: array<vec4f>;
-@group(0) @binding(5) var<storage, read> values: array<vec4f>;
+@group(0) @binding(4) var<storage, read> keys: array<Quad>;
+@group(0) @binding(5) var<storage, read> values: array<Quad>;
 
 const LENGTH: u32 = HEAD_DIM / 4u;
 
@@ -23,7 +23,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
         let at = p * (KV_DIM / 4u) + kv;
         var score = 0.0;
         for (var i = 0u; i < LENGTH; i++) {
-            score += dot(queries[query + i], keys[at + i]);
+            score += dot(queries[query + i], values_of(keys[at + i]));
         }
         score *= inverseSqrt(f32(HEAD_DIM));
         let new_largest = max(largest, score);
@@ -32,7 +32,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
         largest = new_largest;
         total = total * keep + weight;
         for (var i = 0u; i < LENGTH; i++) {
-            sums[i] = sums[i] * keep + weight * values[at + i];
+            sums[i] = sums[i] * keep + weight * values_of(values[at + i]);
         }
     }
     for (var i = 0u; i < LENGTH; i++) {

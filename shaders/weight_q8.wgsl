@@ -6,10 +6,20 @@ fn $w_bytes(word: u32) -> vec4f {
     return vec4f(bitcast<vec4i>(vec4u(word) << vec4u(24u, 16u, 8u, 0u)) >> vec4u(24u));
 }
 
-fn $w_unit(row: u32, unit: u32) -> Unit {
+// A weight is its quant times the scale's x, and the scale's y.
+fn $w_scale(row: u32, block: u32) -> vec2f {
+    let at = (row - $w_FIRST) * (WIDTH / 32u) + block;
+    let pair = halves($w_scales[at / 2u]);
+    return vec2f(select(pair.x, pair.y, at % 2u == 1u), 0.0);
+}
+
+fn $w_quant(row: u32, unit: u32) -> Unit {
     let at = (row - $w_FIRST) * (WIDTH / 4u) + unit_at(unit);
-    let block = (row - $w_FIRST) * (WIDTH / 32u) + unit / 4u;
-    let pair = halves($w_scales[block / 2u]);
-    let d = select(pair.x, pair.y, block % 2u == 1u);
-    return Unit(d * $w_bytes($w_quants[at]), d * $w_bytes($w_quants[at + 4u]));
+    return Unit($w_bytes($w_quants[at]), $w_bytes($w_quants[at + 4u]));
+}
+
+fn $w_unit(row: u32, unit: u32) -> Unit {
+    let d = $w_scale(row, unit / 4u).x;
+    let q = $w_quant(row, unit);
+    return Unit(d * q.a, d * q.b);
 }

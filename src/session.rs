@@ -400,7 +400,8 @@ mod tests {
     use crate::bundle::quant::Dtype;
     use crate::bundle::random;
     use crate::config::tests::tiny;
-    use crate::cpu::CpuBackend;
+    use crate::cpu::{CpuBackend, KvType};
+    use crate::edits::{Edit, Edited, Method, Overlay, Recipe, Scope, Target};
     use crate::tables::MemoryRows;
 
     pub(super) fn session(capacity: usize) -> Session<CpuBackend, MemoryRows> {
@@ -427,16 +428,52 @@ mod tests {
     #[test]
     fn a_reused_prefix_changes_nothing() {
         let sampling = Sampling { temperature: 1.0, max_tokens: 12, ..Sampling::default() };
-        let mut s = session(100);
-        let first = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
-        assert_eq!((first.reused_tokens, first.tokens.len()), (0, 12));
-        let mut longer = [&[5, 6, 7, 8, 9, 10], &first.tokens[..]].concat();
-        longer.extend([20, 21]);
-        let second = run(&mut s, &longer, &sampling);
-        assert_eq!(second.reused_tokens, 17);
-        assert_eq!(second.tokens, run(&mut session(100), &longer, &sampling).tokens);
-        let again = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
-        assert_eq!((again.reused_tokens, again.tokens), (5, first.tokens));
+        for &kind in KvType::ALL {
+            let new = || {
+                let mut session = session(100);
+                session.backend.set_kv_type(kind);
+                session
+            };
+            let mut s = new();
+            let first = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
+            assert_eq!((first.reused_tokens, first.tokens.len()), (0, 12));
+            let mut longer = [&[5, 6, 7, 8, 9, 10], &first.tokens[..]].concat();
+            longer.extend([20, 21]);
+            let second = run(&mut s, &longer, &sampling);
+            assert_eq!(second.reused_tokens, 17);
+            assert_eq!(second.tokens, run(&mut new(), &longer, &sampling).tokens, "{kind}");
+            let again = run(&mut s, &[5, 6, 7, 8, 9, 10], &sampling);
+            assert_eq!((again.reused_tokens, again.tokens), (5, first.tokens), "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_edit_that_is_off_again_leaves_no_bit() {
+        let edit = Edit {
+            on: true,
+            label: String::new(),
+            scope: Scope::Row,
+            source: vec![6],
+            target: Target::Tokens(Recipe { ids: vec![20], method: Method::OneToOne, pad: None }),
+            strength: 1.0,
+            layers: None,
+        };
+        let tokens: Vec<u32> = (0..80).map(|i| i % 11 + 5).collect();
+        for &kind in KvType::ALL {
+            let Session { mut backend, rows, config, chunk, .. } = session(100);
+            backend.set_kv_type(kind);
+            let overlay = Overlay::new(std::slice::from_ref(&edit), &config).unwrap();
+            let mut s = Session::new(backend, Edited::new(rows), config, chunk);
+            let logits = |s: &mut Session<CpuBackend, Edited<MemoryRows>>| {
+                s.reset();
+                pollster::block_on(s.step(&tokens, Want::Logits)).unwrap()
+            };
+            let plain = logits(&mut s);
+            s.rows_mut().set_overlay(overlay);
+            assert!(logits(&mut s) != plain, "{kind}");
+            s.rows_mut().set_overlay(Overlay::default());
+            assert!(logits(&mut s) == plain, "{kind}");
+        }
     }
 
     #[test]

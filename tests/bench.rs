@@ -74,6 +74,8 @@ fn the_figures_of_the_cpu_fit_together() {
     assert_eq!((&report["prompt_tokens"], &report["machine"]["threads"]), (&150.into(), &1.into()));
     assert!(report["backend"].as_str().unwrap().starts_with("cpu"));
     assert!(report.get("gpu").is_none());
+    assert_eq!(report["memory"]["kv_type"], "q8");
+    assert!(number(&report["memory"]["kv_position_bytes"]) > 0.0);
     assert!(number(&report["roofline"]["limit_bytes_per_second"]) > 1e8);
     let depths = report["depths"].as_array().unwrap();
     let positions: Vec<_> = depths.iter().map(|d| d["position"].as_u64().unwrap()).collect();
@@ -100,6 +102,7 @@ fn the_figures_of_the_gpu_fit_together() {
     let report = bench(&bundle, &["--prompt-tokens", "150", "--backend", "gpu"]);
     adds_up(&report);
     assert!(report["backend"].as_str().unwrap().starts_with("gpu"));
+    assert!(report["memory"].get("kv_type").is_none());
     let gpu = &report["gpu"];
     // The embedding, five a layer, the head and the candidates.
     assert_eq!((&gpu["dispatches"], &gpu["dispatches_per_layer"]), (&(1 + 4 * 5 + 2).into(), &5.0.into()));

@@ -12,11 +12,12 @@ const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/base/SmolLM2-135
 #[test]
 fn equal_seeds_give_equal_texts_on_both_backends() {
     let (_dir, bundle) = random_bundle();
-    let run = |backend: &str, temperature: &str, seed: &str| {
+    let run_with = |more: &[&str], backend: &str, temperature: &str, seed: &str| {
         let text = ["--prompt", "Hello, world. <|im_start|>", "--max-tokens", "30", "--json"];
         let sampling = ["--temperature", temperature, "--seed", seed, "--backend", backend];
-        reads(&[&["generate", "--bundle", &bundle], text.as_slice(), &sampling].concat())
+        reads(&[&["generate", "--bundle", &bundle], text.as_slice(), &sampling, more].concat())
     };
+    let run = |backend: &str, temperature: &str, seed: &str| run_with(&[], backend, temperature, seed);
     for backend in ["cpu", "gpu"] {
         let all =
             |temperature| ["1", "2", "3", "4"].map(|seed| run(backend, temperature, seed)["tokens"].clone());
@@ -28,7 +29,13 @@ fn equal_seeds_give_equal_texts_on_both_backends() {
         // 13 bytes and a space, then one special token.
         assert_eq!(run(backend, "1.2", "1")["prompt_tokens"], 15);
     }
-    assert_eq!(run("cpu", "0", "0")["tokens"], run("gpu", "0", "0")["tokens"]);
+    // The GPU keeps keys and values in half precision.
+    let exact = run_with(&["--kv-type", "f16"], "cpu", "0", "0");
+    assert_eq!(exact["tokens"], run("gpu", "0", "0")["tokens"]);
+    for kind in ["f16", "q8"] {
+        let found = run_with(&["--kv-type", kind], "cpu", "0", "0");
+        assert!(!found["tokens"].as_array().unwrap().is_empty());
+    }
 }
 
 #[test]

@@ -128,25 +128,22 @@ fn any_pieces_give_the_same_logits() {
 #[test]
 fn both_backends_write_the_same_and_suites_run() {
     let (dir, path) = bundle(&[]);
-    let run = |backend: &str| {
+    // Both keep keys and values in half precision.
+    let backends = [["--backend", "cpu", "--kv-type", "f16"].as_slice(), &["--backend", "gpu"]];
+    let run = |backend: &[&str]| {
         let text = ["--prompt", "Hello, world. <|im_start|>", "--max-tokens", "30", "--json"];
-        reads(
-            &[&["generate", "--bundle", &path, "--temperature", "0", "--backend", backend], text.as_slice()]
-                .concat(),
-        )
+        reads(&[&["generate", "--bundle", &path, "--temperature", "0"], text.as_slice(), backend].concat())
     };
-    let (cpu, gpu) = (run("cpu"), run("gpu"));
+    let [cpu, gpu] = backends.map(run);
     assert!(!cpu["tokens"].as_array().unwrap().is_empty());
     assert_eq!(cpu["tokens"], gpu["tokens"]);
     let text = dir.path().join("text.txt").display().to_string();
     fs::write(&text, "One document here.\n<|endoftext|>\nAnother, and the last.\n").unwrap();
-    let nll = |backend: &str| {
-        reads(&["eval", "--bundle", &path, "--suite", "nll", "--data", &text, "--backend", backend, "--json"])
-            ["nll"]
-            .as_f64()
-            .unwrap()
-    };
-    assert!((nll("cpu") - nll("gpu")).abs() < 1e-3 && nll("cpu") > 3.0);
+    let [cpu, gpu] = backends.map(|backend| {
+        let suite = ["eval", "--bundle", &path, "--suite", "nll", "--data", &text, "--json"];
+        reads(&[&suite, backend].concat())["nll"].as_f64().unwrap()
+    });
+    assert!((cpu - gpu).abs() < 1e-3 && cpu > 3.0);
 }
 
 #[test]
@@ -276,7 +273,8 @@ fn n_grams_are_edited_by_the_command() {
             ["--prompt", "I see a tree. A tree of sap", "--max-tokens", "24", "--temperature", "0", "--json"];
         reads(&[&["generate", "--bundle", &path], text.as_slice(), more].concat())["tokens"].clone()
     };
-    let (plain, edited) = (write(&[]), write(&["--edits", &out]));
+    let exact = ["--kv-type", "f16"];
+    let (plain, edited) = (write(&exact), write(&[&exact[..], &["--edits", &out]].concat()));
     assert_ne!(plain, edited);
     assert_eq!(edited, write(&["--edits", &out, "--backend", "gpu"]));
     // With its memory off there is nothing left to edit.
@@ -284,7 +282,7 @@ fn n_grams_are_edited_by_the_command() {
     assert_eq!(write(&off), write(&[&["--edits", &out], off.as_slice()].concat()));
     let switched = dir.path().join("off.json").display().to_string();
     prints(&["edit", "apply", "--bundle", &path, "--edits", &out, "--off", "all", "--out", &switched]);
-    assert_eq!(write(&["--edits", &switched]), plain);
+    assert_eq!(write(&[&exact[..], &["--edits", &switched]].concat()), plain);
     // A trace marks the n-grams, and only these.
     let trace = reads(&[
         "trace",

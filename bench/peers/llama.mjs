@@ -9,6 +9,9 @@ const llama = await getLlama({
   maxThreads: Number(threads),
   logLevel: LlamaLogLevel.error,
 });
+const devices = await llama.getGpuDeviceNames();
+if (device === "vulkan" && devices.length === 0)
+  throw new Error("llama.cpp finds no Vulkan device; it passes over CPUs");
 const loaded = await llama.loadModel({ modelPath: model, gpuLayers: device === "vulkan" ? "max" : 0 });
 const context = await loaded.createContext({ contextSize: 1024, threads: Number(threads) });
 const tokens = loaded.tokenize(prompt);
@@ -43,7 +46,6 @@ async function run() {
 
 await run();
 const result = await run();
-const devices = await llama.getGpuDeviceNames();
 const system = {
   info: llama.systemInfo,
   gpu: llama.gpu,

@@ -13,7 +13,7 @@ use xylem::backend::Backend;
 use xylem::bench::answer::{Arm, RoundTrips};
 use xylem::bench::{Bench, Link, OverLink, Replayed, Spread, Streamed, TextRecords, replay};
 use xylem::bundle::{Bundle, Table};
-use xylem::cpu::CpuBackend;
+use xylem::cpu::{CpuBackend, KvType};
 use xylem::tables::Policy;
 use xylem::text::{Message, Role, Tokenizer, chat, documents};
 
@@ -215,6 +215,7 @@ async fn answer(args: &TablesArgs, bundle: &Bundle, tokenizer: &Tokenizer) -> Re
     };
     let room = (prompt.len() + max_tokens).min(context);
     let mut backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, room);
+    backend.set_kv_type(KvType::default());
     let bar = progress::bytes("Loading", manifest.core_bytes());
     bundle.load_core(&mut backend, |done, _| bar.set_position(done))?;
     bar.finish_and_clear();

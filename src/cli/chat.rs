@@ -29,6 +29,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     edits: Option<PathBuf>,
     #[command(flatten)]
+    kv: model::Kv,
+    #[command(flatten)]
     out: model::Out,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -81,6 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     args.sampling.sampling().validate()?;
     let mut model = Model::bundle(&args.bundle, args.backend, args.context)?;
     model.chat_template()?;
+    args.kv.apply(model.session.backend_mut())?;
     args.out.apply(&mut model)?;
     if let Some(path) = &args.edits {
         model.edit(path)?;

@@ -17,7 +17,7 @@ use super::progress;
 
 /// Chats, passages and statements that SmolLM2-135M-Instruct (Apache-2.0) wrote by itself: what its layers do on them is
 /// right, what they say need not be.
-const CALIBRATION: &str = include_str!("../convert/calibration.txt");
+pub(super) const CALIBRATION: &str = include_str!("../convert/calibration.txt");
 
 /// Make a bundle from a dense checkpoint.
 ///

@@ -22,6 +22,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "base")]
     edits: Option<PathBuf>,
     #[command(flatten)]
+    kv: model::Kv,
+    #[command(flatten)]
     out: model::Out,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -126,6 +128,7 @@ pub fn run(args: &Args) -> Result<()> {
     let sampling = args.sampling.sampling();
     sampling.validate()?;
     let mut model = args.model.open(args.backend, args.context)?;
+    args.kv.apply(model.session.backend_mut())?;
     args.out.apply(&mut model)?;
     if let Some(path) = &args.edits {
         model.edit(path)?;

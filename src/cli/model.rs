@@ -8,7 +8,7 @@ use xylem::backend::Backend;
 use xylem::bundle::reader::Rows;
 use xylem::bundle::{Bundle, Manifest};
 use xylem::convert::Base;
-use xylem::cpu::CpuBackend;
+use xylem::cpu::{CpuBackend, KvType};
 use xylem::device::Device;
 use xylem::edits::{Edited, Instead, KnockOut, Knocked};
 use xylem::engram::WithEngram;
@@ -34,7 +34,11 @@ pub enum Kind {
 pub fn device(manifest: &Manifest, kind: Kind, context: usize) -> Result<Device> {
     let (tensors, config) = (&manifest.core.tensors, &manifest.config);
     Ok(match kind {
-        Kind::Cpu => Device::Cpu(Box::new(CpuBackend::new(tensors, config, context))),
+        Kind::Cpu => {
+            let mut backend = CpuBackend::new(tensors, config, context);
+            backend.set_kv_type(KvType::default());
+            Device::Cpu(Box::new(backend))
+        }
         Kind::Gpu => {
             let made = GpuBackend::new(tensors, config, GpuOptions::new(context));
             Device::Gpu(Box::new(pollster::block_on(made)?))
@@ -157,6 +161,25 @@ impl Out {
             Some(instead) => model.knock_out(instead.into(), self.knock_out_layers.as_deref()),
             None => Ok(()),
         }
+    }
+}
+
+/// How the CPU stores keys and values.
+#[derive(Debug, clap::Args)]
+pub struct Kv {
+    /// How the CPU backend stores keys and values: f32, f16 or q8. Less takes less memory and, behind long contexts, less time
+    /// (docs/performance.md).
+    #[arg(long, value_name = "TYPE")]
+    kv_type: Option<KvType>,
+}
+
+impl Kv {
+    /// Applies what was asked for to a device that holds no positions yet.
+    pub fn apply(&self, device: &mut Device) -> Result<()> {
+        if let Some(kind) = self.kv_type {
+            device.cpu_mut().context("--kv-type is a choice of the CPU backend")?.set_kv_type(kind);
+        }
+        Ok(())
     }
 }
 

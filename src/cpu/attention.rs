@@ -2,30 +2,24 @@
 //! that share them look at them, and threads share the positions of one token.
 //!
 //! Each span has a softmax of its own, of which [`merge`] makes one (source: FlashAttention, arXiv 2205.14135, and
-//! Flash-Decoding). Spans are merged in order: so the bits do not depend on who computed them.
+//! Flash-Decoding). Spans are merged in order, and what a span gives for a query head is computed in one way, whichever heads
+//! and tokens are at work beside: so the bits depend neither on the number of threads nor on how many tokens a step has.
+
+use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::kernels::{dot_lanes, exp};
-use super::team;
+use super::kernels::exp;
+use super::kv::{KvCache, LANES, SPAN, Spans, Stored, Tile, of_any, value_width};
+use super::team::{self, Shared};
 use crate::config::Config;
 
-/// Positions of a span.
-const SPAN: usize = 64;
+/// Tokens that look at a span's keys and values together, once these have been made floats.
+const TOKENS: usize = 8;
 
 /// What a span gives for a query head: a weighted sum of values `[head_dim]`, the largest score, and the sum of the weights.
 const fn part_width(head_dim: usize) -> usize {
     head_dim + 2
-}
-
-/// A cache `[positions, kv_dim]` of keys and one of values, as one KV head sees them.
-#[derive(Clone, Copy)]
-struct Cache<'a> {
-    keys: &'a [f32],
-    values: &'a [f32],
-    kv_dim: usize,
-    /// The head's first column.
-    at: usize,
 }
 
 /// Causal attention of one query head over the positions `0..positions`.
@@ -40,111 +34,254 @@ pub fn attention(
     positions: usize,
     out: &mut [f32],
 ) {
-    let cache = Cache { keys, values, kv_dim, at };
-    attend(query, query.len(), cache, positions, out);
+    let head_dim = query.len();
+    let mut spans = Spans::<f32>::of_head(head_dim);
+    spans.grow(positions);
+    for (i, (key, value)) in
+        keys.chunks_exact(kv_dim).zip(values.chunks_exact(kv_dim)).take(positions).enumerate()
+    {
+        spans.store(0, i, &key[at..at + head_dim], &value[at..at + head_dim]);
+    }
+    let head = Head { layer: 0, head: 0, head_dim, heads: 1 };
+    let out = Shared::new(out);
+    attend(&spans, head, positions - 1, 0..1, &|_| query, &|_| {
+        // SAFETY: there is one token.
+        unsafe { out.slice(0, head_dim) }
+    });
+}
+
+/// A KV head and its query heads.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    layer: usize,
+    head: usize,
+    head_dim: usize,
+    /// Query heads.
+    heads: usize,
 }
 
 /// The heads of all of a step's tokens, of which the first stands at `position`: `qkv` `[n, q + k + v]` (rotated), `attn`
 /// `[n, q]`. `parts` is scratch.
 pub fn all_heads(
     c: &Config,
+    layer: usize,
     position: usize,
     qkv: &[f32],
-    [keys, values]: [&[f32]; 2],
+    cache: &KvCache,
     attn: &mut [f32],
     parts: &mut Vec<f32>,
 ) {
-    let group = c.n_heads / c.n_kv_heads * c.head_dim;
+    of_any!(cache, spans => all_heads_in(c, layer, position, qkv, spans, attn, parts));
+}
+
+fn all_heads_in<T: Stored>(
+    c: &Config,
+    layer: usize,
+    position: usize,
+    qkv: &[f32],
+    spans: &Spans<T>,
+    attn: &mut [f32],
+    parts: &mut Vec<f32>,
+) {
+    let heads = c.n_heads / c.n_kv_heads;
+    let group = heads * c.head_dim;
     let queries = |token: usize, head: usize| &qkv[token * c.qkv_dim() + head * group..][..group];
-    let cache = |head: usize| Cache { keys, values, kv_dim: c.kv_dim(), at: head * c.head_dim };
-    if attn.len() > c.q_dim() {
-        return team::chunks(attn, group, &|i, out| {
-            let (token, head) = (i / c.n_kv_heads, i % c.n_kv_heads);
-            attend(queries(token, head), c.head_dim, cache(head), position + token + 1, out);
+    let head = |head: usize| Head { layer, head, head_dim: c.head_dim, heads };
+    let n = attn.len() / c.q_dim();
+    if n > 1 {
+        let attn = Shared::new(attn);
+        return team::run(n.div_ceil(TOKENS) * c.n_kv_heads, &|i| {
+            let (first, h) = (i / c.n_kv_heads * TOKENS, i % c.n_kv_heads);
+            let tokens = first..(first + TOKENS).min(n);
+            attend(spans, head(h), position, tokens, &|token| queries(token, h), &|token| {
+                // SAFETY: each piece has tokens or a head of its own, and asks once for each token.
+                unsafe { attn.slice(token * c.q_dim() + h * group, group) }
+            });
         });
     }
     // [spans, heads, part]
     let width = part_width(c.head_dim);
-    let spans = (position + 1).div_ceil(SPAN);
-    parts.resize(spans * c.n_heads * width, 0.0);
-    team::chunks(parts, c.n_heads / c.n_kv_heads * width, &|i, part| {
-        let (span, head) = (i / c.n_kv_heads, i % c.n_kv_heads);
-        span_parts(queries(0, head), c.head_dim, cache(head), span * SPAN..position + 1, part);
+    parts.resize((position + 1).div_ceil(SPAN) * c.n_heads * width, 0.0);
+    team::chunks(parts, heads * width, &|i, part| {
+        let (span, h) = (i / c.n_kv_heads, i % c.n_kv_heads);
+        let tile = spans.tile(layer, h, span);
+        span_parts(queries(0, h), c.head_dim, tile, position + 1 - span * SPAN, part);
     });
     let (sums, others) = parts.split_at_mut(c.n_heads * width);
     for span in others.chunks_exact(sums.len()) {
-        for (sum, part) in sums.chunks_exact_mut(width).zip(span.chunks_exact(width)) {
-            merge(sum, part);
-        }
+        merge_all(sums, span, width);
     }
     for (sum, out) in sums.chunks_exact(width).zip(attn.chunks_exact_mut(c.head_dim)) {
         finish(sum, out);
     }
 }
 
-/// The query heads `queries` of one KV head over the positions `0..positions`, into `out`.
-fn attend(queries: &[f32], head_dim: usize, cache: Cache<'_>, positions: usize, out: &mut [f32]) {
-    let width = part_width(head_dim);
-    let mut sums = vec![0.0; queries.len() / head_dim * width];
-    let mut parts = sums.clone();
-    span_parts(queries, head_dim, cache, 0..positions, &mut sums);
-    for first in (SPAN..positions).step_by(SPAN) {
-        span_parts(queries, head_dim, cache, first..positions, &mut parts);
-        for (sum, part) in sums.chunks_exact_mut(width).zip(parts.chunks_exact(width)) {
-            merge(sum, part);
+/// The query heads of one KV head, at `tokens` of a step whose first stands at `position`. `queries` and `out` give those of
+/// a token, `[heads, head_dim]`.
+fn attend<'a, T: Stored>(
+    spans: &Spans<T>,
+    head: Head,
+    position: usize,
+    tokens: Range<usize>,
+    queries: &dyn Fn(usize) -> &'a [f32],
+    out: &dyn Fn(usize) -> &'a mut [f32],
+) {
+    let d = head.head_dim;
+    let width = part_width(d);
+    // [tokens, heads, part]
+    let mut sums = vec![0.0; tokens.len() * head.heads * width];
+    let mut parts = vec![0.0; head.heads * width];
+    let mut floats = vec![0.0; SPAN * (d + value_width(d))];
+    for span in 0..(position + tokens.end).div_ceil(SPAN) {
+        let tile = spans.tile(head.layer, head.head, span);
+        let (keys, values) = floats.split_at_mut(SPAN * d);
+        widen_all(tile.keys, keys);
+        widen_all(tile.values, values);
+        let tile = Tile { keys: &*keys, values: &*values, scales: tile.scales };
+        for (token, sums) in tokens.clone().zip(sums.chunks_exact_mut(parts.len())) {
+            let positions = position + token + 1;
+            if positions <= span * SPAN {
+                continue;
+            }
+            let count = positions - span * SPAN;
+            if span == 0 {
+                span_parts(queries(token), d, tile, count, sums);
+            } else {
+                span_parts(queries(token), d, tile, count, &mut parts);
+                merge_all(sums, &parts, width);
+            }
         }
     }
-    for (sum, out) in sums.chunks_exact(width).zip(out.chunks_exact_mut(head_dim)) {
-        finish(sum, out);
+    for (token, sums) in tokens.zip(sums.chunks_exact(parts.len())) {
+        for (sum, out) in sums.chunks_exact(width).zip(out(token).chunks_exact_mut(d)) {
+            finish(sum, out);
+        }
     }
 }
 
-/// The parts `[heads, part]` of the first [`SPAN`] of `positions`.
+/// A tile's values as floats.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-fn span_parts(
+fn widen_all<T: Stored>(stored: &[T], out: &mut [f32]) {
+    for (stored, out) in stored.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        *out = T::widen(stored);
+    }
+}
+
+/// The parts `[heads, part]` of `queries` `[heads, head_dim]` for the first `count` positions of a tile.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn span_parts<T: Stored>(
     queries: &[f32],
     head_dim: usize,
-    cache: Cache<'_>,
-    positions: std::ops::Range<usize>,
+    tile: Tile<'_, T>,
+    count: usize,
     parts: &mut [f32],
 ) {
-    let count = positions.len().min(SPAN);
-    let rows = positions.start * cache.kv_dim..(positions.start + count) * cache.kv_dim;
-    let (keys, values) = (&cache.keys[rows.clone()], &cache.values[rows]);
+    let count = count.min(SPAN);
+    let mut rest = (queries, parts);
+    while !rest.0.is_empty() {
+        // So many heads share what is loaded.
+        let heads = (rest.0.len() / head_dim).min(3);
+        let (queries, more_queries) = rest.0.split_at(heads * head_dim);
+        let (parts, more_parts) = rest.1.split_at_mut(heads * part_width(head_dim));
+        match heads {
+            1 => heads_parts::<T, 1>(queries, head_dim, tile, count, parts),
+            2 => heads_parts::<T, 2>(queries, head_dim, tile, count, parts),
+            _ => heads_parts::<T, 3>(queries, head_dim, tile, count, parts),
+        }
+        rest = (more_queries, more_parts);
+    }
+}
+
+/// [`span_parts`] of `N` heads.
+#[inline(always)]
+fn heads_parts<T: Stored, const N: usize>(
+    queries: &[f32],
+    head_dim: usize,
+    tile: Tile<'_, T>,
+    count: usize,
+    parts: &mut [f32],
+) {
+    let mut weights = [[0f32; SPAN]; N];
+    let heads: [&[f32]; N] = std::array::from_fn(|i| &queries[i * head_dim..][..head_dim]);
+    for first in (0..count).step_by(LANES) {
+        let sums = weighted(tile.keys, SPAN, first, heads.map(|head| &head[..head_dim]));
+        for (weights, sums) in weights.iter_mut().zip(sums) {
+            weights[first..first + LANES].copy_from_slice(&sums);
+        }
+    }
+    for (weights, part) in weights.iter_mut().zip(parts.chunks_exact_mut(part_width(head_dim))) {
+        part[head_dim..].copy_from_slice(&soften(weights, tile.scales, head_dim, count));
+    }
+    for first in (0..head_dim).step_by(LANES) {
+        let weights = weights.each_ref().map(|weights| &weights[..count]);
+        let sums = weighted(tile.values, value_width(head_dim), first, weights);
+        let last = head_dim.min(first + LANES);
+        for (part, sums) in parts.chunks_exact_mut(part_width(head_dim)).zip(sums) {
+            part[first..last].copy_from_slice(&sums[..last - first]);
+        }
+    }
+}
+
+/// Makes the products of a query and the keys of a tile, of which `count` count, the weights of its values; the largest score and
+/// the sum of weights. A function of its own, so that it is there once and not for each type and number of heads.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn soften(weights: &mut [f32; SPAN], scales: &[f32], head_dim: usize, count: usize) -> [f32; 2] {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    for (query, part) in queries.chunks_exact(head_dim).zip(parts.chunks_exact_mut(part_width(head_dim))) {
-        let mut weights = [f32::NEG_INFINITY; SPAN];
-        for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(cache.kv_dim)) {
-            *weight = scale * dot_lanes(query, &key[cache.at..cache.at + head_dim]);
+    let scales = scales.split_at_checked(SPAN);
+    match scales {
+        Some((scales, _)) => weights.iter_mut().zip(scales).for_each(|(w, s)| *w *= scale * s),
+        None => weights.iter_mut().for_each(|w| *w *= scale),
+    }
+    weights[count..].fill(f32::NEG_INFINITY);
+    let max = in_lanes(weights, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    weights.iter_mut().for_each(|w| *w = exp(*w - max));
+    weights[count..].fill(0.0);
+    let sum = in_lanes(weights, 0.0, |a, b| a + b);
+    if let Some((_, scales)) = scales {
+        weights.iter_mut().zip(scales).for_each(|(w, s)| *w *= s);
+    }
+    [max, sum]
+}
+
+/// Columns `first..first + LANES` of the sum of `rows` `[_, width]`, each times its factor, for several sets of factors, which have
+/// one length.
+#[inline(always)]
+fn weighted<T: Stored, const N: usize>(
+    rows: &[T],
+    width: usize,
+    first: usize,
+    factors: [&[f32]; N],
+) -> [[f32; LANES]; N] {
+    let mut sums = [[0f32; LANES]; N];
+    for (i, row) in rows.chunks_exact(width).take(factors[0].len()).enumerate() {
+        let row = T::widen(row[first..].first_chunk().expect("tiles are as wide as lanes"));
+        for (sums, factors) in sums.iter_mut().zip(factors) {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += factors[i] * x);
         }
-        let max = weights.iter().fold(f32::NEG_INFINITY, |max, weight| max.max(*weight));
-        for weight in &mut weights {
-            *weight = exp(*weight - max);
-        }
-        let weights = &weights[..count];
-        let (out, rest) = part.split_at_mut(head_dim);
-        rest.copy_from_slice(&[max, weights.iter().sum()]);
-        out.fill(0.0);
-        // Four positions at a time, so that `out` is read and written a quarter as often.
-        let (fours, others) = weights.as_chunks::<4>();
-        let mut rows = values.chunks_exact(cache.kv_dim).map(|row| &row[cache.at..cache.at + head_dim]);
-        for [a, b, c, d] in fours {
-            let (Some(va), Some(vb), Some(vc), Some(vd)) =
-                (rows.next(), rows.next(), rows.next(), rows.next())
-            else {
-                break;
-            };
-            for ((((o, va), vb), vc), vd) in out.iter_mut().zip(va).zip(vb).zip(vc).zip(vd) {
-                *o = *o + a * va + b * vb + c * vc + d * vd;
-            }
-        }
-        for (weight, row) in others.iter().zip(rows) {
-            out.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
-        }
+    }
+    sums
+}
+
+/// All of `values` by `op`, of which the order is free to choose; it is the same everywhere.
+#[inline(always)]
+fn in_lanes(values: &[f32; SPAN], start: f32, op: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; 8];
+    for eight in values.as_chunks::<8>().0 {
+        lanes.iter_mut().zip(eight).for_each(|(lane, x)| *lane = op(*lane, *x));
+    }
+    lanes.into_iter().fold(start, op)
+}
+
+/// [`merge`] for several heads.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn merge_all(sums: &mut [f32], parts: &[f32], width: usize) {
+    for (sum, part) in sums.chunks_exact_mut(width).zip(parts.chunks_exact(width)) {
+        merge(sum, part);
     }
 }
 
 /// Adds a part to `sum`, another one.
+#[inline(always)]
 fn merge(sum: &mut [f32], part: &[f32]) {
     let width = sum.len() - 2;
     let max = sum[width].max(part[width]);
@@ -167,6 +304,7 @@ fn finish(part: &[f32], out: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::bundle::random;
+    use crate::cpu::kv::KvType;
 
     #[test]
     fn attention_weighs_by_softmax() {
@@ -214,9 +352,15 @@ mod tests {
         let values = random::weights("values", &[position + n, c.kv_dim()], 1);
         let qkv = random::weights("qkv", &[n, c.qkv_dim()], 1);
         let (mut all, mut one) = (vec![0.0; n * c.q_dim()], vec![0.0; c.q_dim()]);
-        all_heads(&c, position, &qkv, [&keys, &values], &mut all, &mut Vec::new());
-        let last = &qkv[(n - 1) * c.qkv_dim()..];
-        all_heads(&c, position + n - 1, last, [&keys, &values], &mut one, &mut Vec::new());
-        assert_eq!(one, all[(n - 1) * c.q_dim()..]);
+        for &kind in KvType::ALL {
+            let mut cache = KvCache::new(kind, &c);
+            cache.grow(position + n);
+            let both = keys.chunks_exact(c.kv_dim()).zip(values.chunks_exact(c.kv_dim()));
+            both.enumerate().for_each(|(i, (key, value))| cache.store(1, i, key, value));
+            all_heads(&c, 1, position, &qkv, &cache, &mut all, &mut Vec::new());
+            let last = &qkv[(n - 1) * c.qkv_dim()..];
+            all_heads(&c, 1, position + n - 1, last, &cache, &mut one, &mut Vec::new());
+            assert_eq!(one, all[(n - 1) * c.q_dim()..], "{kind}");
+        }
     }
 }

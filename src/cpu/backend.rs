@@ -1,5 +1,6 @@
 //! The plan's interpreter on the CPU, with the weights and the KV cache.
 
+use super::kv::{KvCache, KvType};
 use super::linear::Weight;
 use super::{attention, engram, kernels, team};
 use crate::backend::{Backend, Output, Step, Want, check, check_tokens};
@@ -108,10 +109,8 @@ struct Scratch {
 pub struct CpuBackend {
     plan: Plan,
     weights: Vec<Weight>,
-    // Of each layer `[positions, kv_dim]`, grown as positions come.
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
-    // Of each Engram layer what its convolution looks back at, `[positions, hidden]`, grown likewise.
+    kv: KvCache,
+    // Of each Engram layer what its convolution looks back at, `[positions, hidden]`, grown as positions come.
     engram: Vec<Vec<f32>>,
     capacity: usize,
     scratch: Scratch,
@@ -121,20 +120,31 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// A backend for the core's `tensors` with room for `capacity` positions (at most the model's context);
-    /// weights are zero until written.
+    /// A backend for the core's `tensors` with room for `capacity` positions (at most the model's context), which keeps their
+    /// keys and values in single precision; weights are zero until written.
     pub fn new(tensors: &[Tensor], config: &Config, capacity: usize) -> Self {
         Self {
             plan: Plan::of_config(config),
             weights: tensors.iter().map(Weight::zeroed).collect(),
-            keys: vec![Vec::new(); config.n_layers],
-            values: vec![Vec::new(); config.n_layers],
+            kv: KvCache::new(KvType::F32, config),
             engram: vec![Vec::new(); config.engram.as_ref().map_or(0, |engram| engram.layers.len())],
             capacity: capacity.min(config.context_length),
             scratch: Scratch::default(),
             begun: None,
             meters: Meters::default(),
         }
+    }
+
+    /// Stores keys and values as `kind` from now on. Those of earlier steps are forgotten.
+    pub fn set_kv_type(&mut self, kind: KvType) {
+        self.kv = KvCache::new(kind, &self.plan.config);
+        self.engram.iter_mut().for_each(Vec::clear);
+        self.begun = None;
+    }
+
+    /// How keys and values are stored.
+    pub fn kv_type(&self) -> KvType {
+        self.kv.kind()
     }
 
     /// The model's sizes.
@@ -187,24 +197,23 @@ impl CpuBackend {
 
     /// Room for a step in the cache and in the scratch.
     fn make_room(&mut self, tokens: &[u32], position: usize) -> Result<()> {
-        let (kv_dim, hidden) = (self.plan.config.kv_dim(), self.plan.config.hidden_size);
-        let kv = self.keys.iter_mut().chain(&mut self.values).map(|cache| (cache, kv_dim));
-        for (cache, width) in kv.chain(self.engram.iter_mut().map(|cache| (cache, hidden))) {
-            if cache.len() < position * width {
-                return Err(Error::invalid(
-                    format!("a step at position {position}"),
-                    format!("the cache holds {} positions", cache.len() / width),
-                ));
-            }
-            // It never shrinks: a step may be run again at a position in the middle.
-            cache.resize(cache.len().max((position + tokens.len()) * width), 0.0);
+        let len = position + tokens.len();
+        if self.kv.len() < position {
+            return Err(Error::invalid(
+                format!("a step at position {position}"),
+                format!("the cache holds {} positions", self.kv.len()),
+            ));
+        }
+        self.kv.grow(len);
+        for cache in &mut self.engram {
+            cache.resize(cache.len().max(len * self.plan.config.hidden_size), 0.0);
         }
         self.scratch.resize(&self.plan.config, tokens.len());
         Ok(())
     }
 
     fn run(&mut self, op: Op, step: &Step<'_>) {
-        let Self { plan, weights, keys, values, engram: caches, scratch: s, .. } = self;
+        let Self { plan, weights, kv, engram: caches, scratch: s, .. } = self;
         let c = &plan.config;
         let n = step.tokens.len();
         match op {
@@ -254,14 +263,11 @@ impl CpuBackend {
                     let turn = kernels::rope_turn(position, c.rope_theta, c.head_dim);
                     let (qk, v) = qkv.split_at_mut(c.q_dim() + c.kv_dim());
                     kernels::rope(qk, &turn);
-                    let at = position * c.kv_dim()..(position + 1) * c.kv_dim();
-                    keys[layer][at.clone()].copy_from_slice(&qk[c.q_dim()..]);
-                    values[layer][at].copy_from_slice(v);
+                    kv.store(layer, position, &qk[c.q_dim()..], v);
                 }
             }
             Op::Attention { layer } => {
-                let cache = [&keys[layer][..], &values[layer]];
-                attention::all_heads(c, step.position, &s.qkv, cache, &mut s.attn, &mut s.attn_parts);
+                attention::all_heads(c, layer, step.position, &s.qkv, kv, &mut s.attn, &mut s.attn_parts);
             }
             Op::AttnOutput { weight } => {
                 weights[weight].matmul(&s.attn, &mut s.norm);
@@ -379,9 +385,8 @@ impl Backend for CpuBackend {
     }
 
     fn bytes(&self) -> u64 {
-        let caches = self.keys.iter().chain(&self.values).chain(&self.engram);
-        let cache = caches.map(|c| c.len() as u64 * 4).sum::<u64>();
-        self.weights.iter().map(Weight::bytes).sum::<u64>() + cache
+        let engram = self.engram.iter().map(|cache| size_of_val(&cache[..]) as u64).sum::<u64>();
+        self.weights.iter().map(Weight::bytes).sum::<u64>() + self.kv.bytes() + engram
     }
 }
 
@@ -491,6 +496,54 @@ pub(super) mod tests {
             let fresh = logits(&mut model(&config), &[1, 2, 9, 8, 7, 6, 5], 0);
             for (a, b) in reused.iter().zip(&fresh[2 * 300..]) {
                 assert!((a - b).abs() < 1e-3, "{a} {b}");
+            }
+        }
+    }
+
+    /// Logits over more than a span, in steps of `sizes` (the last one again and again).
+    fn in_steps(backend: &mut CpuBackend, tokens: &[u32], sizes: &[usize]) -> Vec<f32> {
+        let mut all = Vec::new();
+        let mut sizes = sizes.iter().chain(std::iter::repeat(&sizes[sizes.len() - 1]));
+        let mut at = 0;
+        while at < tokens.len() {
+            let end = tokens.len().min(at + sizes.next().unwrap());
+            all.extend(logits(backend, &tokens[at..end], at));
+            at = end;
+        }
+        all
+    }
+
+    #[test]
+    fn the_bits_depend_on_the_tokens_alone() {
+        let tokens: Vec<u32> = (0..90).map(|i| (i * i * 31 + 7) % 300).collect();
+        for config in [tiny(), engram()] {
+            let new = |kind| {
+                let mut backend = model(&config);
+                backend.set_kv_type(kind);
+                assert_eq!(backend.kv_type(), kind);
+                backend
+            };
+            let spread = |logits: &[f32]| logits.iter().fold(0f32, |max, x| max.max(x.abs()));
+            let exact = in_steps(&mut new(KvType::F32), &tokens, &[90]);
+            for &kind in KvType::ALL {
+                let whole = in_steps(&mut new(kind), &tokens, &[90]);
+                let bound = if kind == KvType::F32 { 0.0 } else { 0.05 * spread(&exact) };
+                assert!(whole.iter().zip(&exact).all(|(a, b)| (a - b).abs() <= bound), "{kind}");
+                for sizes in [&[1][..], &[63, 2, 3, 1], &[13, 17]] {
+                    let mut backend = new(kind);
+                    assert!(in_steps(&mut backend, &tokens, sizes) == whole, "{kind} {sizes:?}");
+                    // A prefix again, behind which something else stood.
+                    logits(&mut backend, &[9, 8, 7], 70);
+                    assert!(logits(&mut backend, &tokens[70..], 70) == whole[70 * 300..], "{kind} {sizes:?}");
+                }
+                // Work in work is done by one thread.
+                let alone = std::sync::Mutex::new(Vec::new());
+                team::run(2, &|i| {
+                    if i == 0 {
+                        *alone.lock().unwrap() = in_steps(&mut new(kind), &tokens, &[70, 1]);
+                    }
+                });
+                assert!(alone.into_inner().unwrap() == whole, "{kind} on one thread");
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Measuring a model: loss on text (`nll`), multiple choice (`choice`), facts to complete (`cloze`), edits of facts
-//! (`edits`), and a choice of them (`gallery`), all native; and what the page measures too: what is said with which probability ([`score`]), and what an
+//! Measuring a model: loss on text (`nll`), multiple choice (`choice`), facts to complete (`cloze`) and to find in a long
+//! context (`needle`), how alike rows are (`rows`), edits of facts (`edits`), how far these reach (`reach`), and a choice of
+//! them (`gallery`), all native; and what the page measures too: what is said with which probability ([`score`]), and what an
 //! edit does to text that it is not about ([`unrelated`]).
 //!
 //! Every suite asks the session for log-probabilities and knows nothing of what computes them.
@@ -13,7 +14,13 @@ pub mod edits;
 #[cfg(feature = "native")]
 pub mod gallery;
 #[cfg(feature = "native")]
+pub mod needle;
+#[cfg(feature = "native")]
 pub mod nll;
+#[cfg(feature = "native")]
+pub mod reach;
+#[cfg(feature = "native")]
+pub mod rows;
 pub mod score;
 pub mod unrelated;
 

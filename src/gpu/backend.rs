@@ -1,5 +1,6 @@
 //! The engine: weights, cache and recorded dispatches of one model on one device.
 
+use std::mem::take;
 use std::ops::Range;
 
 use bytemuck::cast_slice;
@@ -36,6 +37,54 @@ pub enum Kernels {
     Parallel,
 }
 
+/// How the KV cache is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// Single precision.
+    F32,
+    /// Half precision, which every adapter can pack: half of the bytes that attention reads.
+    #[default]
+    F16,
+}
+
+impl KvType {
+    /// Bytes of `count` values, an even number.
+    pub fn bytes(self, count: usize) -> usize {
+        match self {
+            Self::F32 => count * 4,
+            Self::F16 => count * 2,
+        }
+    }
+}
+
+/// Which of several kernels that compute the same are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Variant {
+    /// Those whose threads never wait for each other.
+    pub serial: bool,
+    /// Where tokens are many, those whose products are f16; needs the adapter's feature.
+    pub f16: bool,
+    /// Those for such a cache.
+    pub kv: KvType,
+}
+
+impl Variant {
+    /// Those that `options` want on this device, best first: what comes later is for devices that compute the earlier ones
+    /// wrongly.
+    pub fn all(gpu: &Gpu, options: GpuOptions) -> Vec<Self> {
+        let serial = match options.kernels {
+            Kernels::Auto => gpu.software,
+            kernels => kernels == Kernels::Serial,
+        };
+        // Serial kernels compute on the CPU's own f32.
+        let f16 = options.f16 && gpu.f16 && !serial;
+        let best = Self { serial, f16, kv: options.kv };
+        let mut all = vec![best, Self { f16: false, ..best }, Self { f16: false, kv: KvType::F32, ..best }];
+        all.dedup();
+        all
+    }
+}
+
 /// How to set a backend up.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuOptions {
@@ -43,6 +92,10 @@ pub struct GpuOptions {
     pub capacity: usize,
     /// Which kernels to run.
     pub kernels: Kernels,
+    /// How the KV cache is stored.
+    pub kv: KvType,
+    /// Whether kernels may compute in f16 where the adapter has it.
+    pub f16: bool,
     /// Whether to refuse an adapter that is really the CPU, before anything is built for it.
     pub hardware_only: bool,
     /// No binding is larger than so many bytes, even if the adapter could.
@@ -52,7 +105,35 @@ pub struct GpuOptions {
 impl GpuOptions {
     /// The best for the adapter, with `capacity` positions.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, kernels: Kernels::Auto, hardware_only: false, binding_limit: None }
+        Self {
+            capacity,
+            kernels: Kernels::Auto,
+            kv: KvType::default(),
+            f16: true,
+            hardware_only: false,
+            binding_limit: None,
+        }
+    }
+}
+
+/// A device that nothing was built on yet.
+#[derive(Debug)]
+pub struct Opened<'a> {
+    gpu: Gpu,
+    tensors: &'a [Tensor],
+    config: &'a Config,
+    options: GpuOptions,
+}
+
+impl Opened<'_> {
+    /// Finds the kernels that compute rightly, compiles them, and makes room.
+    ///
+    /// # Errors
+    /// As [`GpuBackend::new`].
+    pub async fn build(self) -> Result<GpuBackend> {
+        let Self { gpu, tensors, config, options } = self;
+        let variant = self_test::choose(&gpu, tensors, config, options).await?;
+        GpuBackend::on(gpu, tensors, config, options, variant).await
     }
 }
 
@@ -64,6 +145,7 @@ pub struct GpuBackend {
     weights: Vec<Weight>,
     buffers: Buffers,
     pub(super) program: Program,
+    variant: Variant,
     readback: wgpu::Buffer,
     /// Only evaluation needs it.
     logits_readback: Option<wgpu::Buffer>,
@@ -76,8 +158,12 @@ pub struct GpuBackend {
     logit_rows: usize,
     /// Bytes of weights since the last flush.
     staged: usize,
-    /// Position and tokens of a step whose first dispatches have been submitted.
-    begun: Option<(usize, Vec<u32>)>,
+    /// Position of a step whose first dispatches have been submitted, and its tokens.
+    begun: Option<usize>,
+    begun_tokens: Vec<u32>,
+    /// Kept from step to step, so that none makes new ones: what goes to the device, and what comes back.
+    pub(super) upload: Vec<u32>,
+    pub(super) words: Vec<u32>,
     clock: Option<Clock>,
 }
 
@@ -89,15 +175,26 @@ impl GpuBackend {
     /// [`Error::Gpu`] if there is no adapter, if it refuses or runs out of memory, or if it computes wrongly;
     /// [`Error::Invalid`] if the tensors are not those of `config`.
     pub async fn new(tensors: &[Tensor], config: &Config, options: GpuOptions) -> Result<Self> {
+        Self::open(tensors, config, options).await?.build().await
+    }
+
+    /// The first part of [`new`](Self::new), which is quick: a device for such a model.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if there is no adapter, or none as wanted.
+    pub async fn open<'a>(
+        tensors: &'a [Tensor],
+        config: &'a Config,
+        options: GpuOptions,
+    ) -> Result<Opened<'a>> {
         let planes = tensors.iter().flat_map(|t| t.dtype.planes(t.elements()));
-        let cache = options.capacity.min(config.context_length) * position_width(config) * 4;
+        let cache = options.capacity.min(config.context_length) * position_bytes(config, options.kv);
         let wanted = planes.chain([cache]).max().unwrap_or(0) as u64;
         let gpu = Gpu::open(wanted.max(step::bytes(config, MAX_STEP_TOKENS))).await?;
         if options.hardware_only && gpu.software {
             return Err(Error::Gpu(format!("{} is software, the CPU itself is faster", gpu.name)));
         }
-        self_test::run(&gpu, tensors, config, options.kernels).await?;
-        Self::on(gpu, tensors, config, options).await
+        Ok(Opened { gpu, tensors, config, options })
     }
 
     /// A backend on an open device, untested.
@@ -106,29 +203,26 @@ impl GpuBackend {
         tensors: &[Tensor],
         config: &Config,
         options: GpuOptions,
+        variant: Variant,
     ) -> Result<Self> {
         config.validate()?;
         check_tensors(tensors, config)?;
         let limit = options.binding_limit.unwrap_or(u64::MAX).min(gpu.binding_limit);
         let step_tokens = (1..=MAX_STEP_TOKENS).rev().find(|n| step::bytes(config, *n) <= limit);
-        let position_bytes = position_width(config) as u64 * 4;
+        let position_bytes = position_bytes(config, variant.kv) as u64;
         let capacity = options.capacity.min(config.context_length).min((limit / position_bytes) as usize);
         let (Some(step_tokens), true) = (step_tokens, capacity > 0) else {
             return Err(Error::Gpu(format!("{}: bindings of {limit} bytes are too small", gpu.name)));
         };
         let logit_bytes = config.vocab_size * 4;
         let logit_rows = (LOGITS_BYTES.min(limit as usize) / logit_bytes).clamp(1, MAX_STEP_TOKENS);
-        let serial = match options.kernels {
-            Kernels::Auto => gpu.software,
-            kernels => kernels == Kernels::Serial,
-        };
         let device = gpu.clone();
         let (made, errors) = gpu.guarded(|| {
             let gpu = &device;
             let weights: Vec<_> =
                 tensors.iter().map(|t| Weight::zeroed(gpu, t, limit)).collect::<Result<_>>()?;
-            let buffers = Buffers::new(gpu, config, step_tokens, capacity, logit_rows);
-            let program = compile(gpu, &Plan::of_config(config), &weights, &buffers, serial);
+            let buffers = Buffers::new(gpu, config, variant.kv, step_tokens, capacity, logit_rows);
+            let program = compile(gpu, &Plan::of_config(config), &weights, &buffers, variant);
             let readback = gpu.readback(RESULT_WORDS as u64 * 4);
             Ok((weights, buffers, program, readback))
         });
@@ -141,6 +235,7 @@ impl GpuBackend {
             weights,
             buffers,
             program,
+            variant,
             readback,
             logits_readback: None,
             capacity,
@@ -149,6 +244,9 @@ impl GpuBackend {
             logit_rows,
             staged: 0,
             begun: None,
+            begun_tokens: Vec::new(),
+            upload: Vec::new(),
+            words: Vec::new(),
             clock: None,
         })
     }
@@ -159,7 +257,7 @@ impl GpuBackend {
     }
 
     fn is_begun(&self, step: &Step<'_>) -> bool {
-        self.begun.as_ref().is_some_and(|(at, tokens)| *at == step.position && tokens == step.tokens)
+        self.begun == Some(step.position) && self.begun_tokens == step.tokens
     }
 
     fn layers(&self, n: usize) -> &Layers {
@@ -181,35 +279,37 @@ impl GpuBackend {
         let n = step.tokens.len();
         let begun = self.is_begun(&step);
         self.begun = None;
+        let head = if matches!(step.want, Want::Candidates(_)) { n - 1..n } else { 0..0 };
+        let (mut upload, mut words) = (take(&mut self.upload), take(&mut self.words));
+        step::upload(&mut upload, &step, &self.config, head);
         let layers = self.layers(n);
         let layers = &layers.dispatches[if begun { layers.before_rows } else { 0 }..];
-        match step.want {
+        let output = match step.want {
             Want::Nothing => {
-                let upload = step::upload(&step, &self.config, 0..0);
                 self.submit(&upload, &[(layers, n)], None).await?;
-                Ok(Output::Nothing)
+                Output::Nothing
             }
             Want::Candidates(_) => {
-                let upload = step::upload(&step, &self.config, n - 1..n);
                 let top_k = std::slice::from_ref(&self.program.top_k);
                 let work = [(layers, n), (&self.program.head_one, 1), (top_k, 1)];
-                let result =
-                    self.submit(&upload, &work, Some((&self.buffers.result, &self.readback))).await?;
-                let candidates = candidates(&result, self.config.vocab_size).ok_or_else(|| {
+                let result = (&self.buffers.result, &self.readback, &mut words);
+                self.submit(&upload, &work, Some(result)).await?;
+                let candidates = candidates(&words, self.config.vocab_size).ok_or_else(|| {
                     Error::Gpu(format!("{}: the logits are no finite numbers", self.gpu.name))
                 })?;
-                Ok(Output::Candidates(candidates))
+                Output::Candidates(candidates)
             }
             Want::Logits => {
-                let upload = step::upload(&step, &self.config, 0..0);
                 self.submit(&upload, &[(layers, n)], None).await?;
                 for first in (0..n).step_by(self.logit_rows) {
                     let head = first..n.min(first + self.logit_rows);
                     logits.extend(self.logits(n, step.position, head).await?);
                 }
-                Ok(Output::Nothing)
+                Output::Nothing
             }
-        }
+        };
+        (self.upload, self.words) = (upload, words);
+        Ok(output)
     }
 
     /// The logits of the positions `head` of a step of `n` tokens whose layers were just run.
@@ -219,19 +319,21 @@ impl GpuBackend {
         let bytes = self.buffers.logits.size();
         let readback = self.logits_readback.get_or_insert_with(|| self.gpu.readback(bytes)).clone();
         let header = step::header(n, position, head, Penalty::default());
-        let words =
-            self.submit(&header, &[(dispatches, count)], Some((&self.buffers.logits, &readback))).await?;
+        let mut words = Vec::new();
+        let result = (&self.buffers.logits, &readback, &mut words);
+        self.submit(&header, &[(dispatches, count)], Some(result)).await?;
         Ok(words[..count * self.config.vocab_size].iter().map(|w| f32::from_bits(*w)).collect())
     }
 
     /// Uploads, runs each list of dispatches for so many tokens in one pass, and reads the first buffer of
-    /// `result` back through the second one.
+    /// `result` back through the second one into its words.
     async fn submit(
         &self,
         upload: &[u32],
         work: &[(&[Dispatch], usize)],
-        result: Option<(&wgpu::Buffer, &wgpu::Buffer)>,
-    ) -> Result<Vec<u32>> {
+        result: Option<(&wgpu::Buffer, &wgpu::Buffer, &mut Vec<u32>)>,
+    ) -> Result<()> {
+        let copied = result.as_ref().map(|(source, target, _)| (*source, *target));
         let ((), errors) = self.gpu.guarded(|| {
             self.gpu.queue.write_buffer(&self.buffers.upload, 0, cast_slice(upload));
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
@@ -245,21 +347,19 @@ impl GpuBackend {
                     }
                 }
             }
-            if let Some((source, target)) = result {
+            if let Some((source, target)) = copied {
                 encoder.copy_buffer_to_buffer(source, 0, target, 0, source.size());
             }
-            self.gpu.queue.submit([encoder.finish()]);
+            self.gpu.submit(encoder);
         });
-        let words = match result {
-            Some((_, target)) => self.gpu.read(target).await?,
-            None => Vec::new(),
-        };
+        if let Some((_, target, words)) = result {
+            self.gpu.read_into(target, words).await?;
+        }
         errors.await?;
         if let Some(clock) = &self.clock {
             clock.read(&self.gpu, work).await?;
         }
-        self.gpu.check()?;
-        Ok(words)
+        self.gpu.check()
     }
 }
 
@@ -294,10 +394,14 @@ impl Backend for GpuBackend {
             clock.begin();
         }
         let step = Step { tokens, position, rows: &[], want: Want::Nothing };
-        let upload = step::upload(&step, &self.config, 0..0);
+        let mut upload = take(&mut self.upload);
+        step::upload(&mut upload, &step, &self.config, 0..0);
         let layers = self.layers(n);
         self.submit(&upload, &[(&layers.dispatches[..layers.before_rows], n)], None).await?;
-        self.begun = Some((position, tokens.to_vec()));
+        self.upload = upload;
+        self.begun = Some(position);
+        self.begun_tokens.clear();
+        self.begun_tokens.extend_from_slice(tokens);
         Ok(())
     }
 
@@ -345,7 +449,8 @@ impl Backend for GpuBackend {
     }
 
     fn describe(&self) -> (&'static str, String) {
-        ("gpu", self.gpu.name.clone())
+        let f16 = if self.variant.f16 { ", f16" } else { "" };
+        ("gpu", format!("{}{f16}", self.gpu.name))
     }
 
     fn bytes(&self) -> u64 {
@@ -356,9 +461,10 @@ impl Backend for GpuBackend {
     }
 }
 
-/// Floats of a position in the widest cache.
-fn position_width(config: &Config) -> usize {
-    config.kv_dim().max(if config.engram.is_some() { config.hidden_size } else { 0 })
+/// Bytes of a position in the widest cache.
+fn position_bytes(config: &Config, kv: KvType) -> usize {
+    let engram = if config.engram.is_some() { KvType::F32.bytes(config.hidden_size) } else { 0 };
+    kv.bytes(config.kv_dim()).max(engram)
 }
 
 fn check_tensors(tensors: &[Tensor], config: &Config) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The plan, compiled once into recorded dispatches: five a layer (and three an Engram layer), since RoPE and the cache's update are the end of
 //! the q, k and v projection. A weight that is split takes one for each of its parts.
 
+use super::backend::{KvType, Variant};
 use super::device::Gpu;
 use super::engram;
 use super::shader::{Access, Binding, Dispatch, Groups, Shaders, Source, piece};
@@ -38,7 +39,7 @@ pub struct Buffers {
     pub logits: wgpu::Buffer,
     /// [`RESULT_WORDS`].
     pub result: wgpu::Buffer,
-    /// Of each layer keys and values, `[capacity, kv_dim]`.
+    /// Of each layer keys and values, `[capacity, kv_dim]`, stored as the variant's [`KvType`] says.
     pub cache: Vec<[wgpu::Buffer; 2]>,
     /// One number for each STEM layer, [`UNIFORM_STRIDE`] apart.
     stem_index: wgpu::Buffer,
@@ -48,11 +49,18 @@ pub struct Buffers {
 
 impl Buffers {
     /// Buffers for steps of `tokens` tokens, `capacity` positions and the logits of `logit_rows` positions.
-    pub fn new(gpu: &Gpu, config: &Config, tokens: usize, capacity: usize, logit_rows: usize) -> Self {
+    pub fn new(
+        gpu: &Gpu,
+        config: &Config,
+        kv: KvType,
+        tokens: usize,
+        capacity: usize,
+        logit_rows: usize,
+    ) -> Self {
         // Tiles read whole, also those of the head that begin in the middle.
         let rows = tokens.next_multiple_of(TILE) + TILE;
         let floats = |label: &str, count: usize| gpu.storage(label, count as u64 * 4);
-        let cache = || floats("cache", capacity * config.kv_dim());
+        let cache = || gpu.storage("cache", (capacity * kv.bytes(config.kv_dim())) as u64);
         let stem_index = gpu.uniform("stem_index", config.stem_layers.len().max(1) as u64 * UNIFORM_STRIDE);
         for i in 0..config.stem_layers.len() {
             gpu.queue.write_buffer(&stem_index, i as u64 * UNIFORM_STRIDE, &(i as u32).to_le_bytes());
@@ -102,10 +110,10 @@ pub struct Program {
     pub top_k: Dispatch,
 }
 
-/// Compiles the plan. With `serial` kernels no thread waits for another, which suits adapters that are CPUs.
-pub fn compile(gpu: &Gpu, plan: &Plan, weights: &[Weight], buffers: &Buffers, serial: bool) -> Program {
+/// Compiles the plan into kernels of `variant`; `buffers` were made for its cache.
+pub fn compile(gpu: &Gpu, plan: &Plan, weights: &[Weight], buffers: &Buffers, variant: Variant) -> Program {
     let config = &plan.config;
-    let mut compiler = Compiler { shaders: Shaders::new(gpu), config, weights, buffers, serial };
+    let mut compiler = Compiler { shaders: Shaders::new(gpu), config, weights, buffers, variant };
     let [mut one, mut many] = [(); 2].map(|()| Layers::default());
     let [mut head_one, mut head_many] = [(); 2].map(|()| Vec::new());
     for (layers, head, is_many) in [(&mut one, &mut head_one, false), (&mut many, &mut head_many, true)] {
@@ -145,7 +153,7 @@ pub(super) struct Compiler<'a> {
     pub config: &'a Config,
     pub weights: &'a [Weight],
     pub buffers: &'a Buffers,
-    pub serial: bool,
+    pub variant: Variant,
 }
 
 impl Compiler<'_> {
@@ -173,7 +181,7 @@ impl Compiler<'_> {
                     norm: gain(*norm),
                     weight: &weights[*weight],
                     up: None,
-                    store: &[piece::STORE_ROPE],
+                    store: &[self.kv(), piece::STORE_ROPE],
                     outputs: &[
                         Binding::write(3, &b.queries),
                         Binding::write(4, keys),
@@ -279,10 +287,13 @@ impl Compiler<'_> {
     ) -> Dispatch {
         let overlap = up.map_or(0..usize::MAX, |(_, up)| up.rows.clone());
         let (first, end) = (part.rows.start.max(overlap.start), part.rows.end.min(overlap.end));
-        let (main, rows, tile) = match (self.serial, many) {
+        // Weights of single precision need not fit into halves.
+        let halves = p.weight.dtype != Dtype::F32 && up.is_none_or(|(dtype, _)| dtype != Dtype::F32);
+        let (main, rows, tile) = match (self.variant.serial, many) {
             (true, false) => (piece::SERIAL, 2 * 16, 1),
             (true, true) => (piece::SERIAL, 2 * 16, SERIAL_TILE),
             (false, false) => (piece::MATVEC, 2 * 64 / LANES, 1),
+            (false, true) if self.variant.f16 && halves => (piece::MATMUL_F16, 32, TILE),
             (false, true) => (piece::MATMUL, 32, TILE),
         };
         let mut bindings = vec![Binding::read(0, &self.buffers.upload)];
@@ -290,7 +301,11 @@ impl Compiler<'_> {
         bindings.extend(p.norm.map(|gain| Binding::read(2, gain)));
         bindings.extend_from_slice(p.outputs);
         bindings.extend(part.bindings(6));
-        let mut source = Source::new(p.label, self.config)
+        let mut source = Source::new(p.label, self.config);
+        if main == piece::MATMUL_F16 {
+            source = source.f16();
+        }
+        source = source
             .constant("WIDTH", p.weight.width)
             .constant("FIRST", first)
             .constant("END", end)
@@ -329,13 +344,21 @@ impl Compiler<'_> {
             Binding::read(4, keys),
             Binding::read(5, values),
         ];
-        let (main, x) = if self.serial {
+        let (main, x) = if self.variant.serial {
             (piece::ATTENTION_SERIAL, self.config.n_heads.div_ceil(16))
         } else {
             (piece::ATTENTION, self.config.n_heads)
         };
-        let source = Source::new("attention", self.config).piece(main);
+        let source = Source::new("attention", self.config).piece(self.kv()).piece(main);
         list.push(self.shaders.dispatch(source, &bindings, Groups { x, tile: 1 }));
+    }
+
+    /// How the cache is read and written.
+    fn kv(&self) -> &'static str {
+        match self.variant.kv {
+            KvType::F32 => piece::KV_F32,
+            KvType::F16 => piece::KV_F16,
+        }
     }
 
     fn top_k(&mut self) -> Dispatch {

@@ -1,15 +1,19 @@
 //! An adapter and its device: how one is chosen, what is asked of it, and how its failures come to light.
 
 use std::future::Future;
+#[cfg(test)]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::channel::oneshot;
-use wgpu::{BufferUsages, DeviceType, ErrorFilter, Limits, MapMode};
+use wgpu::{BufferUsages, DeviceType, ErrorFilter, Features, Limits, MapMode};
 
 use crate::error::{Error, Result};
 
 /// Storage buffers that the largest kernel binds; WebGPU guarantees as many.
 const STORAGE_BUFFERS: u32 = 8;
+/// What is asked for where the adapter has it: everything works without. Only measurements need timestamps.
+const WANTED: Features = Features::TIMESTAMP_QUERY.union(Features::SHADER_F16);
 
 /// A device with its queue.
 #[derive(Debug, Clone)]
@@ -20,10 +24,24 @@ pub struct Gpu {
     pub name: String,
     /// Whether the adapter is really the CPU.
     pub software: bool,
+    /// Whether kernels may compute in f16.
+    pub f16: bool,
     /// Largest binding (and buffer) in bytes.
     pub binding_limit: u64,
     /// Why the device can't be used any more.
     failure: Arc<Mutex<Option<String>>>,
+    #[cfg(test)]
+    pub counts: Arc<Counts>,
+}
+
+/// What has been made on a device and handed to it so far.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub buffers: AtomicUsize,
+    pub bind_groups: AtomicUsize,
+    pub pipelines: AtomicUsize,
+    pub submissions: AtomicUsize,
 }
 
 impl Gpu {
@@ -60,8 +78,7 @@ impl Gpu {
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("xylem"),
                 required_limits: limits,
-                // Only measurements need it.
-                required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+                required_features: adapter.features() & WANTED,
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
                 ..Default::default()
             })
@@ -79,7 +96,17 @@ impl Gpu {
             device.on_uncaptured_error(Arc::new(move |error| note(&failure, error.to_string())));
         }
         let name = words(&info, &device);
-        Ok(Self { software: is_software(&info, &name), name, device, queue, binding_limit, failure })
+        Ok(Self {
+            software: is_software(&info, &name),
+            f16: device.features().contains(Features::SHADER_F16),
+            name,
+            device,
+            queue,
+            binding_limit,
+            failure,
+            #[cfg(test)]
+            counts: Arc::default(),
+        })
     }
 
     /// Fails if the device has failed before.
@@ -129,7 +156,16 @@ impl Gpu {
     pub fn buffer(&self, label: &str, size: u64, usage: BufferUsages) -> wgpu::Buffer {
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        #[cfg(test)]
+        self.counts.buffers.fetch_add(1, Ordering::Relaxed);
         self.device.create_buffer(&descriptor)
+    }
+
+    /// Hands the commands to the device.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) {
+        #[cfg(test)]
+        self.counts.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit([encoder.finish()]);
     }
 
     /// Lets the device release what it has finished with; in browsers it does so by itself.
@@ -138,8 +174,8 @@ impl Gpu {
         polled.map(drop).map_err(|e| Error::Gpu(format!("{}: {e}", self.name)))
     }
 
-    /// Reads a readback buffer, once all submitted work is done.
-    pub async fn read(&self, buffer: &wgpu::Buffer) -> Result<Vec<u32>> {
+    /// Reads a readback buffer into `words`, once all submitted work is done.
+    pub async fn read_into(&self, buffer: &wgpu::Buffer, words: &mut Vec<u32>) -> Result<()> {
         let (sender, receiver) = oneshot::channel();
         // Unmaps also if this future is dropped while it waits.
         let unmap = Unmap(buffer);
@@ -155,9 +191,19 @@ impl Gpu {
         let unreadable = |e: &dyn std::fmt::Display| Error::Gpu(format!("{}: readback: {e}", self.name));
         mapped.map_err(|e| unreadable(&e))?.map_err(|e| unreadable(&e))?;
         let view = buffer.get_mapped_range(..).map_err(|e| unreadable(&e))?;
-        let words = bytemuck::pod_collect_to_vec(&view[..]);
+        words.clear();
+        words.extend(
+            view.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])),
+        );
         drop(view);
         drop(unmap);
+        Ok(())
+    }
+
+    /// Reads a readback buffer, once all submitted work is done.
+    pub async fn read(&self, buffer: &wgpu::Buffer) -> Result<Vec<u32>> {
+        let mut words = Vec::new();
+        self.read_into(buffer, &mut words).await?;
         Ok(words)
     }
 }

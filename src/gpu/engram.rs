@@ -93,7 +93,7 @@ impl Compiler<'_> {
             Binding::read(6, key),
             Binding::read(7, conv),
         ];
-        let threads = if self.serial { 1 } else { GATE_THREADS };
+        let threads = if self.variant.serial { 1 } else { GATE_THREADS };
         let source =
             Source::new("engram_gate", self.config).constant("THREADS", threads).piece(piece::ENGRAM_GATE);
         list.push(self.shaders.dispatch(source, &bindings, Groups { x: 1, tile: 1 }));

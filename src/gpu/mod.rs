@@ -19,4 +19,4 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{GpuBackend, GpuOptions, Kernels};
+pub use backend::{GpuBackend, GpuOptions, Kernels, KvType, Opened};

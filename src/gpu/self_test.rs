@@ -1,6 +1,6 @@
 //! A small known model, run at start-up on the device and on the CPU: drivers that compute wrongly exist.
 
-use super::backend::{GpuBackend, GpuOptions, Kernels};
+use super::backend::{GpuBackend, GpuOptions, KvType, Variant};
 use super::device::Gpu;
 use crate::backend::{Backend, Candidates, Output, Penalty, Step, Want};
 use crate::bundle::manifest::Tensor;
@@ -13,13 +13,35 @@ use crate::error::{Error, Result};
 
 /// Largest difference of two logits, relative to their spread; f32 sums in another order differ by far less.
 const TOLERANCE: f32 = 1e-3;
+/// The same where halves are computed with or cached.
+const HALF_TOLERANCE: f32 = 1e-2;
 const SEED: u64 = 7;
 
-/// Runs the kernels that a model with these `tensors` needs.
+/// The best kernels that compute rightly what a model with these `tensors` needs.
 ///
 /// # Errors
-/// [`Error::Gpu`] if the device fails, or its results differ from the CPU's.
-pub async fn run(gpu: &Gpu, tensors: &[Tensor], config: &Config, kernels: Kernels) -> Result<()> {
+/// [`Error::Gpu`] if the device fails, or results of all of them differ from the CPU's.
+pub async fn choose(gpu: &Gpu, tensors: &[Tensor], config: &Config, options: GpuOptions) -> Result<Variant> {
+    first_right(&Variant::all(gpu, options), async |variant| run(gpu, tensors, config, variant).await).await
+}
+
+/// The first of `variants` that passes `test`; if none does, what the last one failed with.
+async fn first_right(variants: &[Variant], test: impl AsyncFn(Variant) -> Result<()>) -> Result<Variant> {
+    let mut last = Error::Gpu("there are no kernels".into());
+    for variant in variants {
+        match test(*variant).await {
+            Ok(()) => return Ok(*variant),
+            Err(error) => {
+                log::warn!("{variant:?}: {error}");
+                last = error;
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Runs the kernels of `variant`.
+async fn run(gpu: &Gpu, tensors: &[Tensor], config: &Config, variant: Variant) -> Result<()> {
     let small = small(config);
     // Each matrix as the model's first of that kind.
     let dtype = |name: &str| {
@@ -30,8 +52,8 @@ pub async fn run(gpu: &Gpu, tensors: &[Tensor], config: &Config, kernels: Kernel
     let core = random::core(&small, SEED, dtype);
     let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
     let capacity = small.context_length;
-    let options = GpuOptions { kernels, ..GpuOptions::new(capacity) };
-    let mut tested = GpuBackend::on(gpu.clone(), &tensors, &small, options).await?;
+    let options = GpuOptions::new(capacity);
+    let mut tested = GpuBackend::on(gpu.clone(), &tensors, &small, options, variant).await?;
     let mut trusted = CpuBackend::new(&tensors, &small, capacity);
     for (id, (_, planes)) in core.iter().enumerate() {
         tested.write(id, 0, planes)?;
@@ -46,7 +68,9 @@ pub async fn run(gpu: &Gpu, tensors: &[Tensor], config: &Config, kernels: Kernel
         let (Output::Candidates(found), Output::Candidates(expected)) = (found, expected) else {
             unreachable!("candidates were asked for");
         };
-        compare(&found, &expected).map_err(|difference| {
+        let halves = variant.f16 || variant.kv == KvType::F16;
+        let tolerance = if halves { HALF_TOLERANCE } else { TOLERANCE };
+        compare(&found, &expected, tolerance).map_err(|difference| {
             Error::Gpu(format!("the adapter {} computes a small model wrongly: {difference}", gpu.name))
         })?;
         position += tokens.len();
@@ -83,7 +107,7 @@ fn small_engram(engram: &Engram) -> Engram {
 }
 
 /// Says what differs, if anything.
-fn compare(found: &Candidates, expected: &Candidates) -> Result<(), String> {
+fn compare(found: &Candidates, expected: &Candidates, tolerance: f32) -> Result<(), String> {
     let by_id = |c: &Candidates| {
         let mut top = c.top.clone();
         top.sort_unstable_by_key(|(id, _)| *id);
@@ -98,7 +122,7 @@ fn compare(found: &Candidates, expected: &Candidates) -> Result<(), String> {
         _ => 1.0,
     };
     // Written so that NaN is a difference.
-    let close = |a: f32, b: f32| (a - b).abs() <= TOLERANCE * spread;
+    let close = |a: f32, b: f32| (a - b).abs() <= tolerance * spread;
     for ((id, found), (wanted_id, expected)) in found_logits.iter().zip(&expected_logits) {
         if id != wanted_id || !close(*found, *expected) {
             return Err(format!("token {id} has logit {found}; {expected} of {wanted_id} was expected"));
@@ -116,16 +140,53 @@ fn compare(found: &Candidates, expected: &Candidates) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Kernels;
+
+    #[test]
+    fn kernels_that_fail_give_way_to_the_next() {
+        let best = Variant { serial: false, f16: true, kv: KvType::F16 };
+        let all = [best, Variant { f16: false, ..best }, Variant { f16: false, kv: KvType::F32, ..best }];
+        let choose = |right: fn(Variant) -> bool| {
+            pollster::block_on(first_right(&all, async |variant| match right(variant) {
+                true => Ok(()),
+                false => Err(Error::Gpu(format!("{variant:?} is wrong"))),
+            }))
+        };
+        assert_eq!(choose(|_| true).unwrap(), all[0]);
+        assert_eq!(choose(|variant| !variant.f16).unwrap(), all[1]);
+        assert_eq!(choose(|variant| variant.kv == KvType::F32).unwrap(), all[2]);
+        let error = choose(|_| false).unwrap_err().to_string();
+        assert!(error.contains("F32"), "{error}");
+    }
+
+    #[test]
+    fn what_is_tried_depends_on_the_adapter_and_the_options() {
+        let mut gpu = pollster::block_on(Gpu::open(0)).unwrap();
+        let options = GpuOptions { kernels: Kernels::Parallel, ..GpuOptions::new(10) };
+        let mut kinds = |f16, options| {
+            gpu.f16 = f16;
+            let all = Variant::all(&gpu, options);
+            all.iter().map(|variant| (variant.f16, variant.kv)).collect::<Vec<_>>()
+        };
+        let without = [(false, KvType::F16), (false, KvType::F32)];
+        assert_eq!(kinds(true, options), [&[(true, KvType::F16)][..], &without].concat());
+        assert_eq!(kinds(false, options), without);
+        assert_eq!(kinds(true, GpuOptions { f16: false, ..options }), without);
+        assert_eq!(kinds(true, GpuOptions { kernels: Kernels::Serial, ..options }), without);
+        let single = GpuOptions { kv: KvType::F32, ..options };
+        assert_eq!(kinds(true, single), [(true, KvType::F32), (false, KvType::F32)]);
+        assert_eq!(kinds(false, single), [(false, KvType::F32)]);
+    }
 
     #[test]
     fn wrong_results_are_noticed() {
         let top: Vec<_> = (0..256).map(|i| (i * 7 % 256, 5.0 - i as f32 / 50.0)).collect();
         let right = Candidates { top, log_sum_exp: 9.0 };
-        compare(&right, &right).unwrap();
+        compare(&right, &right, TOLERANCE).unwrap();
         let wrong = |change: fn(&mut Candidates)| {
             let mut found = right.clone();
             change(&mut found);
-            compare(&found, &right).unwrap_err()
+            compare(&found, &right, TOLERANCE).unwrap_err()
         };
         assert!(wrong(|c| c.top[100].1 += 0.1).contains("has logit"));
         assert!(wrong(|c| c.top[100].1 = f32::NAN).contains("NaN"));

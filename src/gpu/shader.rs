@@ -19,6 +19,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+#[cfg(test)]
+use std::sync::atomic::Ordering;
 
 use super::device::Gpu;
 use crate::backend::{MAX_PENALIZED, MAX_STEP_TOKENS};
@@ -41,7 +43,10 @@ pub mod piece {
         INPUT_ENGRAM = "input_engram.wgsl",
         INPUT_NORM = "input_norm.wgsl",
         INPUT_PLAIN = "input_plain.wgsl",
+        KV_F16 = "kv_f16.wgsl",
+        KV_F32 = "kv_f32.wgsl",
         MATMUL = "matmul.wgsl",
+        MATMUL_F16 = "matmul_f16.wgsl",
         MATVEC = "matvec.wgsl",
         NO_UP = "no_up.wgsl",
         SERIAL = "serial.wgsl",
@@ -123,6 +128,12 @@ impl Source {
         source.piece(piece::STEP)
     }
 
+    /// Lets the kernel compute in f16, which the adapter must have.
+    pub fn f16(mut self) -> Self {
+        self.text.insert_str(0, "enable f16;\n");
+        self
+    }
+
     /// Adds `const name: u32`.
     pub fn constant(mut self, name: &str, value: usize) -> Self {
         writeln!(self.text, "const {name}: u32 = {value}u;").expect("a String takes everything");
@@ -200,10 +211,13 @@ impl<'a> Shaders<'a> {
     pub fn dispatch(&mut self, source: Source, bindings: &[Binding<'_>], groups: Groups) -> Dispatch {
         let device = &self.gpu.device;
         let label = Some(source.label);
-        let pipeline = self
-            .pipelines
-            .entry(source.text)
-            .or_insert_with_key(|text| pipeline(device, label, text, bindings));
+        #[cfg(test)]
+        self.gpu.counts.bind_groups.fetch_add(1, Ordering::Relaxed);
+        let pipeline = self.pipelines.entry(source.text).or_insert_with_key(|text| {
+            #[cfg(test)]
+            self.gpu.counts.pipelines.fetch_add(1, Ordering::Relaxed);
+            pipeline(device, label, text, bindings)
+        });
         let entries: Vec<_> = bindings
             .iter()
             .map(|b| wgpu::BindGroupEntry {

@@ -25,14 +25,15 @@ pub fn header(n: usize, position: usize, head: Range<usize>, penalty: Penalty<'_
     [n, position, first, count, penalized, penalty.factor.to_bits(), 0, 0]
 }
 
-/// The whole upload of a (checked) step whose head serves the positions `head`.
-pub fn upload(step: &Step<'_>, config: &Config, head: Range<usize>) -> Vec<u32> {
+/// Makes `words` the whole upload of a (checked) step whose head serves the positions `head`.
+pub fn upload(words: &mut Vec<u32>, step: &Step<'_>, config: &Config, head: Range<usize>) {
     let n = step.tokens.len();
     let penalty = match step.want {
         Want::Candidates(penalty) => penalty,
         Want::Nothing | Want::Logits => Penalty::default(),
     };
-    let mut words = Vec::with_capacity(bytes(config, n) as usize / 4);
+    words.clear();
+    words.reserve(bytes(config, n) as usize / 4);
     words.extend(header(n, step.position, head, penalty));
     words.extend_from_slice(step.tokens);
     words.resize(HEADER + MAX_STEP_TOKENS, 0);
@@ -43,5 +44,4 @@ pub fn upload(step: &Step<'_>, config: &Config, head: Range<usize>) -> Vec<u32> 
         words.extend(turn.iter().flat_map(|(cos, sin)| [cos.to_bits(), sin.to_bits()]));
     }
     words.extend_from_slice(cast_slice(step.rows));
-    words
 }

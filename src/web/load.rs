@@ -17,18 +17,18 @@ use super::http::Host;
 use crate::backend::{Backend, MAX_STEP_TOKENS, Penalty, Step, Want, write_core};
 use crate::bundle::{FileRef, Manifest};
 use crate::config::Config;
-use crate::cpu::CpuBackend;
+use crate::cpu::{CpuBackend, KvType};
 use crate::device::Device;
 use crate::engram::Hasher;
 use crate::error::{Error, Result};
-use crate::gpu::{GpuBackend, GpuOptions};
+use crate::gpu::{self, GpuBackend, GpuOptions};
 use crate::tables::Tables;
 use crate::tables::lookup::DEFAULT_BUDGET;
 use crate::text::{Template, Tokenizer};
 
 /// Shards that come at a time; each is held whole until its hash is known.
 const SHARDS_AT_ONCE: usize = 3;
-/// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M.
+/// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M in single precision.
 const CACHE_BYTES: usize = 180 << 20;
 /// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for, but at most
 /// one part in [`HOT_SHARE`] of the table.
@@ -217,9 +217,12 @@ pub fn warm(tables: &Rc<Tables<Host, Archive>>) {
 }
 
 async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
-    let backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, capacity(&manifest.config));
-    let mut device = Device::Cpu(Box::new(backend));
-    core(source, manifest, &mut device).await?;
+    let kind = KvType::default();
+    let room = capacity(&manifest.config, kind.position_bytes(&manifest.config));
+    let mut backend = CpuBackend::new(&manifest.core.tensors, &manifest.config, room);
+    backend.set_kv_type(kind);
+    let device = Device::Cpu(Box::new(backend));
+    let mut device = core(source, manifest, async { Ok(device) }).await?;
     first_steps(&mut device, &manifest.config, source.progress).await?;
     Ok(device)
 }
@@ -227,10 +230,11 @@ async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
 async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> Result<Device> {
     source.progress.stage("compile");
     let config = &manifest.config;
-    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config)) };
-    let backend = GpuBackend::new(&manifest.core.tensors, config, options).await?;
-    let mut device = Device::Gpu(Box::new(backend));
-    core(source, manifest, &mut device).await?;
+    let position = gpu::KvType::default().bytes(2 * config.n_layers * config.n_kv_heads * config.head_dim);
+    let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, position)) };
+    let opened = GpuBackend::open(&manifest.core.tensors, config, options).await?;
+    let build = async { Ok(Device::Gpu(Box::new(opened.build().await?))) };
+    let mut device = core(source, manifest, build).await?;
     first_steps(&mut device, config, source.progress).await?;
     Ok(device)
 }
@@ -249,28 +253,46 @@ async fn first_steps(device: &mut Device, config: &Config, progress: &Progress) 
     Ok(())
 }
 
-fn capacity(config: &Config) -> usize {
+/// Positions for which there is room, where keys and values of one take `position` bytes.
+fn capacity(config: &Config, position: usize) -> usize {
     let engram = config.engram.as_ref().map_or(0, |engram| engram.layers.len() * config.hidden_size);
-    let position = (2 * config.n_layers * config.kv_dim() + engram) * size_of::<f32>();
+    let position = position + engram * size_of::<f32>();
     (CACHE_BYTES / position).max(MAX_STEP_TOKENS).min(config.context_length)
 }
 
-/// The core, shard by shard into `device`: besides it, only the shards under way are held.
-async fn core(source: &Source<'_>, manifest: &Manifest, device: &mut Device) -> Result<()> {
+/// The device that `build` gives, with the core written to it shard by shard: besides it, only the shards under way are
+/// held. The first ones come while it is built.
+async fn core(
+    source: &Source<'_>,
+    manifest: &Manifest,
+    build: impl Future<Output = Result<Device>>,
+) -> Result<Device> {
     source.progress.stage("core");
     let shards = manifest.core.shards.iter().scan(0, |end, shard| {
         let start = *end;
         *end += shard.bytes;
         Some(Ok((start, shard)))
     });
-    // Several shards come side by side, one at a time is written.
-    let device = futures::lock::Mutex::new(device);
-    stream::iter(shards)
-        .try_for_each_concurrent(SHARDS_AT_ONCE, async |(start, shard)| {
-            let bytes = source.fetch(shard).await?;
-            write_core(&mut **device.lock().await, &manifest.core.tensors, start, &bytes)
-        })
-        .await
+    // Several shards come side by side, one at a time is written, none before there is a device.
+    let device = futures::lock::Mutex::new(None);
+    let mut built = device.lock().await;
+    let build = async move {
+        *built = Some(build.await?);
+        Ok(())
+    };
+    let write = stream::iter(shards).try_for_each_concurrent(SHARDS_AT_ONCE, async |(start, shard)| {
+        let bytes = source.fetch(shard).await?;
+        match &mut *device.lock().await {
+            Some(device) => write_core(device, &manifest.core.tensors, start, &bytes),
+            None => Err(no_device()),
+        }
+    });
+    try_join!(build, write)?;
+    device.into_inner().ok_or_else(no_device)
+}
+
+fn no_device() -> Error {
+    Error::Gpu("the device was not built".into())
 }
 
 impl Source<'_> {

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { cp, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { answered, ask, lastAnswer, scratch, xylem } from "./harness.mjs";
+import { answered, ask, lastAnswer, resultOf, scratch, xylem } from "./harness.mjs";
 import { native, QUESTION, realPage, table } from "./real.mjs";
 
 /** What the page says of a model that it could not load. */
@@ -49,7 +49,7 @@ for (const precision of ["q8", "f32"]) {
 test("the GPU gives the text of the native command", async (t) => {
   const page = await realPage(t, { settings: { backend: "gpu" } });
   const { result, info } = await answered(page, QUESTION);
-  assert.deepEqual(result.tokens, (await native()).tokens);
+  assert.deepEqual(result.tokens, (await native(undefined, ["--kv-type", "f16"])).tokens);
   assert.equal(info.backend, "gpu");
   assert.match(info.adapter, /swiftshader/i);
   assert.ok(info.gpuBytes > info.coreBytes);
@@ -223,9 +223,8 @@ test("a row that cannot be had fails the answer, not the engine", async (t) => {
   const answer = await lastAnswer(page);
   await answer.getByText(/stem-000\.bin: HTTP 403: the host refuses to give it/).waitFor();
   broken = false;
-  await answer.getByRole("button", { name: "Try again" }).click();
-  await lastAnswer(page);
-  assert.deepEqual((await page.evaluate(() => window.results.at(-1))).result.tokens, (await native()).tokens);
+  const { result } = await resultOf(page, () => answer.getByRole("button", { name: "Try again" }).click());
+  assert.deepEqual(result.tokens, (await native()).tokens);
 });
 
 test("a second turn reuses the first", async (t) => {
@@ -261,14 +260,12 @@ test("a chat beyond the context loses its oldest turns, and the page says so", a
 test("an answer can be stopped, and the engine goes on", async (t) => {
   const page = await realPage(t, { settings: { maxTokens: 4096, repetitionPenalty: 1 } });
   for (const question of [QUESTION, "again"]) {
-    await ask(page, question);
-    await page
-      .getByText(/tokens\/s$/)
-      .last()
-      .waitFor();
-    await page.keyboard.press("Escape");
-    await lastAnswer(page);
-    const { result } = await page.evaluate(() => window.results.at(-1));
+    const { result } = await resultOf(page, async () => {
+      await ask(page, question);
+      const writing = page.getByRole("article", { name: "Answer" }).and(page.locator('[aria-busy="true"]'));
+      await writing.getByText(/tokens\/s$/).waitFor();
+      await page.keyboard.press("Escape");
+    });
     assert.equal(result.finish, "stopped");
     assert.ok(result.generatedTokens > 3);
   }
@@ -276,11 +273,12 @@ test("an answer can be stopped, and the engine goes on", async (t) => {
 
 test("an answer that waits for rows says so and can be stopped", async (t) => {
   const page = await realPage(t, { intercept: ({ url }) => /stem-\d+\.bin$/.test(url) });
-  await ask(page, QUESTION);
-  await page.getByText("Waiting for rows of the table").waitFor();
-  await page.keyboard.press("Escape");
-  await lastAnswer(page);
-  assert.equal((await page.evaluate(() => window.results.at(-1))).result.finish, "stopped");
+  const { result } = await resultOf(page, async () => {
+    await ask(page, QUESTION);
+    await page.getByText("Waiting for rows of the table").waitFor();
+    await page.keyboard.press("Escape");
+  });
+  assert.equal(result.finish, "stopped");
 });
 
 test("equal seeds give equal texts, and an answer without one tells its own", async (t) => {

@@ -6,7 +6,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { gzipSync } from "node:zlib";
-import { answered, ask, lastAnswer, pagesKept } from "./harness.mjs";
+import { answered, ask, lastAnswer, pagesKept, resultOf } from "./harness.mjs";
 import { folder, native, QUESTION, realPage } from "./real.mjs";
 
 /** The first and last byte that are asked for, and the bytes. */
@@ -142,8 +142,6 @@ test("bytes that stay wrong fail the answer with a sentence, and are not kept", 
   const answer = await lastAnswer(page);
   await answer.getByText(/bundle file `stem-000\.bin`: hash [0-9a-f]{64}, the manifest says/).waitFor();
   wrong = false;
-  await answer.getByRole("button", { name: "Try again" }).click();
-  await lastAnswer(page);
-  const { result } = await page.evaluate(() => window.results.at(-1));
+  const { result } = await resultOf(page, () => answer.getByRole("button", { name: "Try again" }).click());
   assert.deepEqual(result.tokens, (await native()).tokens);
 });

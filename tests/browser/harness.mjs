@@ -175,15 +175,18 @@ export async function watchResults(page, settings) {
   }, JSON.stringify(settings));
 }
 
-/** Asks, and gives the engine's result and what it says of itself. */
-export async function answered(page, question) {
+/** Does what makes the engine answer, and gives its result and what it says of itself. */
+export async function resultOf(page, act) {
   const before = await page.evaluate(() => window.results.length);
-  await ask(page, question);
+  await act();
   // The last answer may still be the one before.
   await page.waitForFunction((count) => window.results.length > count, before);
   await lastAnswer(page);
   return page.evaluate(() => window.results.at(-1));
 }
+
+/** Asks, and gives the engine's result and what it says of itself. */
+export const answered = (page, question) => resultOf(page, () => ask(page, question));
 
 /** Waits until pages of the table are in the database, and gives how many of each table. */
 export async function pagesKept(page) {

@@ -157,7 +157,7 @@ class Student(nn.Module):
             self.norms[f"{n}_ffn"] = nn.Parameter(w["n2"].clone())
             if stem:
                 self.gate[n] = w["gu"][:FFN].contiguous()
-                self.down[str(n)] = nn.Parameter(w["down"].float())
+                self.down[str(n)] = nn.Parameter(w["down"].float().clone())  # in fp32 it would be the base's own
             # Dense FFNs stay the base's own, so that a bundle holds them at the base's four bits without rounding again.
             shapes = {"qkv": (wide, w["qkv"]), "o": (rank, w["o"])}
             if stem:
@@ -202,10 +202,22 @@ class Student(nn.Module):
         act = Swiglu.apply(self.lora(h, n, "gate", self.gate[n]), up)
         return x + F.linear(act, self.down[str(n)].to(DTYPE))
 
-    def forward(self, x, row_ids, ids=None):
+    def mixed(self, ids, mixes):
+        """As `table`; an id beyond the vocabulary stands for the mean of the rows of a mix, a tuple of ids."""
+        members = [mixes[i - VOCAB] if i >= VOCAB else (i,) for i in ids.tolist()]
+        plain = sorted({i for m in members for i in m})
+        place = {i: n for n, i in enumerate(plain)}
+        mean = torch.zeros(len(members), len(plain), dtype=DTYPE)
+        for row, m in zip(mean, members):
+            for i in m:
+                row[place[i]] += 1 / len(m)
+        return [mean @ t for t in self.table(torch.tensor(plain))]
+
+    def forward(self, x, row_ids, ids=None, mixes=()):
         """Normalised last states [batch * length, HIDDEN] from the base's stream x before layer FIRST.
 
-        row_ids [batch, length]: whose rows each position reads; ids: the input tokens, which these are unless edited.
+        row_ids [batch, length]: whose rows each position reads (see `mixed`); ids: the input tokens, which these are unless
+        edited.
         N-grams are those of the input.
         """
         batch, length = row_ids.shape
@@ -213,7 +225,7 @@ class Student(nn.Module):
             records = self.engram.records(row_ids if ids is None else ids)
         cos, sin = (t[:length].contiguous() for t in rope_table(length))
         unique, back = row_ids.flatten().unique(return_inverse=True)
-        table = self.table(unique)
+        table = self.mixed(unique, mixes) if mixes else self.table(unique)
         for n in range(FIRST, LAYERS):
             if self.engram is not None and n in self.engram.layers:
                 x = self.engram(n, x, records, batch)

@@ -24,6 +24,7 @@ from data import ASSISTANT, END, SYSTEM, USER
 from export import engram_of, read_recipe
 from model import DTYPE, EOT, LAYERS, Dense, dense_forward, load_gguf, rms
 from student import FIRST, KlHead, Norm, Student, Swiglu, rotate_c
+from truths import Truths
 
 LONG, SHORT = 320, 64
 FUSED = {"norm": Norm.apply, "swiglu": Swiglu.apply, "rotate": rotate_c}
@@ -206,6 +207,13 @@ class Counterfactuals:
         return told, read, rows, compare
 
 
+def with_rows_for(state, tokens):
+    """The student's state with residual rows, zero at first, for more tokens."""
+    more = torch.tensor([t for t in tokens if t not in set(state["tokens"].tolist())], dtype=torch.long)
+    rows = torch.cat([state["rows"][:-1], torch.zeros(len(more) + 1, state["rows"].shape[1])])
+    return state | {"tokens": torch.cat([state["tokens"], more]), "rows": rows}
+
+
 class Probe:
     """Held-out figures: running text, facts, and swaps of rows."""
 
@@ -282,6 +290,7 @@ def main():
     p.add_argument("--long-rows", type=int, default=2, help="rows of a long job")
     p.add_argument("--short-rows", type=int, default=6, help="rows of the job of facts")
     p.add_argument("--swaps", type=int, default=2, help="of three jobs of facts, how many are counterfactual")
+    p.add_argument("--truth", type=float, default=0.15, help="weight of a job of true facts, beside 1 of running text")
     p.add_argument("--lr-core", type=float, default=6e-4)
     p.add_argument("--lr-down", type=float, default=1e-4)
     p.add_argument("--lr-maps", type=float, default=1e-4)
@@ -306,6 +315,10 @@ def main():
         ids, count = ng.compress(tok)
         config = ng.draw(a.engram_layers, a.engram_tables, a.engram_heads, a.engram_width, ids, count)
     engram, _ = engram_of(config, tok)
+    path = os.path.join(a.data, "truths.json")
+    truths = Truths(tok, json.load(open(path)), rng) if os.path.exists(path) else None
+    if truths:
+        state = with_rows_for(state, truths.tokens())
     student = Student(dense, state["tokens"], engram=engram)
     student.start_from(state)
     rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
@@ -331,6 +344,7 @@ def main():
         student.load_state_dict(saved["student"])
         optim.load_state_dict(saved["optim"])
         step, tokens, spent = saved["step"], saved["tokens"], saved["spent"]
+        rng.seed(step)  # not the same text again
     begin = time.time() - spent
     log = open(os.path.join(a.out, "log.jsonl"), "a")
     running, probed, saved_at, tick = {}, -1e9, spent, (time.time(), tokens)
@@ -347,6 +361,13 @@ def main():
     def work(job):
         """Loss and gradients of one job."""
         kind, share, keys, ids, *rest = job
+        if kind in ("true", "turned"):
+            rows, mixes, wanted = rest
+            with torch.no_grad():
+                start = dense_forward(dense, ids, 0, FIRST, **FUSED)
+            logits = F.linear(student(start, rows, ids, mixes)[wanted[:, 0]], dense.embd).float()
+            loss = F.cross_entropy(logits, wanted[:, 1])
+            return loss.item(), torch.autograd.grad(loss * share, params)
         if kind == "swap":
             read, rows, compare = rest
             _, target = teacher.compute(ids)
@@ -393,7 +414,11 @@ def main():
         jobs = []
         for kind in rng.choices(list(MIXTURE), list(MIXTURE.values()), k=a.long_jobs):
             jobs.append((kind, 1 / a.long_jobs, *orders[kind].take(a.long_rows)))
-        if step % 3 < a.swaps and len(swaps.single["country"]) > 30:
+        if truths:
+            for kind in ("true", "turned"):
+                ids, whose, mixes, wanted = truths.take(a.short_rows, SHORT, kind == "turned")
+                jobs.append((kind, a.truth, None, torch.tensor(ids), torch.tensor(whose), mixes, torch.tensor(wanted)))
+        elif step % 3 < a.swaps and len(swaps.single["country"]) > 30:
             jobs.append(("swap", 0.75, None, *swaps.take(a.short_rows)))
         elif "facts" in orders:
             jobs.append(("facts", 0.5, *orders["facts"].take(a.short_rows)))

@@ -1,9 +1,9 @@
 // One question answered twice with the same seed, side by side.
 
 import { h } from "./dom";
-import { RunBar, type Say } from "./edits/section";
 import type { EngineClient } from "./engine";
 import type { ChatMessage, KnockOut, SamplingSettings } from "./protocol";
+import { RunBar, type Say } from "./run-bar";
 
 export type Asking = {
   /** What the model read for the last answer; null in an empty chat. */

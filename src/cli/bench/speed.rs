@@ -13,11 +13,13 @@ use xylem::bench::answer::Traffic;
 use xylem::bench::speed::tokens;
 use xylem::bench::{Depth, Speed, Task, depth, memory, speed};
 use xylem::bundle::{Bundle, Cost, Manifest};
+use xylem::config::Config;
+use xylem::cpu::KvType;
 use xylem::device::Device;
 use xylem::gpu::limits::{Limits, Work};
 use xylem::session::{Observer, Session};
 
-use super::super::model::{Kind, device};
+use super::super::model::{Kind, Kv, device};
 use super::super::progress;
 
 /// What is read unless another prompt is given.
@@ -35,6 +37,8 @@ pub struct Args {
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
     backend: Kind,
+    #[command(flatten)]
+    kv: Kv,
     /// Threads of the CPU backend; as many as there are cores unless given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -104,6 +108,15 @@ struct Memory {
     loaded_resident_bytes: Option<u64>,
     end_resident_bytes: Option<u64>,
     backend_bytes: u64,
+    /// Of the CPU backend: how it stores keys and values, and what those of one position take.
+    #[serde(flatten)]
+    kv: Option<KvBytes>,
+}
+
+#[derive(Serialize)]
+struct KvBytes {
+    kv_type: KvType,
+    kv_position_bytes: usize,
 }
 
 /// Bytes that a first visit fetches before its first answer, but for the page itself.
@@ -188,6 +201,7 @@ async fn measure(args: &Args) -> Result<Report> {
     let deepest = args.depths.iter().max().map_or(0, |depth| depth + 1);
     let context = (task.prompt.len() + task.new_tokens).max(deepest);
     let mut device = device(manifest, args.backend, context)?;
+    args.kv.apply(&mut device)?;
     bundle.load_core(&mut device, |_, _| {})?;
     let mut session =
         Session::new(device, bundle.rows()?, manifest.config.clone(), super::super::model::CHUNK);
@@ -209,6 +223,7 @@ async fn measure(args: &Args) -> Result<Report> {
         loaded_resident_bytes,
         end_resident_bytes: memory::resident_bytes(),
         backend_bytes: session.backend().bytes(),
+        kv: session.backend().cpu().map(|backend| KvBytes::new(backend.kv_type(), &manifest.config)),
     };
     let step_ms = 1e3 / speed.decode_tokens_per_second.median;
     let gpu = match session.backend() {
@@ -244,6 +259,12 @@ async fn measure(args: &Args) -> Result<Report> {
         },
         gpu,
     })
+}
+
+impl KvBytes {
+    fn new(kv_type: KvType, config: &Config) -> Self {
+        Self { kv_type, kv_position_bytes: kv_type.position_bytes(config) }
+    }
 }
 
 impl Model {

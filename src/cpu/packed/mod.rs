@@ -10,7 +10,6 @@
 
 mod input;
 mod lanes;
-mod memory;
 mod product;
 
 #[cfg(target_arch = "x86_64")]
@@ -23,7 +22,7 @@ mod wasm;
 use bytemuck::{Pod, Zeroable};
 
 use self::input::Input;
-use self::memory::Memory;
+use super::memory::Memory;
 use super::team;
 use crate::bundle::quant::{Dtype, dequantize};
 use crate::config::BLOCK;

@@ -49,7 +49,10 @@ pub struct Group {
 pub struct Figures {
     /// Efficacy: share with P(new) > P(true).
     pub es: f64,
-    /// The same for paraphrases, a mean of each row's share.
+    /// What the edit adds to log P(new) − log P(true), in nats a token: how far it moves the answer, also where that
+    /// does not tip it.
+    pub shift: f64,
+    /// The same as `es` for paraphrases, a mean of each row's share.
     pub ps: Option<f64>,
     /// Neighbourhood: share of the neighbours with P(their own) > P(new), a mean of each row's share.
     pub ns: Option<f64>,
@@ -73,6 +76,7 @@ pub struct Figures {
 #[derive(Debug, Clone)]
 pub(super) struct Item {
     pub es: bool,
+    pub shift: f64,
     pub ps: Share,
     pub ns: Share,
     pub ns_unedited: Share,
@@ -146,6 +150,7 @@ impl Figures {
         let (some, all) = items.iter().fold((0, 0), |(s, a), i| (s + i.lost.some, a + i.lost.all));
         Some(Self {
             es,
+            shift: mean(&|i| Some(i.shift))?,
             ps,
             ns,
             s: ps.zip(ns).map(|(ps, ns)| harmonic_mean([es, ps, ns])),
@@ -176,6 +181,7 @@ mod tests {
             let share = |[some, all]: [u32; 2]| Share { some, all };
             Item {
                 es,
+                shift: if es { 2.0 } else { 1.0 },
                 ps: share(ps),
                 ns: share(ns),
                 ns_unedited: share(ns),
@@ -191,7 +197,7 @@ mod tests {
         let items = [item(true, [1, 2], [0, 0]), item(false, [4, 4], [1, 2])];
         let group = Group::of(&[&items[0], &items[1]]).unwrap();
         let f = group.figures;
-        assert_eq!((f.es, f.ps, f.ns, f.n), (0.5, Some(0.75), Some(0.5), 2));
+        assert_eq!((f.es, f.shift, f.ps, f.ns, f.n), (0.5, 1.5, Some(0.75), Some(0.5), 2));
         assert!((f.s.unwrap() - 3.0 / (2.0 + 4.0 / 3.0 + 2.0)).abs() < 1e-12);
         assert_eq!((f.kl_unrelated, f.kl_subject, f.collateral, f.exact), (0.5, Some(0.25), Some(0.5), 0.0));
         let several = group.several_tokens.unwrap();

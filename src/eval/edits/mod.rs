@@ -82,7 +82,7 @@ pub struct Teach<B> {
 }
 
 impl<B: Backend> Teach<B> {
-    fn cpu<'s, R: RowSource>(&self, session: &'s Session<B, R>) -> Result<&'s CpuBackend> {
+    pub(super) fn cpu<'s, R: RowSource>(&self, session: &'s Session<B, R>) -> Result<&'s CpuBackend> {
         (self.cpu)(session.backend()).ok_or_else(|| Error::Unsupported {
             what: "teaching on this backend".into(),
             supported: "the CPU".into(),
@@ -264,7 +264,8 @@ async fn measure<B: Backend, R: RowSource>(
     let overlay = Overlay::new(edits, session.config())?;
     session.rows_mut().set_overlay(overlay.clone());
     let ask = |prompt: &str, end: &str, other: &str| Question::new(tokenizer, prompt, end, other);
-    let es = ask(&row.prompt, &row.target_new, &row.target_true)?.prefers_first(session).await?;
+    let question = ask(&row.prompt, &row.target_new, &row.target_true)?;
+    let margin = question.margin(session).await?;
     let exact = says(session, tokenizer, &row.prompt, &row.target_new).await?;
     let mut ps = Share::default();
     for prompt in &row.paraphrase_prompts {
@@ -301,6 +302,7 @@ async fn measure<B: Backend, R: RowSource>(
         about.push(Said::of(session, tokenizer.encode(text)?).await?);
     }
     session.rows_mut().set_overlay(Overlay::default());
+    let margin_unedited = question.margin(session).await?;
     for question in touched {
         ns_unedited.count(question.prefers_first(session).await?);
     }
@@ -314,7 +316,8 @@ async fn measure<B: Backend, R: RowSource>(
         |facts: &Facts| facts.says(&row.prompt, &row.target_true) && facts.says(&new_prompt, &row.target_new);
     let several = |name: &str| Ok::<_, Error>(swap::running(tokenizer, name)?.len() > 1);
     Ok(Item {
-        es,
+        es: margin > 0.0,
+        shift: margin - margin_unedited,
         ps,
         ns,
         ns_unedited,
@@ -329,25 +332,34 @@ async fn measure<B: Backend, R: RowSource>(
 }
 
 /// A prompt with two ends, as tokens.
-struct Question {
+#[derive(Debug)]
+pub(super) struct Question {
     prompt: Vec<u32>,
     ends: [Vec<u32>; 2],
 }
 
 impl Question {
-    fn new(tokenizer: &Tokenizer, prompt: &str, one: &str, other: &str) -> Result<Self> {
+    pub(super) fn new(tokenizer: &Tokenizer, prompt: &str, one: &str, other: &str) -> Result<Self> {
         let ends = [tokenizer.encode_more(one)?, tokenizer.encode_more(other)?];
         Ok(Self { prompt: tokenizer.encode(prompt)?, ends })
     }
 
-    /// Whether the first end is the likelier, by the mean over its tokens.
-    async fn prefers_first<B: Backend, R: RowSource>(&self, session: &mut Session<B, R>) -> Result<bool> {
+    /// By how many nats a token the first end is the likelier.
+    async fn margin<B: Backend, R: RowSource>(&self, session: &mut Session<B, R>) -> Result<f64> {
         let sums = endings(session, &self.prompt, &self.ends).await?;
         let mean = |i: usize| sums[i] / self.ends[i].len() as f64;
-        Ok(mean(0) > mean(1))
+        Ok(mean(0) - mean(1))
     }
 
-    fn touched_by(&self, overlay: &Overlay, rows: &impl RowSource) -> bool {
+    /// Whether the first end is the likelier, by the mean over its tokens.
+    pub(super) async fn prefers_first<B: Backend, R: RowSource>(
+        &self,
+        session: &mut Session<B, R>,
+    ) -> Result<bool> {
+        Ok(self.margin(session).await? > 0.0)
+    }
+
+    pub(super) fn touched_by(&self, overlay: &Overlay, rows: &impl RowSource) -> bool {
         self.ends.iter().any(|end| overlay.touches(&[&self.prompt, end.as_slice()].concat(), rows))
     }
 }

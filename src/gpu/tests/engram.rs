@@ -2,7 +2,7 @@
 
 use super::kernels::{Bench, CAPACITY, POSITION, close, everywhere_with, floats, values};
 use super::models::Pair;
-use super::{mixed, odd};
+use super::{PARALLEL, mixed, odd};
 use crate::backend::{Backend, Output, Step, Want};
 use crate::bundle::quant::Dtype;
 use crate::bundle::random;
@@ -77,7 +77,7 @@ fn engram_gate() {
         let mut normed = vec![0.0; value.len()];
         kernels::rms_norm(&value, b.twins[conv_norm].vector(), eps, &mut normed);
         let cached = floats(&b.read(&buffers.cache[INDEX]));
-        close(&format!("{what}, cache"), &cached[POSITION * hidden..], &normed);
+        close(&format!("{what}, cache"), &cached[POSITION * hidden..], &normed, b.tolerance());
     });
 }
 
@@ -155,7 +155,7 @@ fn off_it_is_the_model_without() {
 
 #[test]
 fn an_engram_layer_takes_three_dispatches() {
-    let b = Bench::new(&with_engram(tiny()), |_| Dtype::Q8, false, 1.0);
+    let b = Bench::new(&with_engram(tiny()), |_| Dtype::Q8, PARALLEL, 1.0);
     let program = b.compile(&Plan::of_config(&b.config).ops);
     for layers in [&program.one, &program.many] {
         assert_eq!(layers.dispatches.len(), 1 + 5 * 3 + 3 * 2);

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use bytemuck::cast_slice;
+use half::f16;
 
-use super::{mixed, odd};
+use super::{HALVES, PARALLEL, SERIAL, mixed, odd, variants};
 use crate::backend::{MAX_STEP_TOKENS, Penalty, Step, Want};
 use crate::bundle::manifest::Tensor;
 use crate::bundle::quant::{Dtype, quantize};
@@ -14,6 +15,8 @@ use crate::bundle::random;
 use crate::config::Config;
 use crate::config::tests::tiny;
 use crate::cpu::{attention, kernels, linear};
+use crate::gpu::KvType;
+use crate::gpu::backend::Variant;
 use crate::gpu::compile::{Buffers, Program, compile};
 use crate::gpu::device::Gpu;
 use crate::gpu::shader::Dispatch;
@@ -33,14 +36,14 @@ pub(super) struct Bench {
     pub twins: Vec<linear::Weight>,
     names: Vec<String>,
     pub buffers: Buffers,
-    serial: bool,
+    variant: Variant,
     /// By their operations: compiling takes a software adapter most of a test's time.
     programs: RefCell<HashMap<String, Rc<Program>>>,
 }
 
 impl Bench {
     /// `scale` multiplies every matrix.
-    pub fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, serial: bool, scale: f32) -> Self {
+    pub fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, variant: Variant, scale: f32) -> Self {
         let gpu = pollster::block_on(Gpu::open(0)).unwrap();
         let (mut weights, mut twins, mut names) = (Vec::new(), Vec::new(), Vec::new());
         for (tensor, _) in random::core(config, 1, dtype) {
@@ -58,7 +61,7 @@ impl Bench {
             twins.push(twin);
             names.push(tensor.name);
         }
-        let buffers = Buffers::new(&gpu, config, MAX_STEP_TOKENS, CAPACITY, LOGIT_ROWS);
+        let buffers = Buffers::new(&gpu, config, variant.kv, MAX_STEP_TOKENS, CAPACITY, LOGIT_ROWS);
         Self {
             gpu,
             config: config.clone(),
@@ -66,7 +69,7 @@ impl Bench {
             twins,
             names,
             buffers,
-            serial,
+            variant,
             programs: RefCell::default(),
         }
     }
@@ -79,7 +82,7 @@ impl Bench {
         let make = || {
             let plan = Plan { config: self.config.clone(), ops: ops.to_vec() };
             let (program, errors) =
-                self.gpu.guarded(|| compile(&self.gpu, &plan, &self.weights, &self.buffers, self.serial));
+                self.gpu.guarded(|| compile(&self.gpu, &plan, &self.weights, &self.buffers, self.variant));
             pollster::block_on(errors).unwrap();
             Rc::new(program)
         };
@@ -96,7 +99,9 @@ impl Bench {
         let program = self.compile(ops);
         let dispatches = if tokens.len() == 1 { &program.one } else { &program.many };
         let dispatches = &dispatches.dispatches;
-        self.dispatch(&step::upload(&step, &self.config, 0..0), dispatches, tokens.len());
+        let mut upload = Vec::new();
+        step::upload(&mut upload, &step, &self.config, 0..0);
+        self.dispatch(&upload, dispatches, tokens.len());
     }
 
     fn dispatch(&self, upload: &[u32], dispatches: &[Dispatch], tokens: usize) {
@@ -113,6 +118,27 @@ impl Bench {
         self.gpu.queue.write_buffer(buffer, 0, cast_slice(values));
     }
 
+    /// Writes a cache of keys or values, and gives what it then holds.
+    fn write_cache(&self, buffer: &wgpu::Buffer, values: &[f32]) -> Vec<f32> {
+        match self.variant.kv {
+            KvType::F32 => self.write(buffer, values),
+            KvType::F16 => {
+                let halves: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+                self.gpu.queue.write_buffer(buffer, 0, cast_slice(&halves));
+            }
+        }
+        self.read_cache(buffer)
+    }
+
+    /// A cache of keys or values.
+    fn read_cache(&self, buffer: &wgpu::Buffer) -> Vec<f32> {
+        let words = self.read(buffer);
+        match self.variant.kv {
+            KvType::F32 => floats(&words),
+            KvType::F16 => cast_slice::<u32, f16>(&words).iter().map(|v| v.to_f32()).collect(),
+        }
+    }
+
     pub fn read(&self, buffer: &wgpu::Buffer) -> Vec<u32> {
         let readback = self.gpu.readback(buffer.size());
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
@@ -123,7 +149,14 @@ impl Bench {
 
     /// Checks the beginning of `buffer`.
     pub fn expect(&self, what: &str, buffer: &wgpu::Buffer, expected: &[f32]) {
-        close(what, &floats(&self.read(buffer)), expected);
+        close(what, &floats(&self.read(buffer)), expected, self.tolerance());
+    }
+}
+
+impl Bench {
+    /// Largest difference from the twins, relative to the largest value.
+    pub fn tolerance(&self) -> f32 {
+        if self.variant.f16 { 1.5e-3 } else { 2e-5 }
     }
 }
 
@@ -131,11 +164,11 @@ pub(super) fn floats(words: &[u32]) -> Vec<f32> {
     words.iter().map(|w| f32::from_bits(*w)).collect()
 }
 
-pub(super) fn close(what: &str, found: &[f32], expected: &[f32]) {
+pub(super) fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     assert!(largest > 0.0 && found.len() >= expected.len());
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        assert!((f - e).abs() <= 2e-5 * largest, "{what}, value {i}: {f} for {e}");
+        assert!((f - e).abs() <= tolerance * largest, "{what}, value {i}: {f} for {e}");
     }
 }
 
@@ -161,13 +194,13 @@ pub(super) fn everywhere_with(change: fn(Config) -> Config, test: impl Fn(&Bench
         ("odd, mixed", odd, mixed),
     ];
     for (what, config, dtype) in cases {
-        for serial in [true, false] {
+        for variant in variants() {
             let config = change(config());
-            let bench = Bench::new(&config, dtype, serial, 1.0);
+            let bench = Bench::new(&config, dtype, variant, 1.0);
             for n in [1, 2, 33] {
                 let last = config.vocab_size as u32 - 1;
                 let tokens: Vec<u32> = (0..n).map(|i| last - i * i * 37 % (last + 1)).collect();
-                test(&bench, &tokens, &format!("{what}, serial: {serial}, {n} tokens"));
+                test(&bench, &tokens, &format!("{what}, {variant:?}, {n} tokens"));
             }
         }
     }
@@ -223,20 +256,22 @@ fn qkv_with_norm_rope_and_cache() {
         }
         b.expect(what, &b.buffers.queries, &queries);
         for (buffer, expected) in b.buffers.cache[1].iter().zip([keys, cached]) {
-            close(what, &floats(&b.read(buffer))[POSITION * c.kv_dim()..], &expected);
+            close(what, &b.read_cache(buffer)[POSITION * c.kv_dim()..], &expected, b.tolerance());
         }
     });
 }
 
 #[test]
 fn attention() {
-    for (config, serial) in [(tiny(), true), (tiny(), false), (odd(), true), (odd(), false)] {
+    let variants = [SERIAL, PARALLEL].map(|v| [KvType::F32, KvType::F16].map(|kv| Variant { kv, ..v }));
+    let cases = [tiny(), odd()].map(|config| variants.concat().into_iter().map(move |v| (config.clone(), v)));
+    for (config, variant) in cases.into_iter().flatten() {
         let c = &config;
-        let b = Bench::new(c, |_| Dtype::Q4, serial, 1.0);
+        let b = Bench::new(c, |_| Dtype::Q4, variant, 1.0);
         let group = c.n_heads / c.n_kv_heads;
         let [keys, cached] = ["keys", "values"].map(|name| values(name, CAPACITY * c.kv_dim()));
-        b.write(&b.buffers.cache[2][0], &keys);
-        b.write(&b.buffers.cache[2][1], &cached);
+        let keys = b.write_cache(&b.buffers.cache[2][0], &keys);
+        let cached = b.write_cache(&b.buffers.cache[2][1], &cached);
         for n in [1, 3] {
             let queries = values("queries", n * c.q_dim());
             b.write(&b.buffers.queries, &queries);
@@ -255,7 +290,7 @@ fn attention() {
                     out,
                 );
             }
-            b.expect(&format!("serial: {serial}, {n} tokens"), &b.buffers.attn, &expected);
+            b.expect(&format!("{variant:?}, {n} tokens"), &b.buffers.attn, &expected);
         }
     }
 }
@@ -327,12 +362,15 @@ fn heads_of_any_positions() {
 #[test]
 fn scales_that_are_subnormal_halves_count() {
     // The scales are around 1e-6: below 6e-5 a half has no leading one.
-    for (dtype, serial) in [(Dtype::Q8, true), (Dtype::Q4, true), (Dtype::Q8, false), (Dtype::Q4, false)] {
-        let b = Bench::new(&tiny(), |_| dtype, serial, 1e-4);
+    let variants = variants();
+    let cases = [Dtype::Q8, Dtype::Q4].into_iter().flat_map(|d| variants.iter().map(move |v| (d, *v)));
+    for (dtype, variant) in cases {
+        let b = Bench::new(&tiny(), |_| dtype, variant, 1e-4);
         let weight = b.id("blk.0.ffn_down");
-        let y = values("y", b.config.intermediate_size);
+        let y = values("y", 2 * b.config.intermediate_size);
         b.write(&b.buffers.h, &y);
-        b.run(&[Op::Down { weight }], &[0], &[]);
+        b.write(&b.buffers.x, &vec![0.0; 2 * b.config.hidden_size]);
+        b.run(&[Op::Down { weight }], &[0, 0], &[]);
         b.expect("tiny weights", &b.buffers.x, &b.product(&y, weight));
     }
 }
@@ -341,7 +379,7 @@ fn scales_that_are_subnormal_halves_count() {
 fn silu_of_large_values() {
     // With a single weight of 1 in each row, and values that overflow exp.
     let config = Config { n_layers: 1, stem_layers: vec![0], ..tiny() };
-    let b = Bench::new(&config, |_| Dtype::F32, true, 1000.0);
+    let b = Bench::new(&config, |_| Dtype::F32, SERIAL, 1000.0);
     let (norm, gate) = (b.id("blk.0.ffn_norm"), b.id("blk.0.ffn_gate"));
     let (x, rows) = (values("x", config.hidden_size), vec![1.0; config.row_width()]);
     b.write(&b.buffers.x, &x);
@@ -366,7 +404,7 @@ fn top_k() {
     ];
     for (what, vocab, logit) in cases {
         let config = Config { vocab_size: vocab, ..tiny() };
-        let b = Bench::new(&config, |_| Dtype::Q4, true, 1.0);
+        let b = Bench::new(&config, |_| Dtype::Q4, SERIAL, 1.0);
         let mut logits: Vec<f32> = (0..vocab).map(logit).collect();
         b.write(&b.buffers.logits, &logits);
         let penalized: Vec<u32> = (0..60).map(|i| (i * 53 + 11) % vocab as u32).collect();
@@ -377,7 +415,9 @@ fn top_k() {
         let rows = vec![0.0; config.row_width()];
         let step = Step { tokens: &[0], position: 0, rows: &rows, want: Want::Candidates(penalty) };
         let program = b.compile(&[]);
-        b.dispatch(&step::upload(&step, &config, 0..1), std::slice::from_ref(&program.top_k), 1);
+        let mut upload = Vec::new();
+        step::upload(&mut upload, &step, &config, 0..1);
+        b.dispatch(&upload, std::slice::from_ref(&program.top_k), 1);
         let words = b.read(&b.buffers.result);
         assert!(words.len() * 4 <= 4096);
 
@@ -401,9 +441,9 @@ fn a_layer_takes_five_dispatches() {
     let c = odd();
     let tensors: Vec<Tensor> = random::core(&c, 1, mixed).into_iter().map(|(t, _)| t).collect();
     let weights: Vec<_> = tensors.iter().map(|t| Weight::zeroed(&gpu, t, 1 << 27).unwrap()).collect();
-    let buffers = Buffers::new(&gpu, &c, MAX_STEP_TOKENS, 10, 1);
-    for serial in [true, false] {
-        let program = compile(&gpu, &Plan::of_config(&c), &weights, &buffers, serial);
+    let buffers = Buffers::new(&gpu, &c, KvType::F16, MAX_STEP_TOKENS, 10, 1);
+    for variant in [Variant { kv: KvType::F16, ..SERIAL }, HALVES] {
+        let program = compile(&gpu, &Plan::of_config(&c), &weights, &buffers, variant);
         for layers in [program.one, program.many] {
             assert_eq!(layers.dispatches.len(), 1 + 5 * c.n_layers);
             // The embedding, the first layer, and the second one's attention.

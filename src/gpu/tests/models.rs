@@ -7,15 +7,17 @@ use crate::bundle::random;
 use crate::config::Config;
 use crate::config::tests::tiny;
 use crate::cpu::CpuBackend;
-use crate::gpu::{GpuBackend, GpuOptions, Kernels};
+use crate::gpu::{GpuBackend, GpuOptions, Kernels, KvType};
 
 const SEED: u64 = 3;
 
 pub(super) struct Pair {
     config: Config,
-    gpu: GpuBackend,
+    pub gpu: GpuBackend,
     cpu: CpuBackend,
     steps: usize,
+    /// Largest difference of two logits, relative to their spread.
+    tolerance: f32,
 }
 
 impl Pair {
@@ -30,11 +32,21 @@ impl Pair {
         limit: Option<u64>,
         capacity: usize,
     ) -> Self {
+        let exact = GpuOptions { kv: KvType::F32, f16: false, ..GpuOptions::new(capacity) };
+        let options = GpuOptions { kernels, binding_limit: limit, ..exact };
+        Self::with_options(config, dtype, options, 1e-3)
+    }
+
+    pub fn with_options(
+        config: &Config,
+        dtype: impl Fn(&str) -> Dtype,
+        options: GpuOptions,
+        tolerance: f32,
+    ) -> Self {
         let core = random::core(config, SEED, dtype);
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-        let options = GpuOptions { kernels, binding_limit: limit, ..GpuOptions::new(capacity) };
         let mut gpu = pollster::block_on(GpuBackend::new(&tensors, config, options)).unwrap();
-        let mut cpu = CpuBackend::new(&tensors, config, capacity);
+        let mut cpu = CpuBackend::new(&tensors, config, options.capacity);
         for (id, (_, planes)) in core.iter().enumerate() {
             // In pieces and backwards, as a stream could come.
             for (i, piece) in planes.chunks(1000).enumerate().rev() {
@@ -42,7 +54,7 @@ impl Pair {
             }
             cpu.write(id, 0, planes).unwrap();
         }
-        Self { config: config.clone(), gpu, cpu, steps: 0 }
+        Self { config: config.clone(), gpu, cpu, steps: 0, tolerance }
     }
 
     fn both(&mut self, tokens: &[u32], position: usize, want: Want<'_>) -> [Output; 2] {
@@ -71,7 +83,7 @@ impl Pair {
         let (min, max) = cpu.iter().fold((f32::MAX, f32::MIN), |(a, b), l| (a.min(*l), b.max(*l)));
         for (i, (g, c)) in gpu.iter().zip(&cpu).enumerate() {
             let error = (g - c).abs();
-            assert!(error <= 1e-3 * (max - min), "position {position}, logit {i}: {g} for {c}");
+            assert!(error <= self.tolerance * (max - min), "position {position}, logit {i}: {g} for {c}");
         }
     }
 
@@ -82,9 +94,9 @@ impl Pair {
             panic!("candidates were wanted");
         };
         assert_eq!(gpu.top.len(), cpu.top.len());
-        assert!((gpu.log_sum_exp - cpu.log_sum_exp).abs() < 1e-3);
+        assert!((gpu.log_sum_exp - cpu.log_sum_exp).abs() < self.tolerance);
         for (g, c) in gpu.top.iter().zip(&cpu.top) {
-            assert!((g.1 - c.1).abs() < 1e-3, "{g:?} for {c:?}");
+            assert!((g.1 - c.1).abs() < self.tolerance, "{g:?} for {c:?}");
         }
         assert_eq!(gpu.top[0].0, cpu.top[0].0);
     }

@@ -1,9 +1,9 @@
 // The page that measures the model in this browser.
 
 import { copyButton, h } from "../dom";
-import { RunBar } from "../edits/section";
 import { modelAddress } from "../model-address";
 import type { Backend } from "../protocol";
+import { RunBar } from "../run-bar";
 import { storedSettings } from "../settings";
 import { type Measurement, Measuring } from "./measure";
 import { tables } from "./tables";

@@ -11,6 +11,7 @@ import { gallerySection } from "./gallery";
 import { groupsOf } from "./groups";
 import { editItem, type ItemContext } from "./item";
 import { limitsSection } from "./limits";
+import { takeOld } from "./migrate";
 import { ngramSection } from "./ngrams";
 import type { Edit, Occurrence, Preview } from "./protocol";
 import { shareSection } from "./share";
@@ -94,7 +95,7 @@ export class EditsPanel {
       this.#form.disabled = dense || state.phase !== "ready";
       if (state.phase === this.#phase) return;
       this.#phase = state.phase;
-      if (state.phase === "ready") void store.open(state.info.modelHash).then(() => this.#draw());
+      if (state.phase === "ready") void this.#opened(state.info);
       else void this.#draw();
     });
   }
@@ -108,6 +109,12 @@ export class EditsPanel {
   async make(subject: string, others: string[]): Promise<Edit[]> {
     const options = { scope: "phrase" as const, strength: 1, layers: null, method: null, atStart: true };
     return JSON.parse(await this.#engine.call("makeEdits", subject, others, options)) as Edit[];
+  }
+
+  async #opened({ modelHash, rows }: EngineInfo): Promise<void> {
+    await this.#store.open(modelHash);
+    if (rows !== null) await takeOld(this.#store, (subject, others) => this.make(subject, others));
+    await this.#draw();
   }
 
   #key(event: KeyboardEvent): void {

@@ -2,7 +2,6 @@
 
 import type { Child } from "../dom";
 import { h } from "../dom";
-import { reasonOf } from "../format";
 
 export function section(title: string, ...children: Child[]): HTMLDetailsElement {
   return h(
@@ -17,63 +16,3 @@ export function textField(id: string, label: string, example: string, value = ""
   const input = h("input", { type: "text", class: "field", id, placeholder: example, value, autocomplete: "off" });
   return [h("div", { class: "setting" }, h("label", { for: id }, label), input), input];
 }
-
-/** A button that starts something which takes a while, one that stops it, and how far it has come. */
-export class RunBar {
-  readonly element: HTMLElement;
-  readonly #start: HTMLButtonElement;
-  readonly #stop: HTMLButtonElement;
-  readonly #progress = h("progress", { hidden: true, "aria-label": "Progress" });
-  readonly #status = h("p", { class: "hint", role: "status" });
-  readonly #problem = h("p", { class: "problem", role: "alert", hidden: true });
-
-  /** `run` tells how much is done and what to say; it fails with the reason "stopped" if it was stopped. */
-  constructor(label: string, run: (say: Say) => Promise<string>, stop: () => void) {
-    this.#start = h("button", { type: "button", class: "button quiet", onclick: () => void this.#run(run) }, label);
-    this.#stop = h("button", { type: "button", class: "button quiet", hidden: true, onclick: stop }, "Stop");
-    this.element = h(
-      "div",
-      { class: "run" },
-      h("div", { class: "row" }, this.#start, this.#stop, this.#progress),
-      this.#status,
-      this.#problem,
-    );
-  }
-
-  set disabled(disabled: boolean) {
-    this.#start.disabled = disabled;
-  }
-
-  async #run(run: (say: Say) => Promise<string>): Promise<void> {
-    this.#running(true);
-    this.#problem.hidden = true;
-    this.#status.textContent = "";
-    try {
-      this.#status.textContent = await run((text, done) => {
-        this.#status.textContent = text;
-        if (done === undefined) this.#progress.removeAttribute("value");
-        else this.#progress.value = done;
-      });
-    } catch (cause) {
-      const reason = reasonOf(cause);
-      this.#status.textContent = reason === "stopped" ? "Stopped." : "";
-      if (reason !== "stopped") {
-        this.#problem.textContent = reason;
-        this.#problem.hidden = false;
-      }
-    }
-    this.#running(false);
-  }
-
-  #running(running: boolean): void {
-    const focused = document.activeElement === this.#start || document.activeElement === this.#stop;
-    this.#start.hidden = running;
-    this.#stop.hidden = !running;
-    this.#progress.hidden = !running;
-    this.#progress.removeAttribute("value");
-    if (focused) (running ? this.#stop : this.#start).focus();
-  }
-}
-
-/** What happens, and how much of it is done, from 0 to 1 if that is known. */
-export type Say = (text: string, done?: number) => void;

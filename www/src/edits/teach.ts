@@ -2,8 +2,9 @@
 
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
+import { RunBar, type Say } from "../run-bar";
 import type { Edit } from "./protocol";
-import { RunBar, type Say, section, textField } from "./section";
+import { section, textField } from "./section";
 import type { EditsStore } from "./store";
 
 const STEPS = 20;

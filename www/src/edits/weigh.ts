@@ -2,10 +2,11 @@
 
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
+import { RunBar, type Say } from "../run-bar";
 import { StrengthChart } from "./chart";
 import { knownPrompt } from "./gallery";
 import { type Group, groupsOf, nameOf } from "./groups";
-import { RunBar, type Say, section, textField } from "./section";
+import { section, textField } from "./section";
 import type { EditsStore } from "./store";
 
 /** 0 to 1.5. */

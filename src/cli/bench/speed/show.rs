@@ -50,6 +50,12 @@ pub fn lines(report: &Report) -> Vec<String> {
             report.roofline.share * 100.0
         ),
     ];
+    lines.extend(
+        memory
+            .kv
+            .iter()
+            .map(|kv| format!("kv cache  {}, {} bytes a position", kv.kv_type, kv.kv_position_bytes)),
+    );
     lines.extend(report.gpu.iter().flat_map(gpu));
     match (&speed.prefill, &speed.decode) {
         (Some(prefill), Some(decode)) => lines.extend(parts(prefill, decode)),

@@ -1,4 +1,4 @@
-//! Memory for weights: zeros, on large pages where the system has them.
+//! Memory for weights and caches: zeros, on large pages where the system has them.
 //!
 //! All weights are read for each token, in order. With pages of 4 KiB a core that reads so waits for the page table; pages of
 //! 2 MiB gave a quarter more tokens a second on one thread.

