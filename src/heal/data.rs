@@ -153,7 +153,8 @@ pub struct Row {
     pub weights: Vec<f32>,
 }
 
-/// Rows of `length` tokens, each of which begins where a document does; a document that doesn't fit is cut.
+/// Rows of `length` tokens, each of which begins where a document does; a document that doesn't fit is cut,
+/// and a rest too short for a row given up, unless it is all there is.
 pub fn pack(documents: &[Document], length: usize, separator: u32) -> Vec<Row> {
     let mut rows = Vec::new();
     let (mut ids, mut weights) = (Vec::new(), Vec::new());
@@ -233,11 +234,11 @@ pub(crate) mod tests {
     fn rows_begin_where_a_document_does() {
         let documents = [document(&[5; 10], 4), document(&[6; 30], 1), document(&[7; 3], 1)];
         let rows = pack(&documents, 24, 0);
-        assert_eq!(rows.len(), 2);
+        // What is too little for a row is given up, unless it is all there is.
+        assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].ids, [&[5; 10][..], &[0], &[6; 13]].concat());
         let expected = [&[0.25; 3][..], &[1.0; 7], &[0.1], &[1.0; 13]].concat();
         assert_eq!(rows[0].weights, expected);
-        // What is too little for a row is given up, unless it is all there is.
         assert_eq!(pack(&documents[2..], 24, 0).len(), 1);
         assert_eq!(pack(&documents[2..], 24, 0)[0].weights[3..], [&[0.1][..], &[0.0; 20]].concat());
     }

