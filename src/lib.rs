@@ -17,6 +17,8 @@ pub mod eval;
 #[cfg(feature = "native")]
 pub mod gguf;
 pub mod gpu;
+#[cfg(feature = "heal")]
+pub mod heal;
 pub mod plan;
 pub mod sampler;
 pub mod session;

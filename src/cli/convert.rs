@@ -1,7 +1,7 @@
 //! `xylem convert`: from a dense checkpoint to a bundle.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
@@ -103,7 +103,7 @@ struct Report {
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
     let base = Base::open(&args.base)?;
-    let bars = Bars(Mutex::new(None));
+    let bars = Bars::default();
     let write = |changes: &dyn Changes| {
         let name = args.name.clone().unwrap_or_else(|| base.name());
         if args.engram_layers.is_empty() {
@@ -127,7 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
         if stem_layers.is_empty() {
             write(&Dense(base.config().clone()))?
         } else {
-            let documents = calibration(args, &base)?;
+            let documents = calibration(args.calibration.as_deref(), &base)?;
             let options = closed_form::Options::new(stem_layers);
             write(&closed_form::convert(&base, &documents, &options, &bars)?)?
         }
@@ -136,9 +136,9 @@ pub fn run(args: &Args) -> Result<()> {
     print(args, &manifest)
 }
 
-/// The documents to estimate rows from.
-fn calibration(args: &Args, base: &Base) -> Result<Vec<Vec<u32>>> {
-    let text = match &args.calibration {
+/// The documents to estimate rows from: the text of `path`, or else the built-in one.
+pub fn calibration(path: Option<&Path>, base: &Base) -> Result<Vec<Vec<u32>>> {
+    let text = match path {
         Some(path) => Cow::Owned(std::fs::read_to_string(path).with_context(|| path.display().to_string())?),
         None => Cow::Borrowed(CALIBRATION),
     };
@@ -205,10 +205,12 @@ fn layers(text: Option<&str>, n: usize) -> Result<Vec<usize>> {
 }
 
 /// A progress bar for each stage in turn.
-struct Bars(Mutex<Option<(&'static str, ProgressBar)>>);
+#[derive(Default)]
+pub struct Bars(Mutex<Option<(&'static str, ProgressBar)>>);
 
 impl Bars {
-    fn clear(&self) {
+    /// Takes the last one away.
+    pub fn clear(&self) {
         if let Some((_, bar)) = self.lock().take() {
             bar.finish_and_clear();
         }

@@ -6,6 +6,8 @@ mod convert;
 mod edit;
 mod eval;
 mod generate;
+#[cfg(feature = "heal")]
+mod heal;
 mod inspect;
 mod model;
 mod progress;
@@ -32,6 +34,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Convert(convert::Args),
+    #[cfg(feature = "heal")]
+    Heal(heal::Args),
     Chat(chat::Args),
     Generate(generate::Args),
     Edit(edit::Args),
@@ -47,6 +51,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Convert(args) => convert::run(&args),
+        #[cfg(feature = "heal")]
+        Command::Heal(args) => heal::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Edit(args) => edit::run(&args),

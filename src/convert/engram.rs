@@ -1,6 +1,6 @@
 //! Engram layers in a conversion: untrained ones, what a recipe says of trained ones, and their table in the bundle.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Base;
 use super::build::{Changes, Progress};
@@ -84,7 +84,7 @@ pub fn is_engram(name: &str) -> bool {
 }
 
 /// `engram` in `recipe.json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Head {
     /// The layers, with the multipliers and primes that they were trained with.
     pub config: Engram,

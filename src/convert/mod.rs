@@ -6,12 +6,12 @@
 pub mod base;
 pub mod build;
 pub mod closed_form;
-mod engram;
+pub(crate) mod engram;
 mod fit;
 mod forward;
 mod means;
 pub mod recipe;
-mod regression;
+pub(crate) mod regression;
 pub mod store;
 pub mod vocabulary;
 

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::build::Changes;
@@ -39,17 +39,17 @@ use crate::engram::compress::Compressed;
 use crate::error::{Error, Result};
 
 /// No file of a recipe is larger.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_FILE_BYTES: u64 = 16 << 20;
 /// The head of a recipe may not be larger.
 const MAX_HEAD_BYTES: u64 = 1 << 20;
-const FORMAT: &str = "xylem-recipe";
-const VERSION: u32 = 1;
+pub(crate) const FORMAT: &str = "xylem-recipe";
+pub(crate) const VERSION: u32 = 1;
 
 /// `recipe.json`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Head {
-    format: String,
-    version: u32,
+    pub(crate) format: String,
+    pub(crate) version: u32,
     /// What to call the result.
     pub name: String,
     /// The checkpoint that it was trained from.
@@ -57,14 +57,17 @@ pub struct Head {
     /// The layers whose up-projection is a table.
     pub stem_layers: Vec<usize>,
     /// The Engram layers, if there are any.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engram: Option<engram::Head>,
     /// The safetensors files.
     pub files: Vec<File>,
+    /// How it was trained, in whatever words.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub training: serde_json::Value,
 }
 
 /// The checkpoint that a recipe belongs to.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BaseFile {
     /// Its name.
     pub name: String,
@@ -75,7 +78,7 @@ pub struct BaseFile {
 }
 
 /// A file of a recipe.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct File {
     /// Plain name within the folder.
     pub file: String,
@@ -85,12 +88,14 @@ pub struct File {
     pub sha256: String,
 }
 
-/// A matrix in memory.
-#[derive(Debug)]
-pub(super) struct Matrix {
+/// A matrix in memory, or a vector as one of a single row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    /// Its outputs.
     pub rows: usize,
+    /// Its inputs.
     pub width: usize,
-    // [rows, width]
+    /// `[rows, width]`.
     pub values: Vec<f32>,
 }
 
@@ -183,6 +188,16 @@ impl<'a> Recipe<'a> {
     /// What it says of itself.
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// The names of its tensors, without scales, the list of tokens and the rows of Engram heads.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Its tensor `name`, scales applied.
+    pub fn matrix(&self, name: &str) -> Option<&Matrix> {
+        self.tensors.get(name)
     }
 
     /// Names and shapes of all tensors that there may be; 0 stands for a rank that is free.
@@ -435,7 +450,7 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::io(path, e))
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -24,7 +24,7 @@ pub mod rows;
 #[cfg(all(test, feature = "native"))]
 pub(crate) mod tests;
 #[cfg(all(test, feature = "native"))]
-mod vectors;
+pub(crate) mod vectors;
 
 pub use config::{Engram, EngramLayer};
 pub use hash::Hasher;

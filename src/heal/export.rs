@@ -1,0 +1,247 @@
+//! From trained tensors to a recipe, as [`crate::convert::recipe`] describes it: matrices in eight bits, with a scale for
+//! each row, or for each 32 columns where they take the place of the base's.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use faer::{Mat, MatRef};
+use half::f16;
+use safetensors::tensor::Dtype;
+
+use super::files::{self, Stored};
+use super::start::{Start, first_changed};
+use crate::config::{BLOCK, Config};
+use crate::convert::Base;
+use crate::convert::engram;
+use crate::convert::recipe::{BaseFile, FORMAT, Head, Matrix, VERSION, sha256};
+use crate::error::{Error, Result};
+
+/// The least scale: that of a row which is zero.
+const MIN_SCALE: f32 = 1e-7;
+
+/// Writes the recipe of `tensors`, which have the names of [`Start::tensors`], into the folder `dir`.
+///
+/// # Errors
+/// [`Error::Io`] if it can't be written, [`Error::Invalid`] for a tensor that is missing or not finite.
+pub fn write(
+    base: &Base,
+    start: &Start,
+    tensors: &BTreeMap<String, Matrix>,
+    name: &str,
+    training: serde_json::Value,
+    dir: &Path,
+) -> Result<()> {
+    let odd = tensors.iter().find(|(_, m)| !m.values.iter().all(|v| v.is_finite()));
+    if let Some((name, _)) = odd {
+        let reason = "holds numbers that are not finite; lower the rates, or set `clip`";
+        return Err(Error::invalid(format!("the tensor `{name}`"), reason));
+    }
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let c = &start.config;
+    let mut groups = Vec::new();
+    if !start.tokens.is_empty() {
+        let bytes = start.tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+        let shape = vec![start.tokens.len()];
+        groups.push(vec![Stored { name: "stem_tokens".into(), dtype: Dtype::I32, shape, bytes }]);
+    }
+    for layer in first_changed(c)..c.n_layers {
+        self::layer(base, c, tensors, layer, &mut groups)?;
+    }
+    groups.push(plain("output_norm", get(tensors, "output_norm")?));
+    let files = files::write(dir, groups.into_iter().map(Ok))?;
+    // An older recipe there may have had more.
+    for number in files.len().. {
+        let path = dir.join(format!("part-{number}.safetensors"));
+        if !path.exists() {
+            break;
+        }
+        fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+    }
+    let engram = c.engram.as_ref().zip(start.compressed.as_ref());
+    let checkpoint = base.gguf().bytes();
+    let head = Head {
+        format: FORMAT.into(),
+        version: VERSION,
+        name: name.into(),
+        base: BaseFile { name: base.name(), bytes: checkpoint.len() as u64, sha256: sha256(checkpoint) },
+        stem_layers: c.stem_layers.clone(),
+        engram: engram.map(|(config, compressed)| engram::Head {
+            config: config.clone(),
+            ids_sha256: sha256(&compressed.to_bytes()),
+        }),
+        files,
+        training,
+    };
+    let path = dir.join("recipe.json");
+    let json = serde_json::to_vec_pretty(&head).map_err(|e| Error::invalid("recipe.json", e.to_string()))?;
+    fs::write(&path, json).map_err(|e| Error::io(&path, e))
+}
+
+fn get<'a>(tensors: &'a BTreeMap<String, Matrix>, name: &str) -> Result<&'a Matrix> {
+    tensors.get(name).ok_or_else(|| Error::invalid(format!("the tensor `{name}`"), "is missing"))
+}
+
+/// The tensors of one layer.
+fn layer(
+    base: &Base,
+    c: &Config,
+    tensors: &BTreeMap<String, Matrix>,
+    layer: usize,
+    groups: &mut Vec<Vec<Stored>>,
+) -> Result<()> {
+    let name = |part: &str| format!("blk.{layer}.{part}");
+    for part in ["attn_norm", "ffn_norm"] {
+        groups.push(plain(&name(part), get(tensors, &name(part))?));
+    }
+    for part in ["attn_qkv", "attn_output", "ffn_gate"] {
+        let (a, b) = (format!("{}.lora_a", name(part)), format!("{}.lora_b", name(part)));
+        let Some((a, b)) = tensors.get(&a).zip(tensors.get(&b)) else { continue };
+        if b.values.iter().all(|v| *v == 0.0) {
+            continue;
+        }
+        let (a, b) = balanced(a, b)?;
+        let mut row = 0;
+        for (part, shape) in base.parts(&name(part)) {
+            let stem = part.trim_end_matches(".weight");
+            groups.push(quantised(&format!("{stem}.lora_a"), &a, a.width)?);
+            let values = b.values[row * b.width..(row + shape[0]) * b.width].to_vec();
+            let own = Matrix { rows: shape[0], width: b.width, values };
+            groups.push(quantised(&format!("{stem}.lora_b"), &own, own.width)?);
+            row += shape[0];
+        }
+    }
+    if c.stem_index(layer).is_some() {
+        groups.push(quantised(
+            &format!("{}.weight", name("ffn_down")),
+            get(tensors, &name("ffn_down"))?,
+            BLOCK,
+        )?);
+        let map = get(tensors, &name("stem_map"))?;
+        groups.push(quantised(&name("stem_map"), map, map.width)?);
+        if let Some(rows) = tensors.get(&name("stem_rows")) {
+            groups.push(quantised(&name("stem_rows"), rows, rows.width)?);
+        }
+    }
+    let Some(engram) = &c.engram else { return Ok(()) };
+    let Some(own) = engram.layers.iter().find(|l| l.layer == layer) else { return Ok(()) };
+    for part in ["key", "value"] {
+        let name = name(&format!("engram_{part}"));
+        groups.push(quantised(&format!("{name}.weight"), get(tensors, &name)?, BLOCK)?);
+    }
+    for part in ["query_norm", "key_norm", "conv_norm", "conv"] {
+        let name = name(&format!("engram_{part}"));
+        groups.push(plain(&name, get(tensors, &name)?));
+    }
+    let table = get(tensors, &name("engram_rows"))?;
+    let mut row = 0;
+    for (head, prime) in own.primes.iter().flatten().enumerate() {
+        let rows = *prime as usize;
+        let values = table.values[row * table.width..(row + rows) * table.width].to_vec();
+        let own = Matrix { rows, width: table.width, values };
+        groups.push(quantised(&name(&format!("engram_rows.{head}")), &own, own.width)?);
+        row += rows;
+    }
+    Ok(())
+}
+
+/// A vector in single precision, under the name of the checkpoint's.
+fn plain(name: &str, vector: &Matrix) -> Vec<Stored> {
+    let bytes = vector.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let shape = vec![vector.values.len()];
+    vec![Stored { name: format!("{name}.weight"), dtype: Dtype::F32, shape, bytes }]
+}
+
+/// A matrix in eight bits, with a scale in half precision for each `group` columns of a row.
+fn quantised(name: &str, matrix: &Matrix, group: usize) -> Result<Vec<Stored>> {
+    let (mut quants, mut scales) = (Vec::with_capacity(matrix.values.len()), Vec::new());
+    for part in matrix.values.chunks_exact(group) {
+        let largest = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let scale = f16::from_f32((largest / 127.0).max(MIN_SCALE));
+        if !scale.is_finite() {
+            return Err(Error::invalid(
+                format!("the tensor `{name}`"),
+                format!("reaches {largest}, too much for a scale in half precision; lower the rates"),
+            ));
+        }
+        scales.extend(scale.to_le_bytes());
+        quants.extend(
+            part.iter().map(|v| (v / scale.to_f32()).round_ties_even().clamp(-127.0, 127.0) as i8 as u8),
+        );
+    }
+    let shape = vec![matrix.rows, matrix.width];
+    let groups = vec![matrix.rows, matrix.width / group];
+    let scale = Stored { name: format!("{name}.scale"), dtype: Dtype::F16, shape: groups, bytes: scales };
+    Ok(vec![Stored { name: name.to_owned(), dtype: Dtype::I8, shape, bytes: quants }, scale])
+}
+
+/// The same product `B A` of factors of like size, so that both can be rounded well: with the singular values S of
+/// `B A = U S Vᵀ`, `A = √S Vᵀ` `[rank, in]` and `B = U √S` `[out, rank]`.
+fn balanced(a: &Matrix, b: &Matrix) -> Result<(Matrix, Matrix)> {
+    let rank = a.rows;
+    let of = |m: &Matrix| Mat::from_fn(m.rows, m.width, |i, j| f64::from(m.values[i * m.width + j]));
+    let factors = |q: MatRef<'_, f64>| (q.nrows(), q.ncols());
+    // Aᵀ = Q R, so that B A = (B Rᵀ) Qᵀ, and the first is small enough to be decomposed.
+    let qr = of(a).transpose().to_owned().qr();
+    let (q, r) = (qr.compute_thin_Q(), qr.thin_R().to_owned());
+    let inner = of(b) * r.transpose();
+    let svd = inner.thin_svd().map_err(|e| Error::invalid("a low-rank change", format!("{e:?}")))?;
+    let values = svd.S().column_vector();
+    let right = q * svd.V();
+    let left = svd.U();
+    let (wide, kept) = factors(right.as_ref());
+    // Where rank is more than the matrix has, the rest is zero.
+    let root = |k: usize| if k < kept { values[k].max(0.0).sqrt() } else { 0.0 };
+    let at = |m: MatRef<'_, f64>, i: usize, k: usize| if k < kept { m[(i, k)] * root(k) } else { 0.0 };
+    let new_a = (0..rank).flat_map(|k| (0..wide).map(move |i| (i, k)));
+    let new_a = new_a.map(|(i, k)| at(right.as_ref(), i, k) as f32).collect();
+    let new_b = (0..b.rows).flat_map(|i| (0..rank).map(move |k| (i, k)));
+    let new_b = new_b.map(|(i, k)| at(left, i, k) as f32).collect();
+    Ok((Matrix { values: new_a, ..*a }, Matrix { values: new_b, ..*b }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::random::weights;
+
+    fn random(name: &str, rows: usize, width: usize) -> Matrix {
+        Matrix { rows, width, values: weights(name, &[rows, width], 4) }
+    }
+
+    #[test]
+    fn balanced_factors_have_the_same_product() {
+        for (out, rank, width) in [(40, 5, 30), (3, 5, 30), (40, 5, 4)] {
+            let (mut a, b) = (random("a", rank, width), random("b", out, rank));
+            a.values.iter_mut().for_each(|v| *v *= 1000.0);
+            let (new_a, new_b) = balanced(&a, &b).unwrap();
+            let product = |a: &Matrix, b: &Matrix, i: usize, j: usize| -> f32 {
+                (0..rank).map(|k| b.values[i * rank + k] * a.values[k * width + j]).sum()
+            };
+            for (i, j) in (0..out).flat_map(|i| (0..width).map(move |j| (i, j))) {
+                let (old, new) = (product(&a, &b, i, j), product(&new_a, &new_b, i, j));
+                assert!((old - new).abs() < 1e-2, "{old} {new}");
+            }
+            let largest = |m: &Matrix| m.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let ratio = largest(&new_a) / largest(&new_b);
+            assert!((0.1..10.0).contains(&ratio), "{ratio}");
+        }
+    }
+
+    #[test]
+    fn eight_bits_are_within_half_a_step() {
+        let matrix = random("m", 3, 64);
+        let stored = quantised("m", &matrix, 32).unwrap();
+        let scales: Vec<f32> =
+            stored[1].bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect();
+        assert_eq!((scales.len(), stored[1].shape.as_slice()), (6, &[3, 2][..]));
+        for (i, (value, quant)) in matrix.values.iter().zip(&stored[0].bytes).enumerate() {
+            let scale = scales[i / 32];
+            assert!((value - f32::from(*quant as i8) * scale).abs() <= 0.505 * scale);
+        }
+        let zero = Matrix { rows: 1, width: 32, values: vec![0.0; 32] };
+        assert!(quantised("z", &zero, 32).unwrap()[0].bytes.iter().all(|b| *b == 0));
+        let huge = Matrix { rows: 1, width: 32, values: vec![1e9; 32] };
+        assert!(quantised("z", &huge, 32).unwrap_err().to_string().contains("`z`"));
+    }
+}

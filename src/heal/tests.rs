@@ -1,0 +1,204 @@
+//! A small random model: its gradients against finite differences, and its loss over a few steps.
+
+use std::collections::BTreeMap;
+
+use burn_tensor::Device;
+
+use super::batch::{Compared, Job};
+use super::data::Row;
+use super::loss;
+use super::optimiser::{self, Parameters};
+use super::settings::{Optimiser, Rates};
+use super::start::Start;
+use super::student::{Model, Tensors, Texts, download, indices, upload};
+use super::train::gradients;
+use crate::bundle::manifest::expected_tensors;
+use crate::bundle::random::weights;
+use crate::config::Config;
+use crate::config::tests::tiny;
+use crate::convert::recipe::Matrix;
+use crate::engram::compress::Compressed;
+use crate::engram::config::tests::tiny_engram;
+
+/// Three layers: Engram in the first two, STEM in the second.
+fn config() -> Config {
+    Config { engram: Some(tiny_engram()), ..tiny() }
+}
+
+/// A student whose every tensor is random.
+fn start() -> Start {
+    let c = config();
+    let (hidden, ffn, rank) = (c.hidden_size, c.intermediate_size, 4);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 7).collect();
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: String, rows: usize, width: usize, scale: f32| {
+        // Gains are vectors, near 1.
+        let shape = if name.ends_with("_norm") { vec![width] } else { vec![rows, width] };
+        let values = weights(&name, &shape, 5).iter().map(|v| v * scale).collect();
+        tensors.insert(name, Matrix { rows, width, values });
+    };
+    for layer in 0..c.n_layers {
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let mut parts = vec![("attn_qkv", c.qkv_dim(), hidden), ("attn_output", hidden, c.q_dim())];
+        add(name("attn_norm"), 1, hidden, 1.0);
+        add(name("ffn_norm"), 1, hidden, 1.0);
+        if c.stem_index(layer).is_some() {
+            parts.push(("ffn_gate", ffn, hidden));
+            add(name("ffn_down"), hidden, ffn, 1.0);
+            add(name("stem_map"), ffn, hidden, 1.0);
+            add(name("stem_rows"), tokens.len(), ffn, 3.0);
+        }
+        for (part, rows, width) in parts {
+            add(format!("{}.lora_a", name(part)), rank, width, 1.0);
+            add(format!("{}.lora_b", name(part)), rows, rank, 0.3);
+        }
+    }
+    let engram = tiny_engram();
+    for own in &engram.layers {
+        let name = |part: &str| format!("blk.{}.engram_{part}", own.layer);
+        for part in ["key", "value"] {
+            add(name(part), hidden, engram.width(), 1.0);
+        }
+        for part in ["query_norm", "key_norm", "conv_norm"] {
+            add(name(part), 1, hidden, 1.0);
+        }
+        add(name("conv"), engram.kernel, hidden, 2.0);
+        let records = own.primes.iter().flatten().sum::<u32>() as usize;
+        add(name("rows"), records, engram.head_width, 4.0);
+    }
+    add("output_norm".into(), 1, hidden, 1.0);
+    let ids = (0..300).map(|t| t * 7 % 290).collect();
+    Start { config: c, tokens, compressed: Some(Compressed { ids, count: 290 }), tensors }
+}
+
+fn model(start: &Start, device: &Device) -> Model {
+    let dense = Config { stem_layers: vec![], engram: None, ..start.config.clone() };
+    let shapes: BTreeMap<_, _> = expected_tensors(&dense).into_iter().collect();
+    Model::new(start, &|name| Ok(weights(name, &shapes[name], 2)), device).unwrap()
+}
+
+/// Two texts, in which the student reads another token at one place and the rows of a third one at another.
+fn job() -> Job {
+    let row = |seed: u32| Row {
+        ids: (0..12).map(|i| (i * i * 31 + seed * 17) % 300).collect(),
+        weights: (0..12).map(|i| if i < 2 { 0.25 } else { 1.0 }).collect(),
+    };
+    let mut job = Job::plain(&[row(1), row(2)], 12);
+    job.read[5] = 77;
+    job.looked_up[5] = job.told[5];
+    job.looked_up[16] = 123;
+    job.compared[5].exchange = [77, job.told[5]];
+    job.cross_entropy = 0.3;
+    job.weight = 0.7;
+    job
+}
+
+/// The weighted loss of a job.
+fn loss_of(model: &Model, tensors: &Tensors, job: &Job) -> f64 {
+    let device = model.device().clone();
+    let base = model.shared(Texts::told(job));
+    let base = model.teacher(Texts::told(job), base);
+    let stream = model.shared(Texts::read(job));
+    let states = model.student(tensors, Texts::read(job), stream).unwrap();
+    let at = |f: fn(&Compared) -> u32| indices(job.compared.iter().map(f), &device);
+    let (states, base) = (states.select(0, at(|c| c.read)), base.select(0, at(|c| c.told)));
+    let c = job.cross_entropy;
+    let sums = loss::compare(&states, &base, model.head(), &job.compared, c as f32, false).unwrap().0;
+    job.weight * sums.loss(c)
+}
+
+#[test]
+fn gradients_are_those_of_the_loss() {
+    let device = Device::flex();
+    let (start, job) = (start(), job());
+    let model = model(&start, &device);
+    let parameters = Parameters::new(&start.tensors, &device);
+    let (loss, found) = gradients(&model, &parameters.leaves(), &job).unwrap();
+    assert!((job.weight * loss - loss_of(&model, &parameters.values(), &job)).abs() < 1e-5);
+    assert_eq!(found.len(), start.tensors.len());
+    for (name, gradient) in &found {
+        let gradient = download(gradient).unwrap().values;
+        let at = &start.tensors[name];
+        // Along the gradient the loss changes most, so that rounding matters least.
+        let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        assert!(length > 1e-6, "{name} has no part in the loss");
+        let scale = at.values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let step = (2e-3 * scale).max(1e-3);
+        let moved = |by: f64| {
+            let values = at.values.iter().zip(&gradient);
+            let values = values.map(|(v, g)| v + (by * f64::from(*g) / length) as f32).collect();
+            let mut tensors = parameters.values();
+            tensors.insert(name.clone(), upload(&Matrix { values, ..*at }, &device));
+            loss_of(&model, &tensors, &job)
+        };
+        // Long steps meet curvature (an Engram gate is steep where its score is near 0), short ones rounding.
+        let expected = [1.0, 0.25, 0.0625].map(|share| {
+            let step = step * share;
+            (moved(step) - moved(-step)) / (2.0 * step)
+        });
+        let close = |expected: &f64| (length - expected).abs() < 0.02 * length + 2e-4;
+        assert!(expected.iter().any(close), "{name}: {length} for {expected:?}");
+    }
+}
+
+#[test]
+fn a_row_is_learned_only_where_it_is_read() {
+    let device = Device::flex();
+    let (start, job) = (start(), job());
+    let model = model(&start, &device);
+    let leaves = Parameters::new(&start.tensors, &device).leaves();
+    let (_, found) = gradients(&model, &leaves, &job).unwrap();
+    let rows = download(&found["blk.1.stem_rows"]).unwrap();
+    for (token, row) in start.tokens.iter().zip(rows.values.chunks_exact(rows.width)) {
+        let read = job.looked_up.contains(token);
+        assert_eq!(row.iter().any(|g| *g != 0.0), read, "{token}");
+    }
+    assert!(start.tokens.iter().any(|token| job.looked_up.contains(token)));
+}
+
+#[test]
+fn the_loss_falls() {
+    let device = Device::flex();
+    let (start, job) = (start(), job());
+    let model = model(&start, &device);
+    let mut parameters = Parameters::new(&start.tensors, &device);
+    let settings = Optimiser { clip: 1.0, ..Optimiser::default() };
+    let rates = Rates { rows: 2e-2, engram_tables: 2e-2, down: 2e-3, maps: 2e-3, ..Rates::default() };
+    let mut losses = Vec::new();
+    for step in 0..12 {
+        let (loss, found) = gradients(&model, &parameters.leaves(), &job).unwrap();
+        losses.push(loss);
+        optimiser::step(&mut parameters, found, &settings, &rates, step, 1.0).unwrap();
+    }
+    assert!(losses.last() < losses.first().map(|l| 0.7 * l).as_ref(), "{losses:?}");
+}
+
+/// The student's states where base and student read the same.
+fn states(start: &Start) -> Matrix {
+    let (device, job) = (Device::flex(), job());
+    let model = model(start, &device);
+    let stream = model.shared(Texts::told(&job));
+    let tensors = Parameters::new(&start.tensors, &device).values();
+    download(&model.student(&tensors, Texts::told(&job), stream).unwrap()).unwrap()
+}
+
+#[test]
+fn new_engram_layers_change_nothing() {
+    let mut with = start();
+    for (name, matrix) in &mut with.tensors {
+        if name.ends_with("engram_rows") {
+            matrix.values.fill(0.0);
+        }
+        // Without Engram layers the first layer is the base's own.
+        if name.starts_with("blk.0.") && name.ends_with("lora_b") {
+            matrix.values.fill(0.0);
+        }
+        if ["blk.0.attn_norm", "blk.0.ffn_norm"].contains(&name.as_str()) {
+            matrix.values = weights(name, &[matrix.width], 2);
+        }
+    }
+    let mut without = Start { config: tiny(), compressed: None, ..start() };
+    without.tensors.retain(|name, _| !name.contains("engram") && !name.starts_with("blk.0."));
+    assert_eq!(states(&with), states(&without));
+    assert_ne!(states(&start()), states(&with));
+}

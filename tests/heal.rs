@@ -1,0 +1,355 @@
+//! Healing a small random checkpoint: what a run leaves, that it goes on where it was, and that its model is the one that
+//! a bundle computes.
+#![cfg(feature = "heal")]
+
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
+#[allow(dead_code, reason = "each test uses a part")]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use checkpoint::{TYPES, VOCAB, checkpoint};
+use common::{fails, prints, xylem};
+use xylem::Error;
+use xylem::backend::{Backend, Output, Step, Want};
+use xylem::bundle::manifest::{Tensor, expected_tensors};
+use xylem::bundle::quant::{Dtype, quantize};
+use xylem::convert::{Base, Changes, Progress, Recipe};
+use xylem::cpu::CpuBackend;
+use xylem::engram::Hasher;
+use xylem::heal::checkpoint::{Position, folder};
+use xylem::heal::{Device, Entry, Listener, Outcome, Settings, Trainer};
+
+const TOKENS: [u32; 12] = [5, 250, 17, 17, 99, 260, 3, 128, 44, 201, 0, 77];
+
+/// A folder with a checkpoint, data and settings.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        checkpoint(&dir.path().join("tiny.gguf"), TYPES[0], true, 3);
+        let line = |d: u32| {
+            let ids: Vec<u32> = (0..20).map(|i| (i * i * (d + 3) + d * 7) % 256).collect();
+            serde_json::json!({"ids": ids}).to_string()
+        };
+        let text: Vec<String> = (0..40).map(line).collect();
+        fs::write(dir.path().join("text.jsonl"), text.join("\n") + "\n").unwrap();
+        // Bytes are tokens: names of one and of two.
+        let mut facts = String::new();
+        for (name, n) in [("a", 1), ("b", 2), ("cd", 3)] {
+            for statement in 0..4 {
+                let text = format!("{n}{statement} of {name} is {n}");
+                let fact = serde_json::json!({"text": text, "prompt": 4, "kind": "letter", "name": name});
+                facts += &format!("{fact}\n");
+            }
+        }
+        fs::write(dir.path().join("facts.jsonl"), facts).unwrap();
+        fs::write(
+            dir.path().join("calibration.txt"),
+            "one two three four five\n<|endoftext|>\nsix seven eight",
+        )
+        .unwrap();
+        let place = Self { dir };
+        place.settings(6);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// Writes settings for so many steps.
+    fn settings(&self, steps: u64) {
+        let text = format!(
+            "name = \"tiny\"
+[run]
+steps = {steps}
+[student]
+stem_layers = [1]
+calibration = \"calibration.txt\"
+residual_rows = 50
+qkv_rank = 4
+output_rank = 3
+gate_rank = 4
+[engram]
+layers = [1]
+tables = [50, 90]
+heads = 1
+head_width = 16
+[rates]
+core = 1e-2
+rows = 1e-2
+engram = 1e-2
+engram_tables = 3e-2
+[optimiser]
+warm_up = 2
+clip = 5.0
+[[batch]]
+rows = 2
+length = 24
+[[batch.source]]
+file = \"text.jsonl\"
+cross_entropy = 0.1
+[[batch]]
+rows = 2
+length = 32
+[[batch.source]]
+name = \"swap\"
+file = \"facts.jsonl\"
+swap = [[\"letter\"]]
+[[batch.source]]
+file = \"facts.jsonl\"
+[[held]]
+name = \"text\"
+file = \"text.jsonl\"
+rows = 4
+length = 24
+"
+        );
+        fs::write(self.path("heal.toml"), text).unwrap();
+    }
+
+    fn base(&self) -> Base {
+        Base::open(self.path("tiny.gguf")).unwrap()
+    }
+
+    fn trainer<'a>(&self, base: &'a Base, out: &str, init: Option<&Path>) -> xylem::Result<Trainer<'a>> {
+        let mut settings = Settings::read(&self.path("heal.toml"))?;
+        settings.init = init.map(Path::to_owned);
+        let calibration = || Ok(vec![(0..200).map(|i| (i * i * 7 + i / 3) % 256).collect()]);
+        Trainer::new(base, settings, &self.path(out), &Device::flex(), &calibration, &())
+    }
+}
+
+/// Stops after so many steps, and keeps the entries.
+#[derive(Default)]
+struct Watch {
+    stop_after: Option<u64>,
+    stop: AtomicBool,
+    entries: Mutex<Vec<Entry>>,
+}
+
+impl Progress for Watch {
+    fn update(&self, _stage: &'static str, _done: u64, _total: u64) {}
+}
+
+impl Listener for Watch {
+    fn step(&self, position: &Position, _done: f64, left: f64) {
+        assert!(left.is_finite());
+        if Some(position.step) == self.stop_after {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn entry(&self, entry: &Entry) {
+        self.entries.lock().unwrap().push(entry.clone());
+    }
+}
+
+fn run(trainer: &mut Trainer<'_>, stop_after: Option<u64>) -> (Outcome, Vec<Entry>) {
+    let watch = Watch { stop_after, ..Watch::default() };
+    let outcome = trainer.run(&watch.stop, &watch).unwrap();
+    (outcome, watch.entries.into_inner().unwrap())
+}
+
+/// The logits of a recipe's model, by the CPU backend, nothing rounded.
+fn logits(base: &Base, recipe: &Recipe<'_>) -> Vec<f32> {
+    let c = recipe.config();
+    let mut offset = 0;
+    let tensors: Vec<Tensor> = expected_tensors(c)
+        .into_iter()
+        .map(|(name, shape)| {
+            let tensor = Tensor { name, dtype: Dtype::F32, shape, offset };
+            offset += tensor.bytes() as u64;
+            tensor
+        })
+        .collect();
+    let mut backend = CpuBackend::new(&tensors, c, 64);
+    for (id, tensor) in tensors.iter().enumerate() {
+        let values =
+            recipe.tensor(&tensor.name).unwrap().unwrap_or_else(|| base.tensor(&tensor.name).unwrap());
+        backend.write(id, 0, &quantize(Dtype::F32, &values)).unwrap();
+    }
+    let mut stem = vec![0f32; TOKENS.len() * c.stem_width()];
+    recipe.rows(&TOKENS, &mut stem).unwrap();
+    let hasher = Hasher::new(c.engram.as_ref().unwrap(), recipe.compressed().unwrap().ids.clone()).unwrap();
+    let records = hasher.records(&[], &TOKENS).unwrap();
+    let mut rows = Vec::new();
+    for (stem, records) in stem.chunks(c.stem_width()).zip(records.chunks(records.len() / TOKENS.len())) {
+        rows.extend(stem);
+        records.iter().for_each(|record| rows.extend(recipe.engram_row(*record)));
+    }
+    let step = Step { tokens: &TOKENS, position: 0, rows: &rows, want: Want::Logits };
+    match pollster::block_on(backend.forward(step)).unwrap() {
+        Output::Logits(logits) => logits,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The largest difference, as a share of the largest value.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |m, v| m.max(v.abs()));
+    largest(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / largest(&mut expected.iter().copied())
+}
+
+#[test]
+fn a_run_lowers_the_loss_and_its_recipe_is_the_model_it_trained() {
+    let place = Place::new();
+    let base = place.base();
+    // Steps are small at these rates: six lower the divergence by some hundredths only.
+    place.settings(60);
+    let mut first = place.trainer(&base, "first", None).unwrap();
+    let (outcome, entries) = run(&mut first, None);
+    assert_eq!((outcome.position.step, outcome.stopped), (60, false));
+    assert_eq!(outcome.position.tokens, 60 * (2 * 24 + 2 * 32));
+    let kl: Vec<f64> = entries.iter().map(|e| e.held["text"].kl).collect();
+    assert!(kl.last() < kl.first().map(|kl| 0.9 * kl).as_ref(), "{kl:?}");
+    assert_eq!(xylem::heal::train::entries(&place.path("first")).unwrap(), entries);
+    assert!(entries.last().unwrap().losses.contains_key("text"));
+
+    // What was trained, up to rounding; then what the recipe says, exactly.
+    let dir = outcome.recipe.unwrap();
+    let recipe = Recipe::open(&dir, &base).unwrap();
+    assert_eq!((recipe.head().name.as_str(), recipe.config().stem_layers.as_slice()), ("tiny", &[1][..]));
+    assert!(recipe.config().engram.is_some() && !recipe.hot().is_empty());
+    let expected = logits(&base, &recipe);
+    let trained = first.logits(&TOKENS).unwrap();
+    let error = difference(&trained, &expected);
+    assert!(error < 3e-2, "{error}");
+    place.settings(0);
+    let mut second = place.trainer(&base, "second", Some(&dir)).unwrap();
+    let found = second.logits(&TOKENS).unwrap();
+    let error = difference(&found, &expected);
+    assert!(error < 1e-5, "{error}");
+
+    // Written again without a step it is the same recipe, up to another rounding of its factors.
+    let (outcome, _) = run(&mut second, None);
+    let again = Recipe::open(&outcome.recipe.unwrap(), &base).unwrap();
+    assert_eq!(again.config(), recipe.config());
+    assert_eq!(again.hot(), recipe.hot());
+    for (name, _) in expected_tensors(recipe.config()) {
+        let (a, b) = (recipe.tensor(&name).unwrap(), again.tensor(&name).unwrap());
+        assert_eq!(a.is_some(), b.is_some(), "{name}");
+        if let (Some(a), Some(b)) = (a, b) {
+            let error = difference(&b, &a);
+            assert!(
+                error < if name.contains("attn_") || name.contains("gate") { 1e-2 } else { 1e-3 },
+                "{name}: {error}"
+            );
+        }
+    }
+    let all: Vec<u32> = (0..VOCAB as u32).collect();
+    let rows = |recipe: &Recipe<'_>| {
+        let mut rows = vec![0f32; VOCAB * recipe.config().stem_width()];
+        recipe.rows(&all, &mut rows).unwrap();
+        rows
+    };
+    assert!(difference(&rows(&again), &rows(&recipe)) < 1e-3);
+    let records = recipe.config().engram.as_ref().unwrap().records() as u32;
+    for record in 0..records {
+        let (a, b) = (recipe.engram_row(record), again.engram_row(record));
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3 * a.abs().max(1e-3)), "{record}");
+    }
+    // Something was learned in the table.
+    assert!((0..records).any(|record| recipe.engram_row(record).iter().any(|v| v.abs() > 1e-3)));
+}
+
+#[test]
+fn a_stopped_run_goes_on_as_if_it_had_not_been() {
+    let place = Place::new();
+    let base = place.base();
+    run(&mut place.trainer(&base, "whole", None).unwrap(), None);
+    let (outcome, _) = run(&mut place.trainer(&base, "parts", None).unwrap(), Some(3));
+    assert_eq!((outcome.position.step, outcome.stopped, outcome.recipe), (3, true, None));
+    let mut rest = place.trainer(&base, "parts", None).unwrap();
+    assert_eq!(rest.position().step, 3);
+    run(&mut rest, None);
+    let parts = |run: &str| {
+        let mut all = Vec::new();
+        for number in 0.. {
+            let path = folder(&place.path(run)).join(format!("part-{number}.safetensors"));
+            let Ok(bytes) = fs::read(path) else { break };
+            assert!(bytes.len() <= 16_000_000);
+            all.push(bytes);
+        }
+        all
+    };
+    assert!(!parts("whole").is_empty());
+    assert!(parts("whole") == parts("parts"), "parameters or means differ");
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let place = Place::new();
+    let base = place.base();
+    let says = |place: &Place, out: &str, init: Option<&Path>| {
+        let error = place.trainer(&base, out, init).err().unwrap();
+        assert!(matches!(error, Error::Invalid { .. } | Error::Io { .. }), "{error:?}");
+        error.to_string()
+    };
+    // A checkpoint of another student.
+    run(&mut place.trainer(&base, "run", None).unwrap(), Some(1));
+    let settings = fs::read_to_string(place.path("heal.toml")).unwrap();
+    let change = |old: &str, new: &str| {
+        assert!(settings.contains(old));
+        fs::write(place.path("heal.toml"), settings.replace(old, new)).unwrap();
+    };
+    change("residual_rows = 50", "residual_rows = 40");
+    assert!(says(&place, "run", None).contains("another student"));
+    change("gate_rank = 4", "gate_rank = 5");
+    assert!(says(&place, "run", None).contains("the settings make it"));
+    // Settings that don't fit the model.
+    change("length = 24", "length = 65");
+    assert!(says(&place, "new", None).contains("context of 64"));
+    change("stem_layers = [1]", "stem_layers = [2]");
+    assert!(says(&place, "new", None).contains("stem_layers = [2]"));
+    change("head_width = 16", "head_width = 15");
+    assert!(says(&place, "new", None).contains("head_width"));
+    change("text.jsonl", "texts.jsonl");
+    assert!(says(&place, "new", None).contains("texts.jsonl"));
+    change("[[\"letter\"]]", "[[\"number\"]]");
+    assert!(says(&place, "new", None).contains("number"));
+    change("name = \"tiny\"", "name = \"tiny\"");
+    assert!(says(&place, "new", Some(&place.path("nowhere"))).contains("recipe.json"));
+    // A recipe of another base.
+    let outcome = run(&mut place.trainer(&base, "run", None).unwrap(), None).0;
+    checkpoint(&place.path("other.gguf"), TYPES[0], true, 4);
+    let other = Base::open(place.path("other.gguf")).unwrap();
+    let error = place.trainer(&other, "new", outcome.recipe.as_deref()).err().unwrap().to_string();
+    assert!(error.contains("belongs to tiny"), "{error}");
+}
+
+#[test]
+fn the_command_trains_and_convert_takes_its_recipe() {
+    let place = Place::new();
+    let [base, settings, out, bundle] =
+        ["tiny.gguf", "heal.toml", "run", "bundle"].map(|name| place.text(name));
+    let arguments = ["heal", "--base", &base, "--settings", &settings, "--out", &out];
+    let said = prints(&[&arguments[..], &["--steps", "2"]].concat());
+    assert!(said.contains("after 2 steps"), "{said}");
+    let curve = fs::read_to_string(place.path("run/curve.svg")).unwrap();
+    assert!(curve.contains("KL to the base"));
+    // The same command has nothing left to do; more steps go on.
+    assert!(prints(&[&arguments[..], &["--steps", "2"]].concat()).contains("after 2 steps"));
+    let output = xylem(&[&arguments[..], &["--steps", "3"]].concat());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Going on after step 2"));
+    let recipe = place.text("run/recipe");
+    prints(&["convert", "--base", &base, "--recipe", &recipe, "--out", &bundle]);
+    assert!(prints(&["inspect", "--bundle", &bundle]).contains("STEM"));
+
+    fs::write(place.path("heal.toml"), "[run]\nstep = 3\n").unwrap();
+    let error = fails(&["heal", "--base", &base, "--settings", &settings, "--out", &out]);
+    assert!(error.contains("heal.toml") && error.contains("step"), "{error}");
+}
