@@ -39,7 +39,7 @@ use crate::engram::compress::Compressed;
 use crate::error::{Error, Result};
 
 /// No file of a recipe is larger.
-pub(crate) const MAX_FILE_BYTES: u64 = 16 << 20;
+const MAX_FILE_BYTES: u64 = 16 << 20;
 /// The head of a recipe may not be larger.
 const MAX_HEAD_BYTES: u64 = 1 << 20;
 pub(crate) const FORMAT: &str = "xylem-recipe";
@@ -86,6 +86,22 @@ pub struct File {
     pub bytes: u64,
     /// Its SHA-256 in hex.
     pub sha256: String,
+}
+
+impl File {
+    /// Its bytes, checked; `list` is the file beside it that names it.
+    pub(crate) fn read(&self, list: &Path) -> Result<Vec<u8>> {
+        if self.file.contains(['/', '\\']) || self.bytes > MAX_FILE_BYTES {
+            return Err(wrong(list, format!("names the file {self:?}")));
+        }
+        let path = list.with_file_name(&self.file);
+        let bytes = read(&path, self.bytes)?;
+        if bytes.len() as u64 != self.bytes || sha256(&bytes) != self.sha256 {
+            let list = list.file_name().unwrap_or_default().display();
+            return Err(wrong(&path, format!("length or SHA-256 differs from {list}")));
+        }
+        Ok(bytes)
+    }
 }
 
 /// A matrix in memory, or a vector as one of a single row.
@@ -142,15 +158,7 @@ impl<'a> Recipe<'a> {
         let compressed = compressed.transpose().map_err(|reason| wrong(&path, reason))?;
         let mut all = Raw::default();
         for file in &head.files {
-            if file.file.contains(['/', '\\']) || file.bytes > MAX_FILE_BYTES {
-                return Err(wrong(&path, format!("names the file {file:?}")));
-            }
-            let path = dir.join(&file.file);
-            let bytes = read(&path, file.bytes)?;
-            if bytes.len() as u64 != file.bytes || sha256(&bytes) != file.sha256 {
-                return Err(wrong(&path, "length or SHA-256 differs from recipe.json"));
-            }
-            all.add(&path, &bytes)?;
+            all.add(&dir.join(&file.file), &file.read(&path)?)?;
         }
         let Raw { mut matrices, tokens } = all;
         let mut recipe = Self {

@@ -25,19 +25,26 @@ const PERCENTILE: f64 = 0.95;
 pub struct Report {
     /// Distinct tokens that were compared.
     pub tokens: usize,
-    /// The 95th percentile of |cos| between rows, a mean over the STEM layers.
+    /// Means over the STEM layers.
+    #[serde(flatten)]
+    pub all: Figures,
+    /// By layer.
+    pub layers: Vec<Layer>,
+}
+
+/// 95th percentiles of |cos|.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// Between rows.
     pub rows: f64,
     /// The same once the mean of all of them is taken off, which every token shares.
     pub rows_centred: f64,
-    /// The first between outputs of the base's up-projection in these layers, each at the first place of its token in the
-    /// text.
+    /// Between outputs of the base's up-projection, each at the first place of its token in the text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense: Option<f64>,
     /// The same once their mean is taken off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense_centred: Option<f64>,
-    /// By layer.
-    pub layers: Vec<Layer>,
 }
 
 /// The same of one layer.
@@ -45,16 +52,26 @@ pub struct Report {
 pub struct Layer {
     /// Its number in the model.
     pub layer: usize,
-    /// Between rows.
-    pub rows: f64,
-    /// Between rows without their mean.
-    pub rows_centred: f64,
-    /// Between outputs of the base's up-projection.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dense: Option<f64>,
-    /// Between these without their mean.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dense_centred: Option<f64>,
+    /// Its own.
+    #[serde(flatten)]
+    pub figures: Figures,
+}
+
+impl Figures {
+    /// Means over `layers`, of which there is one at least.
+    fn mean(layers: &[Layer]) -> Self {
+        let n = layers.len() as f64;
+        let mean = |of: fn(&Self) -> f64| layers.iter().map(|l| of(&l.figures)).sum::<f64>() / n;
+        let mean_dense = |of: fn(&Self) -> Option<f64>| {
+            layers.iter().map(|l| of(&l.figures)).sum::<Option<f64>>().map(|sum| sum / n)
+        };
+        Self {
+            rows: mean(|f| f.rows),
+            rows_centred: mean(|f| f.rows_centred),
+            dense: mean_dense(|f| f.dense),
+            dense_centred: mean_dense(|f| f.dense_centred),
+        }
+    }
 }
 
 /// Compares the first [`TOKENS`] distinct tokens of the documents.
@@ -84,27 +101,21 @@ pub async fn run<R: RowSource, S: RowSource>(
     };
     progress(rounds, rounds);
     let width = session.config().intermediate_size;
-    let layers = layers.iter().enumerate().map(|(i, layer)| Layer {
-        layer: *layer,
-        rows: alike(&rows.values[i], width),
-        rows_centred: alike(&centred(&rows.values[i], width), width),
-        dense: dense.as_ref().map(|dense| alike(&dense.values[i], width)),
-        dense_centred: dense.as_ref().map(|dense| alike(&centred(&dense.values[i], width), width)),
-    });
-    let layers: Vec<Layer> = layers.collect();
-    let mean = |of: &dyn Fn(&Layer) -> f64| layers.iter().map(of).sum::<f64>() / layers.len() as f64;
-    let mean_dense = |of: &dyn Fn(&Layer) -> Option<f64>| {
-        let all: Option<Vec<f64>> = layers.iter().map(of).collect();
-        all.map(|all| all.iter().sum::<f64>() / all.len() as f64)
-    };
-    Ok(Report {
-        tokens: rows.tokens.len(),
-        rows: mean(&|l| l.rows),
-        rows_centred: mean(&|l| l.rows_centred),
-        dense: mean_dense(&|l| l.dense),
-        dense_centred: mean_dense(&|l| l.dense_centred),
-        layers,
-    })
+    let layers: Vec<Layer> = layers
+        .iter()
+        .enumerate()
+        .map(|(i, layer)| {
+            let dense = dense.as_ref().map(|dense| &dense.values[i]);
+            let figures = Figures {
+                rows: alike(&rows.values[i], width),
+                rows_centred: alike(&centred(&rows.values[i], width), width),
+                dense: dense.map(|dense| alike(dense, width)),
+                dense_centred: dense.map(|dense| alike(&centred(dense, width), width)),
+            };
+            Layer { layer: *layer, figures }
+        })
+        .collect();
+    Ok(Report { tokens: rows.tokens.len(), all: Figures::mean(&layers), layers })
 }
 
 /// What the gate is multiplied with in some layers, for the first [`TOKENS`] distinct tokens.

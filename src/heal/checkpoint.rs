@@ -113,7 +113,7 @@ pub fn read(run: &Path, start: &Start, device: &Device) -> Result<Option<(Parame
             "is of another student; go on with the settings that it was made with, or choose another folder";
         return Err(wrong(reason.into()));
     }
-    let mut tensors = files::read(&dir, &head.files)?;
+    let mut tensors = files::read(&path, &head.files)?;
     let mut parameters = Parameters::default();
     for (name, first) in &start.tensors {
         let mut take = |part: &str| -> Result<_> {

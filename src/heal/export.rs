@@ -82,6 +82,12 @@ fn get<'a>(tensors: &'a BTreeMap<String, Matrix>, name: &str) -> Result<&'a Matr
     tensors.get(name).ok_or_else(|| Error::invalid(format!("the tensor `{name}`"), "is missing"))
 }
 
+/// `rows` rows of a matrix, from `first` on.
+fn part_of(matrix: &Matrix, first: usize, rows: usize) -> Matrix {
+    let width = matrix.width;
+    Matrix { rows, width, values: matrix.values[first * width..(first + rows) * width].to_vec() }
+}
+
 /// The tensors of one layer.
 fn layer(
     base: &Base,
@@ -105,8 +111,7 @@ fn layer(
         for (part, shape) in base.parts(&name(part)) {
             let stem = part.trim_end_matches(".weight");
             groups.push(quantised(&format!("{stem}.lora_a"), &a, a.width)?);
-            let values = b.values[row * b.width..(row + shape[0]) * b.width].to_vec();
-            let own = Matrix { rows: shape[0], width: b.width, values };
+            let own = part_of(&b, row, shape[0]);
             groups.push(quantised(&format!("{stem}.lora_b"), &own, own.width)?);
             row += shape[0];
         }
@@ -137,8 +142,7 @@ fn layer(
     let mut row = 0;
     for (head, prime) in own.primes.iter().flatten().enumerate() {
         let rows = *prime as usize;
-        let values = table.values[row * table.width..(row + rows) * table.width].to_vec();
-        let own = Matrix { rows, width: table.width, values };
+        let own = part_of(table, row, rows);
         groups.push(quantised(&name(&format!("engram_rows.{head}")), &own, own.width)?);
         row += rows;
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use crate::convert::recipe::{File, MAX_FILE_BYTES, Matrix, sha256};
+use crate::convert::recipe::{File, Matrix, sha256};
 use crate::error::{Error, Result};
 
 /// Bytes of tensors in a file; the rest is for its head.
@@ -85,25 +85,17 @@ pub fn whole(name: &str, matrix: &Matrix) -> Vec<Vec<Stored>> {
     parts.map(|(i, v)| stored(format!("{name}{PART}{}", i * rows), v.len() / matrix.width, v)).collect()
 }
 
-/// Reads what [`whole`] has stored in `files` of `dir`, each checked.
+/// Reads what [`whole`] has stored in `files`, each checked; they lie beside `list`, which names them.
 ///
 /// # Errors
 /// [`Error::Io`] for a missing file, [`Error::Invalid`] for one that is damaged.
-pub fn read(dir: &Path, files: &[File]) -> Result<BTreeMap<String, Matrix>> {
+pub fn read(list: &Path, files: &[File]) -> Result<BTreeMap<String, Matrix>> {
     // By tensor, its parts by first row.
     let mut parts = BTreeMap::<String, BTreeMap<usize, Matrix>>::new();
     for file in files {
-        if file.file.contains(['/', '\\']) || file.bytes > MAX_FILE_BYTES {
-            return Err(Error::invalid(dir.display().to_string(), format!("names the file {file:?}")));
-        }
-        let path = dir.join(&file.file);
-        let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let bytes = file.read(list)?;
+        let path = list.with_file_name(&file.file);
         let damaged = |reason: String| Error::invalid(path.display().to_string(), reason);
-        if bytes.len() as u64 != file.bytes || sha256(&bytes) != file.sha256 {
-            return Err(damaged(
-                "length or SHA-256 differs from what was written; is the copy whole?".into(),
-            ));
-        }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
         for (name, view) in tensors.tensors() {
             let [rows, width] = *view.shape() else {
@@ -129,7 +121,7 @@ pub fn read(dir: &Path, files: &[File]) -> Result<BTreeMap<String, Matrix>> {
         let mut whole = Matrix { rows: 0, width, values: Vec::new() };
         for (first, part) in parts {
             if first != whole.rows || part.width != width {
-                return Err(Error::invalid(dir.display().to_string(), format!("`{name}` lacks rows")));
+                return Err(Error::invalid(list.display().to_string(), format!("`{name}` lacks rows")));
             }
             whole.rows += part.rows;
             whole.values.extend(part.values);
@@ -159,14 +151,14 @@ mod tests {
         let groups = all.iter().flat_map(|(name, m)| whole(name, m)).map(Ok);
         let files = write(dir.path(), groups).unwrap();
         assert!(files.len() > 1 && files.iter().all(|f| f.bytes <= 16_000_000));
-        assert_eq!(read(dir.path(), &files).unwrap(), all.into());
+        assert_eq!(read(&dir.path().join("list.json"), &files).unwrap(), all.into());
         let path = dir.path().join(&files[0].file);
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, bytes).unwrap();
-        assert!(read(dir.path(), &files).unwrap_err().to_string().contains("SHA-256"));
+        assert!(read(&dir.path().join("list.json"), &files).unwrap_err().to_string().contains("SHA-256"));
         fs::remove_file(&path).unwrap();
-        assert!(matches!(read(dir.path(), &files).unwrap_err(), Error::Io { .. }));
+        assert!(matches!(read(&dir.path().join("list.json"), &files).unwrap_err(), Error::Io { .. }));
         let large = Stored { name: "x".into(), dtype: Dtype::I8, shape: vec![LIMIT], bytes: vec![0; LIMIT] };
         assert!(write(dir.path(), [Ok(vec![large])]).unwrap_err().to_string().contains("`x`"));
     }

@@ -86,7 +86,7 @@ pub fn compare(
     let mut sums = Sums::default();
     let mut gradients = Vec::new();
     // A GPU keeps its logits; where tensors lie in memory, one pass over them does all.
-    let in_memory = on_cpu(&student.device());
+    let figures_and_slope = if on_cpu(&student.device()) { on_host } else { on_device };
     for (at, slice) in compared.chunks(SLICE).enumerate() {
         let logits = |states: &Tensor<2>| {
             states.clone().narrow(0, at * SLICE, slice.len()).matmul(head.clone().transpose())
@@ -94,11 +94,7 @@ pub fn compare(
         let positions: Vec<Position> =
             slice.iter().map(|p| Position { weight: p.weight, exchange: p.exchange, next: p.next }).collect();
         let scale = 1.0 / total;
-        let (figures, slope) = if in_memory {
-            on_host(logits(student), logits(base), &positions, c, scale)?
-        } else {
-            on_device(logits(student), logits(base), &positions, c, scale)?
-        };
+        let (figures, slope) = figures_and_slope(logits(student), logits(base), &positions, c, scale)?;
         for (p, f) in positions.iter().zip(figures) {
             let w = f64::from(p.weight);
             sums.weight += w;

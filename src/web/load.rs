@@ -230,7 +230,7 @@ async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {
 async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> Result<Device> {
     source.progress.stage("compile");
     let config = &manifest.config;
-    let position = gpu::KvType::default().bytes(2 * config.n_layers * config.n_kv_heads * config.head_dim);
+    let position = gpu::KvType::default().bytes(2 * config.n_layers * config.kv_dim());
     let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, position)) };
     let opened = GpuBackend::open(&manifest.core.tensors, config, options).await?;
     let build = async { Ok(Device::Gpu(Box::new(opened.build().await?))) };

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { complaints, tooWide } from "./checks.mjs";
-import { answered, enginePage, nextResult, scratch, xylem } from "./harness.mjs";
+import { answered, enginePage, like, nextResult, scratch, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree, in a tall tree?";
 const GREEDY = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 24, backend: "cpu" };
@@ -35,9 +35,6 @@ async function nativeNgram(t, options, more = []) {
   await xylem("edit", "ngram", "--bundle", model, "--out", edits, ...options);
   return native("--edits", edits, ...more);
 }
-
-/** What the native command needs to say what a backend does: a GPU keeps keys and values in half precision. */
-const like = (backend) => (backend === "gpu" ? ["--kv-type", "f16"] : []);
 
 async function editsPage(t, { from = model, settings = {}, media = {} } = {}) {
   const page = await enginePage(t, from, { settings: { ...GREEDY, ...settings }, media });

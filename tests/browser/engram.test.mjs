@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { answered, browser, copySite, scratch, serve, watchResults, xylem } from "./harness.mjs";
+import { answered, browser, copySite, like, scratch, serve, watchResults, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 const MODEL = ["--layers", "3", "--stem", "1,2", "--engram-layers", "0,1", "--engram-tables", "5000,9000"];
@@ -53,8 +53,7 @@ for (const backend of ["cpu", "gpu"]) {
   test(`the ${backend} gives the text of the native command`, async (t) => {
     const page = await modelPage(t, { settings: { backend } });
     const { result, info } = await answered(page, QUESTION);
-    // A GPU keeps keys and values in half precision.
-    const expected = await native(page.model, ...(backend === "gpu" ? ["--kv-type", "f16"] : []));
+    const expected = await native(page.model, ...like(backend));
     assert.deepEqual(result.tokens, expected.tokens);
     assert.ok(new Set(result.tokens).size > 8, "a text worth comparing");
     assert.deepEqual([info.backend, info.engramLayers], [backend, [0, 1]]);

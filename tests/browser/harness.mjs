@@ -23,6 +23,9 @@ export async function xylem(...options) {
   return stdout;
 }
 
+/** What the native command needs to say what a backend does: a GPU keeps keys and values in half precision. */
+export const like = (backend) => (backend === "gpu" ? ["--kv-type", "f16"] : []);
+
 /** A folder that is removed after the test. */
 export async function scratch(t) {
   const folder = await mkdtemp(join(tmpdir(), "xylem-page-"));

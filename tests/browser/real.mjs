@@ -4,7 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before } from "node:test";
-import { enginePage, xylem } from "./harness.mjs";
+import { enginePage, like, xylem } from "./harness.mjs";
 
 export const QUESTION = "What rises in a tree?";
 /** Greedy, but for the penalty, without which a random model repeats itself at once. */
@@ -38,8 +38,8 @@ export async function native(model = join(folder, "model"), more = []) {
   return JSON.parse(await xylem("generate", "--bundle", model, ...prompt, ...sampling, ...more, "--json"));
 }
 
-/** The same with keys and values in half precision, as a GPU keeps them. */
-export const nativeAsGpu = () => native(undefined, ["--kv-type", "f16"]);
+/** The same as a GPU computes it. */
+export const nativeAsGpu = () => native(undefined, like("gpu"));
 
 /** A page on the site with the real engine and the small model. */
 export function realPage(t, { settings = {}, ...options } = {}) {
