@@ -1,4 +1,4 @@
-"""Names that the base model is asked about, and the phrasings it is asked with."""
+"""Names that the base model is asked about, the phrasings it is asked with, and where a text names them."""
 
 COUNTRIES = """Afghanistan|Albania|Algeria|Andorra|Angola|Argentina|Armenia|Australia|Austria|Azerbaijan|the Bahamas|Bahrain|
 Bangladesh|Barbados|Belarus|Belgium|Belize|Benin|Bhutan|Bolivia|Bosnia and Herzegovina|Botswana|Brazil|Brunei|Bulgaria|
@@ -76,3 +76,29 @@ ASK = {
 TOPICS = {
     "People": (PEOPLE, "people"), "Geography": (PLACE, "any"), "Biology and health sciences": (LIFE, "any"), "Arts": (ARTS, "any"),
 }
+
+
+def forms(encode, name):
+    """The name's tokens within a sentence and at the beginning of a text, without an article."""
+    bare = name.removeprefix("the ")
+    return encode(" " + bare), encode(bare)
+
+
+def places(ids, forms):
+    """(where, tokens, whether within a sentence) of each mention of the name with these forms."""
+    found, at = [], 0
+    while at < len(ids):
+        for form, inner in zip(forms, (True, False)):
+            # A single token without its space may be a part of any word.
+            if ids[at : at + len(form)] == form and (inner or at == 0 or len(form) > 1):
+                found.append((at, len(form), inner))
+                at += len(form) - 1
+                break
+        at += 1
+    return found
+
+
+def deal(own, theirs):
+    """The tokens whose rows a name of tokens `own` gets from one of `theirs`, as `xylem edit swap` deals them out: aligned at
+    the last token; what it has more of keeps its own, what the other has more of is left out."""
+    return (own[: max(0, len(own) - len(theirs))] + theirs)[-len(own) :]

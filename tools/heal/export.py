@@ -85,12 +85,13 @@ def tensors_of(student):
 
 
 def read_recipe(folder):
-    """The state of the student that a recipe was written from, with the values as they were rounded, and what the recipe
-    says of Engram layers."""
+    """What a recipe has of this student: its state, with the values as they were rounded, what the recipe says of Engram
+    layers, and the STEM layers that the recipe does not have (their rows are zero). Its other STEM layers stay dense."""
     with open(os.path.join(folder, "recipe.json")) as f:
         head = json.load(f)
-    if head["stem_layers"] != STEM:
-        raise SystemExit(f"{folder} has the STEM layers {head['stem_layers']}, this student {STEM}")
+    common = [n for n in STEM if n in head["stem_layers"]]
+    if not common:
+        raise SystemExit(f"{folder} has the STEM layers {head['stem_layers']}, this student {STEM}: none in common")
     stored = {}
     for file in head["files"]:
         stored |= load_file(os.path.join(folder, file["file"]))
@@ -103,22 +104,23 @@ def read_recipe(folder):
         return x
 
     state = {"tokens": stored["stem_tokens"].long(), "norms.out": get("output_norm.weight")}
-    rows = []
-    for n in range(FIRST, LAYERS):
+    rows = torch.zeros(len(state["tokens"]) + 1, len(STEM) * FFN)
+    for n in range(max(FIRST, head["stem_layers"][0]), LAYERS):
         state[f"norms.{n}_attn"], state[f"norms.{n}_ffn"] = get(f"blk.{n}.attn_norm.weight"), get(f"blk.{n}.ffn_norm.weight")
-        parts = {"qkv": ["attn_q", "attn_k", "attn_v"], "o": ["attn_output"]} | ({"gate": ["ffn_gate"]} if n in STEM else {})
+        parts = {"qkv": ["attn_q", "attn_k", "attn_v"], "o": ["attn_output"]} | ({"gate": ["ffn_gate"]} if n in common else {})
         for ours, names in parts.items():
             state[f"core.{n}_{ours}_a"] = get(f"blk.{n}.{names[0]}.lora_a")
             state[f"core.{n}_{ours}_b"] = torch.cat([get(f"blk.{n}.{name}.lora_b") for name in names])
-        if n in STEM:
+        if n in common:
+            i = STEM.index(n)
             state[f"down.{n}"] = get(f"blk.{n}.ffn_down.weight")
-            state[f"maps.{n - FIRST}"] = get(f"blk.{n}.stem_map")
-            rows.append(get(f"blk.{n}.stem_rows"))
-    state["rows"] = F.pad(torch.cat(rows, 1), (0, 0, 0, 1))
+            state[f"maps.{i}"] = get(f"blk.{n}.stem_map")
+            rows[:-1, i * FFN : (i + 1) * FFN] = get(f"blk.{n}.stem_rows")
+    state["rows"] = rows
     config = (head.get("engram") or {}).get("config")
     if config:
         state |= ng.state_of(config, get)
-    return {"student": state, "engram": config}
+    return {"student": state, "engram": config, "missing": [n for n in STEM if n not in common]}
 
 
 def engram_of(config, tok):

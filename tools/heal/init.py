@@ -1,10 +1,11 @@
 """A first student, in closed form and layer by layer: rows, their linear map, and W_d.
 
-    init.py --gguf M --data *.jsonl --out init.pt
+    init.py --gguf M --data *.jsonl --out init.pt [--recipe DIR]
 
 Rows start as gate²-weighted means of W_u x over the calibration text, with one pseudo-count from a sweep of every
 token after <|endoftext|>; the map from embeddings to rows is a weighted ridge; W_d is solved again towards the base's
-residual stream, so that each layer repairs what the ones before it broke.
+residual stream, so that each layer repairs what the ones before it broke. With --recipe only those of the first layers
+that the recipe lacks are made so; the others are the recipe's.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import entities as en
+from export import read_recipe
 from model import EOT, FFN, HIDDEN, VOCAB, Dense, attention, dense_forward, load_gguf, rms, rope_table
 from student import STEM, Student
 
@@ -64,7 +66,7 @@ def halves(x, w, batch, length, cos, sin):
 
 
 @torch.no_grad()
-def fit(dense, student, rows, batch=16, ridge_map=0.02, ridge_down=0.02):
+def fit(dense, student, rows, layers=STEM, batch=16, ridge_map=0.02, ridge_down=0.02):
     n, length = rows.shape
     cos, sin = rope_table(length)
     flat = rows.flatten()
@@ -80,7 +82,7 @@ def fit(dense, student, rows, batch=16, ridge_map=0.02, ridge_down=0.02):
     gram = (dense.embd32 * weight[:, None]).t() @ dense.embd32
     gram += ridge_map * gram.diagonal().mean() * torch.eye(HIDDEN)
 
-    for i, layer in enumerate(STEM):
+    for i, layer in enumerate(layers):
         t0 = time.time()
         w = dense.layers[layer]
         top, bottom = torch.full((VOCAB, FFN), 1e-6), torch.full((VOCAB, FFN), 1e-6)
@@ -149,13 +151,20 @@ def main():
     p.add_argument("--data", nargs="+", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--rows", type=int, default=1024, help="tokens with a residual row")
+    p.add_argument("--recipe", help="an earlier recipe, whose layers are kept")
     p.add_argument("--limit", type=int, default=70_000, help="calibration tokens")
     a = p.parse_args()
     torch.manual_seed(0)
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
-    student = Student(dense, choose_tokens(tok, a.data, a.rows))
-    fit(dense, student, calibration_rows(a.data, a.limit))
+    earlier = read_recipe(a.recipe) if a.recipe else None
+    layers = earlier["missing"] if earlier else STEM
+    if layers != STEM[: len(layers)]:
+        raise SystemExit(f"{a.recipe} lacks the layers {layers}, which are not the first of {STEM}")
+    student = Student(dense, earlier["student"]["tokens"] if earlier else choose_tokens(tok, a.data, a.rows))
+    if earlier:
+        student.start_from(earlier["student"])
+    fit(dense, student, calibration_rows(a.data, a.limit), layers)
     torch.save(student.state_dict(), a.out)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from model import DTYPE, EPS, FFN, HD, HEADS, HIDDEN, KV, LAYERS, Q, VOCAB, rope_table, rotate
 
-STEM = list(range(3, 13))
+STEM = list(range(1, 11))
 FIRST = STEM[0]  # the layers below are the base's own, and are never touched
 
 compiled = torch.compile(dynamic=True)

@@ -122,16 +122,14 @@ class Order:
 class Counterfactuals:
     """Statements about one entity b, read as if they were about a.
 
-    A name's tokens get rows as `xylem edit swap` deals them out: those of b as it stands within a sentence, aligned at
-    the last token; what a has more of keeps its own, what b has more of is left out.
+    A name's tokens get the rows of b as it stands within a sentence, dealt out by `entities.deal`.
     """
 
     def __init__(self, tok, facts, rng):
         self.rng, self.forms, self.docs = rng, {}, {"country": {}, "city": {}}
         for kind, names in (("country", en.COUNTRIES), ("city", en.CITIES)):
             for name in names:
-                bare = name.removeprefix("the ")
-                self.forms[name] = (tok.encode(" " + bare).ids, tok.encode(bare).ids)
+                self.forms[name] = en.forms(lambda text: tok.encode(text).ids, name)
                 self.docs[kind][name] = []
         for doc in facts:
             for named in self.docs.values():
@@ -141,14 +139,7 @@ class Counterfactuals:
         self.single = {kind: [n for n in named if len(self.forms[n][0]) == 1] for kind, named in self.docs.items()}
 
     def places(self, ids, name):
-        """(where, tokens, whether within a sentence) of each mention."""
-        found = []
-        for at in range(len(ids)):
-            for form, inner in zip(self.forms[name], (True, False)):
-                if ids[at : at + len(form)] == form and (inner or at == 0 or len(form) > 1):
-                    found.append((at, len(form), inner))
-                    break
-        return found
+        return en.places(ids, self.forms[name])
 
     def pair(self, doc, a, b):
         """(what the base reads, what the student reads, whose rows, [(place in the first, place in the second, weight)])."""
@@ -165,14 +156,12 @@ class Counterfactuals:
                 at += 1
 
         for where, length, inner in self.places(told, b):
-            if where < at:
-                continue
             keep(where)
             if len(self.forms[a][0]) > 1 or len(swapped) > 1:
                 pairs[-1:] = []  # what comes next has another first token
             name = self.forms[a][0 if inner else 1]
             read.extend(name)
-            rows.extend((name[: max(0, len(name) - len(swapped))] + swapped)[-len(name) :])
+            rows.extend(en.deal(name, swapped))
             at += length
             pairs.append((at - 1, len(read) - 1, 1.0 if at >= prompt else 0.25))
         keep(len(told))
@@ -209,7 +198,8 @@ class Counterfactuals:
 
 def with_rows_for(state, tokens):
     """The student's state with residual rows, zero at first, for more tokens."""
-    more = torch.tensor([t for t in tokens if t not in set(state["tokens"].tolist())], dtype=torch.long)
+    have = set(state["tokens"].tolist())
+    more = torch.tensor([t for t in tokens if t not in have], dtype=torch.long)
     rows = torch.cat([state["rows"][:-1], torch.zeros(len(more) + 1, state["rows"].shape[1])])
     return state | {"tokens": torch.cat([state["tokens"], more]), "rows": rows}
 
@@ -310,6 +300,8 @@ def main():
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
     saved = read_recipe(a.init) if os.path.isdir(a.init) else torch.load(a.init)
+    if saved.get("missing"):
+        raise SystemExit(f"{a.init} lacks the STEM layers {saved['missing']}: `init.py --recipe {a.init}` makes them")
     state, config = saved.get("student", saved), saved.get("engram")
     if a.engram_layers and not config:
         ids, count = ng.compress(tok)

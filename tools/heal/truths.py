@@ -13,6 +13,7 @@ import json
 import os
 import re
 
+import entities as en
 from data import ASSISTANT, END, USER
 from model import VOCAB
 
@@ -128,9 +129,7 @@ class Truths:
         return self.known[text]
 
     def forms(self, name):
-        """The name's tokens within a sentence and at a beginning, without an article."""
-        bare = name.removeprefix("the ")
-        return self.ids(" " + bare), self.ids(bare)
+        return en.forms(self.ids, name)
 
     def tokens(self):
         """All tokens of names."""
@@ -147,23 +146,15 @@ class Truths:
         answer = self.ids((" " if text[-1] != "\n" else "") + self.facts[b][relation] + ".")
         rows = list(prompt)
         if a != b:
-            inner, bare = self.forms(a)
-            dealt, at, mentions, mean = self.forms(b)[0], 0, 0, self.rng.random() < 0.5
-            while at < len(prompt):
-                form = next((f for f in (inner, bare) if prompt[at : at + len(f)] == f and (f is inner or at == 0 or len(f) > 1)), None)
-                if form is None:
-                    at += 1
-                    continue
-                if mean:
-                    rows[at : at + len(form)] = [VOCAB + len(mixes)] * len(form)
-                else:
-                    rows[at : at + len(form)] = (form[: max(0, len(form) - len(dealt))] + dealt)[-len(form) :]
-                at += len(form)
+            theirs, mentions, mean = self.forms(b)[0], 0, self.rng.random() < 0.5
+            for at, length, _ in en.places(prompt, self.forms(a)):
+                own = prompt[at : at + length]
+                rows[at : at + length] = [VOCAB + len(mixes)] * length if mean else en.deal(own, theirs)
                 mentions += 1
             if mentions != len(re.findall(re.escape(a.removeprefix("the ")), text)):
                 return None
             if mean:
-                mixes.append(tuple(dealt))
+                mixes.append(tuple(theirs))
         return prompt + answer, rows + answer, len(prompt)
 
     def take(self, n, length, swap, eot=0):
