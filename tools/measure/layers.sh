@@ -37,6 +37,7 @@ add() {
 }
 
 add "ten early-middle layers" 3-12
+add "ten from the second on" 1-10
 add "every third" 2,5,8,11,14,17,20,23,26,29
 add "fourteen from the first on" 1-14
 add "ten later layers" 13-22

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Measures the default model anew: writes the figures that docs and page show, and the tables of the docs from them.
 #
-#     tools/measure/run.sh BUNDLE BASE.gguf EDITS.jsonl FACTBOOK.txt CHATS.txt [WHAT...]
+#     tools/measure/run.sh BUNDLE BASE.gguf EVAL FACTBOOK.txt CHATS.txt [WHAT...]
 #
-# WHAT: edits reach frequency rows needle (all unless given). `tools/measure/layers.sh` compares sets of layers.
-# EDIT_ROWS, REACH_FACTS, TAUGHT_FACTS: so many rows and facts, from the first on (60, 60, 27).
+# EVAL: a folder with edits.jsonl, cloze_*.jsonl, socialiqa.jsonl and quartz_science.jsonl. WHAT: loss questions knock-outs edits
+# ways teach reach frequency rows needle (all unless given). `tools/measure/layers.sh` compares sets of layers.
+# So many rows and facts, from the first on: EDIT_ROWS=60 WAY_ROWS=40 TEACH_ROWS=24 CLOZE_ROWS=40 CHOICE_ROWS=100 REACH_FACTS=60
+# TAUGHT_FACTS=27.
 set -euo pipefail
-[ $# -ge 5 ] || { sed -n '2,7p' "$0" >&2; exit 2; }
-bundle=$1 base=$2 edits=$3 factbook=$4 chats=$5
+[ $# -ge 5 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
+bundle=$1 base=$2 data=$3 factbook=$4 chats=$5
 shift 5
 root=$(cd "$(dirname "$0")/../.." && pwd)
 xylem=${XYLEM:-$root/target/release/xylem}
@@ -22,13 +24,74 @@ evaluate() { "$xylem" eval --bundle "$bundle" --json "$@"; }
 # A file of figures is replaced only by a whole one.
 keep() { mv "$work/new.json" "$root/$1"; }
 
-[ $# -gt 0 ] || set -- edits reach frequency rows needle
+# merged FOLDER NAME...: one object of the files NAME.json in FOLDER.
+merged() {
+  node -e '
+    const [folder, ...names] = process.argv.slice(1);
+    const read = (name) => JSON.parse(require("node:fs").readFileSync(`${folder}/${name}.json`, "utf8"));
+    console.log(JSON.stringify(Object.fromEntries(names.map((name) => [name, read(name)]))));
+  ' "$@"
+}
+
+# on_questions FOLDER EVAL-OPTIONS...: what comes out of all rows with questions, as files in FOLDER.
+on_questions() {
+  local out=$1 one
+  shift
+  mkdir -p "$out"
+  for one in capitals continents currencies languages; do
+    "$xylem" eval --json "$@" --suite cloze --data "$data/cloze_$one.jsonl" --limit "${CLOZE_ROWS:-40}" >"$out/$one.json"
+  done
+  for one in socialiqa quartz_science; do
+    "$xylem" eval --json "$@" --suite choice --data "$data/$one.jsonl" --limit "${CHOICE_ROWS:-100}" >"$out/$one.json"
+  done
+  merged "$out" capitals continents currencies languages socialiqa quartz_science
+}
+
+[ $# -gt 0 ] || set -- loss questions knock-outs edits ways teach reach frequency rows needle
 for one in "$@"; do
   echo "$one" >&2
   case $one in
+    loss)
+      evaluate --suite nll --base "$base" --data "$factbook" >"$work/factbook.json"
+      evaluate --suite nll --base "$base" --data "$chats" >"$work/chats.json"
+      merged "$work" factbook chats >"$work/new.json"
+      keep docs/figures/loss.json
+      ;;
+    questions)
+      dense
+      on_questions "$work/of-dense" --bundle "$dense" >"$work/dense.json"
+      on_questions "$work/of-model" --bundle "$bundle" >"$work/model.json"
+      merged "$work" dense model >"$work/new.json"
+      keep docs/figures/questions.json
+      ;;
+    knock-outs)
+      ways=(none mean shuffle zero)
+      ! grep -q '"engram"' "$bundle/manifest.json" || ways+=(engram-off)
+      for way in "${ways[@]}"; do
+        out=()
+        [ "$way" = none ] || out=(--knock-out "$way")
+        evaluate --suite nll --base "$base" --data "$factbook" --limit 8 "${out[@]}" >"$work/factbook.json"
+        evaluate --suite nll --base "$base" --data "$chats" --limit 6 "${out[@]}" >"$work/chats.json"
+        for one in capitals languages; do
+          evaluate --suite cloze --data "$data/cloze_$one.jsonl" --limit "${CLOZE_ROWS:-40}" "${out[@]}" >"$work/$one.json"
+        done
+        merged "$work" factbook chats capitals languages >"$work/$way.json"
+      done
+      merged "$work" "${ways[@]}" >"$work/new.json"
+      keep docs/figures/knock-outs.json
+      ;;
+    ways)
+      evaluate --suite edits --data "$data/edits.jsonl" --limit "${WAY_ROWS:-40}" --alphas 0.5,0.75,1.25,1.5 \
+        --methods average,copy --layer-counts 2,5 >"$work/new.json"
+      keep docs/figures/ways.json
+      ;;
+    teach)
+      evaluate --suite edits --data "$data/edits.jsonl" --limit "${TEACH_ROWS:-24}" --by swap,teach --steps 25 >"$work/new.json"
+      keep docs/figures/teach.json
+      ;;
     edits)
       dense
-      evaluate --suite edits --base "$dense" --data "$edits" --limit "${EDIT_ROWS:-60}" >"$work/new.json"
+      evaluate --suite edits --base "$dense" --data "$data/edits.jsonl" --limit "${EDIT_ROWS:-60}" >"$work/new.json"
       keep www/src/edits/figures.json
       ;;
     reach)
@@ -40,7 +103,7 @@ for one in "$@"; do
       by_frequency() { evaluate --suite nll --base "$base" --by-frequency --data "$1" --limit "$2"; }
       by_frequency "$factbook" 21 >"$work/factbook.json"
       by_frequency "$chats" 16 >"$work/chats.json"
-      printf '{"factbook": %s, "chats": %s}\n' "$(cat "$work/factbook.json")" "$(cat "$work/chats.json")" >"$work/new.json"
+      merged "$work" factbook chats >"$work/new.json"
       keep docs/figures/frequency.json
       ;;
     rows)

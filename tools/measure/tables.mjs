@@ -12,10 +12,12 @@ const edits = await read("www/src/edits/figures.json");
 const reach = await read("www/src/edits/reach.json");
 const frequency = await read("docs/figures/frequency.json");
 const rows = await read("docs/figures/rows.json");
-const needle = await read("docs/figures/needle.json").catch((error) => {
-  if (error.code !== "ENOENT") throw error;
-  return null;
-});
+const needle = await read("docs/figures/needle.json");
+const loss = await read("docs/figures/loss.json");
+const questions = await read("docs/figures/questions.json");
+const knockOuts = await read("docs/figures/knock-outs.json");
+const ways = await read("docs/figures/ways.json");
+const teach = await read("docs/figures/teach.json");
 const layers = await read("docs/figures/layers.json");
 const passes = await read("docs/figures/passes.json");
 
@@ -44,6 +46,73 @@ function editsTable() {
       two(g.kl_subject),
     ]);
   return table(["", "n", "es", "ps", "ns", "s", "exact", "collateral", "kl_unrelated", "kl_subject"], body);
+}
+
+const lossOf = ({ nll, kl, top1_agreement: top1 }) => [nll, kl, top1].map(two).join(" / ");
+const answers = ({ accuracy, exact }) => (exact === undefined ? two(accuracy) : `${two(accuracy)} / ${two(exact)}`);
+
+function lossTable() {
+  const body = Object.entries(loss).map(([text, one]) => [
+    text,
+    one.documents,
+    one.tokens,
+    ...[one.base_nll, one.nll, one.kl, one.top1_agreement].map(two),
+  ]);
+  return table(["text", "documents", "tokens", "NLL dense", "NLL", "KL", "top-1"], body);
+}
+
+function questionsTable() {
+  const body = Object.entries(questions.model).map(([name, one]) => [
+    `${name}${one.exact === undefined ? "" : ", choice / exact"}`,
+    one.n,
+    answers(questions.dense[name]),
+    answers(one),
+    two(one.chance),
+  ]);
+  return table(["", "rows", "dense", "model", "chance"], body);
+}
+
+function knockOutsTable() {
+  const names = {
+    none: "nothing: the model",
+    mean: "the mean row",
+    shuffle: "another token's row",
+    zero: "zeros",
+    "engram-off": "STEM rows as they are, nothing from Engram",
+  };
+  const body = Object.entries(knockOuts).map(([way, { factbook, chats, capitals, languages }]) => [
+    names[way],
+    ...[factbook, chats].map(lossOf),
+    ...[capitals, languages].map(answers),
+  ]);
+  const head = ["in place of the rows", "factbook NLL / KL / top-1", "chats NLL / KL / top-1"];
+  return table([...head, "capitals, choice / exact", "languages"], body);
+}
+
+function waysTable() {
+  const name = (one) => {
+    if (one.method) return `\`${one.method}\``;
+    if (one.strength !== 1) return `α ${one.strength}`;
+    return one === ways.swap ? `α 1, usual method, layers ${ranges(one.layers)}` : `layers ${ranges(one.layers)}`;
+  };
+  const body = [ways.swap, ...ways.grid].map((one) => [
+    name(one),
+    ...[one.es, one.ps, one.ns, one.exact, one.several_tokens?.exact, one.collateral].map(two),
+    small(one.kl_unrelated),
+    two(one.kl_subject),
+  ]);
+  const head = ["es", "ps", "ns", "exact", "exact, several tokens", "collateral", "kl_unrelated", "kl_subject"];
+  return table(["", ...head], body);
+}
+
+function teachTable() {
+  const body = ["swap", "teach"].map((way) => {
+    const one = teach[way];
+    const shares = [one.es, one.ps, one.ns, one.s, one.exact, one.several_tokens?.exact].map(two);
+    return [way, ...shares, small(one.kl_unrelated), two(one.kl_subject)];
+  });
+  const head = ["es", "ps", "ns", "s", "exact", "exact, several tokens", "kl_unrelated", "kl_subject"];
+  return table(["", ...head], body);
 }
 
 function reachTable() {
@@ -138,7 +207,12 @@ const blocks = {
   reach: reachTable,
   frequency: frequencyTable,
   rows: rowsTable,
-  needle: needle ? needleTable : () => "Not measured yet.",
+  needle: needleTable,
+  loss: lossTable,
+  questions: questionsTable,
+  "knock-outs": knockOutsTable,
+  ways: waysTable,
+  teach: teachTable,
   layers: layersTable,
   passes: passesTable,
   "edits in short": () =>
