@@ -3,8 +3,8 @@
 #[cfg(feature = "native")]
 use std::collections::HashMap;
 
-use unicode_normalization::UnicodeNormalization;
-use unicode_normalization::char::is_combining_mark;
+#[cfg(not(target_arch = "wasm32"))]
+use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 
 use crate::error::Result;
 use crate::text::Tokenizer;
@@ -58,9 +58,8 @@ pub fn form(tokenizer: &Tokenizer, token: u32) -> Result<String> {
 fn key(text: &str) -> String {
     // A single space passes through the trimming as this character, which the demonstration chose.
     const SPACE: char = '\u{e000}';
-    let normal = text.nfkc().nfd().filter(|c| !is_combining_mark(*c)).flat_map(char::to_lowercase);
     let mut collapsed = String::with_capacity(text.len());
-    for c in normal {
+    for c in without_marks(text).chars().flat_map(char::to_lowercase) {
         match c {
             ' ' | '\t' | '\r' | '\n' if collapsed.ends_with(' ') => {}
             ' ' | '\t' | '\r' | '\n' => collapsed.push(' '),
@@ -69,6 +68,19 @@ fn key(text: &str) -> String {
     }
     let trimmed = if collapsed == " " { " ".into() } else { collapsed.trim().replace(SPACE, " ") };
     if trimmed.is_empty() { text.to_owned() } else { trimmed }
+}
+
+/// NFKC, then NFD without its marks.
+#[cfg(not(target_arch = "wasm32"))]
+fn without_marks(text: &str) -> String {
+    text.nfkc().nfd().filter(|c| !is_combining_mark(*c)).collect()
+}
+
+/// The same from the browser, which has the tables. Ids stand in the bundle: the page only shows what tokens are known by.
+#[cfg(target_arch = "wasm32")]
+fn without_marks(text: &str) -> String {
+    let marks = js_sys::RegExp::new(r"\p{M}", "gu");
+    js_sys::JsString::from(text).normalize("NFKD").replace_by_pattern(&marks, "").into()
 }
 
 #[cfg(all(test, feature = "native"))]
