@@ -62,6 +62,17 @@ lint_wasm() {
 
 unit_tests() { cargo test --release --locked --features heal; }
 
+# What a first visit fetches before the model; hosts send it compressed or not.
+engine_size() {
+  local plain packed
+  plain=$(($(wc -c <pkg/xylem_bg.wasm)))
+  packed=$(($(gzip -9 -c pkg/xylem_bg.wasm | wc -c)))
+  echo "pkg/xylem_bg.wasm: $plain bytes, $packed with gzip"
+  if [ "$plain" -gt 2500000 ] || [ "$packed" -gt 900000 ]; then
+    die "The page's engine has grown past 2.5 MB, or 0.9 MB with gzip."
+  fi
+}
+
 page_check() { npm run --silent --prefix www check; }
 
 browser_tests() { XYLEM=$XYLEM npm run --silent --prefix www test:browser; }
