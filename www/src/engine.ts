@@ -232,7 +232,8 @@ export class EngineClient {
         return;
       }
       case "heard":
-        this.#calls.get(message.id)?.onEvent(message.event);
+        // That rows are waited for may be told of any method, and is said of answers only.
+        if ((message.event as { type?: unknown }).type !== "wait") this.#calls.get(message.id)?.onEvent(message.event);
         return;
       case "called":
       case "refused": {
