@@ -113,6 +113,11 @@ export class EngineClient {
     });
   }
 
+  /** Whether the answer that is being written is only wanted to be compared with another. */
+  get comparing(): boolean {
+    return this.#job?.kind === "measurement";
+  }
+
   /** Says what may be sent soon, so that its rows come while it is written. */
   prefetch(text: string): void {
     if (this.state.value.phase === "ready") this.#post({ type: "prefetch", text });
