@@ -451,6 +451,12 @@ test("the tour begins on the first page too", async (t) => {
   await page.getByRole("button", { name: "See how, in five steps" }).click();
   await page.locator(".tour").getByText("1 of 5").waitFor();
   await page.getByRole("tab", { name: "Lookups", selected: true }).waitFor();
+  // Its own question is watched from the beginning.
+  await page.waitForFunction(() => window.results.length > 0);
+  assert.ok((await page.evaluate(() => window.told.step)) > 1);
+  await page.getByLabel("Colours show").selectOption("contribution");
+  assert.match(await read(page, 6, 2), /adds [\d.]+% of the state/);
+  await page.locator(".tour").getByRole("button", { name: "Next" }).focus();
   // What a step points at is not under the tour.
   for (let step = 1; step <= 5; step += 1) {
     const [pointed, tour] = await Promise.all([".pointed", ".tour"].map((part) => page.locator(part).boundingBox()));

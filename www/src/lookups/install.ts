@@ -103,6 +103,7 @@ function steps(page: Page, view: () => LookupsView): TourStep[] {
       target: ".grid",
       before: () => {
         page.show();
+        view().updateWatch();
         if (page.app.conversation.turns.length === 0) page.ask(EXAMPLE);
       },
     },

@@ -100,7 +100,11 @@ export class LookupsView {
       { class: "field", id: "quantity", onchange: () => this.show(this.#select.value) },
       ...QUANTITIES.map(({ id, label }) => h("option", { value: id }, label)),
     );
-    this.#watch = h("input", { type: "checkbox", checked: read("watch") !== false, onchange: () => this.#setWatch() });
+    this.#watch = h("input", {
+      type: "checkbox",
+      checked: read("watch") !== false,
+      onchange: () => this.updateWatch(),
+    });
     const button = (label: string, onclick: () => void): HTMLButtonElement =>
       h("button", { type: "button", class: "button quiet", onclick }, label);
     this.#trace = button("Trace the text", () => void this.#runTrace());
@@ -231,7 +235,7 @@ export class LookupsView {
     this.log.version.watch(() => this.#changed());
     // It comes into sight with a size, and goes out of it with none.
     new ResizeObserver(() => {
-      this.#setWatch();
+      this.updateWatch();
     }).observe(this.element);
     new MutationObserver(() => this.#grid.refresh()).observe(document.documentElement, {
       attributeFilter: ["data-theme"],
@@ -338,8 +342,8 @@ export class LookupsView {
     this.#looked(null);
   }
 
-  /** Steps are told only while somebody sees it. */
-  #setWatch(): void {
+  /** Steps are told only while somebody sees it. An answer that begins at once needs this as soon as the view is shown. */
+  updateWatch(): void {
     write("watch", this.#watch.checked);
     const watching = this.#watch.checked && this.element.checkVisibility();
     if (watching !== this.#watching) {
