@@ -16,7 +16,7 @@ use super::load::{Choice, Model, Progress, load, on_cpu, warm};
 use super::look::{Look, Source, part};
 use super::rows::{PageSession, Rows};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
-use crate::bundle::{Cost, Manifest};
+use crate::bundle::{Cost, Manifest, Table};
 use crate::config::Config;
 use crate::device::Device;
 use crate::edits::{Edited, Edits, Instead, KnockOut, Knocked, Overlay};
@@ -101,13 +101,27 @@ struct RowStats {
     bytes_fetched: u64,
     stall_ms: f64,
     bytes_held: u64,
+    record_bytes: usize,
+    table_bytes: u64,
 }
 
-impl From<Stats> for RowStats {
-    fn from(stats: Stats) -> Self {
+impl RowStats {
+    fn of(table: &Table, stats: Stats) -> Self {
         let Stats { rows: looked_up, hot: memory, stored, fetched, .. } = stats;
         let Stats { requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, .. } = stats;
-        Self { looked_up, memory, stored, fetched, requests, bytes_fetched, stall_ms, bytes_held }
+        let (record_bytes, table_bytes) = (table.record_bytes(), table.bytes());
+        Self {
+            looked_up,
+            memory,
+            stored,
+            fetched,
+            requests,
+            bytes_fetched,
+            stall_ms,
+            bytes_held,
+            record_bytes,
+            table_bytes,
+        }
     }
 }
 
@@ -231,8 +245,8 @@ impl Engine {
     pub fn info(&self) -> Result<JsValue, JsError> {
         let memory = wasm_bindgen::memory().unchecked_into::<js_sys::WebAssembly::Memory>();
         let wasm_bytes = memory.buffer().unchecked_into::<js_sys::ArrayBuffer>().byte_length();
-        let rows = self.tables.as_ref().map(|tables| tables.stats().into());
-        let engram = self.engram.as_ref().map(|tables| tables.stats().into());
+        let rows = self.tables.as_ref().map(|tables| RowStats::of(tables.layout().table(), tables.stats()));
+        let engram = self.engram.as_ref().map(|tables| RowStats::of(tables.layout().table(), tables.stats()));
         Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows, engram })?)
     }
 

@@ -112,12 +112,30 @@ test("strength, method and layers are those of the command", async (t) => {
   assert.deepEqual(await second.locator("option[value=one_to_one]").evaluate((option) => option.disabled), true);
 });
 
+test("which token gets which row is seen before the edit is made", async (t) => {
+  const page = await edits(t);
+  const preview = page.locator(".edit-preview");
+  await page.getByLabel("Where the text says").fill("tree");
+  assert.equal(await preview.isVisible(), false);
+  await page.getByLabel("the table answers with the rows of").fill("oak + ash");
+  await preview.getByText("mean of").first().waitFor();
+  const before = await preview.locator("tbody tr").allInnerTexts();
+  await page.keyboard.press("Enter");
+  await entries(page).first().waitFor();
+  assert.equal(await preview.isVisible(), false);
+  await entries(page).first().locator("summary").click();
+  assert.deepEqual(await entries(page).first().locator("table").last().locator("tbody tr").allInnerTexts(), before);
+  assert.deepEqual(page.problems, []);
+});
+
 test("a range of layers is chosen by drag, and the keyboard chooses each", async (t) => {
   const page = await edits(t);
   await add(page, "tree", "What");
   await page.locator("summary", { hasText: "One to one" }).click();
   const centre = async (layer) => {
-    const box = await page.getByRole("button", { name: `Layer ${layer}` }).boundingBox();
+    const cell = page.getByRole("button", { name: `Layer ${layer}` });
+    await cell.scrollIntoViewIfNeeded();
+    const box = await cell.boundingBox();
     return [box.x + box.width / 2, box.y + box.height / 2];
   };
   await page.mouse.move(...(await centre(2)));

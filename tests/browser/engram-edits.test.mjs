@@ -103,6 +103,8 @@ test("the entry says which n-gram gets what, and its layers can be chosen", asyn
 
   // The grid marks the n-grams of the chosen layer alone.
   await page.getByRole("tab", { name: "Lookups" }).click();
+  await page.getByRole("button", { name: "Show the last answer" }).click();
+  await page.locator(".strip span").first().waitFor();
   await page.getByLabel("Colours show").selectOption("edited");
   const spans = await page.locator(".strip span").allTextContents();
   const at = spans.findIndex((text, i) => text === "t" && spans[i - 1] === " " && spans[i + 1] === "r");

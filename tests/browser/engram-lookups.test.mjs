@@ -206,7 +206,7 @@ test("a trace with n-grams goes out as the command's and comes back in", async (
   await put(old);
   await other
     .getByText("The file holds no more of this cell.")
-    .or(other.getByText("Click a cell to pin it."))
+    .or(other.getByText(/^Click a cell/))
     .first()
     .waitFor();
   await read(other, 30, 2);
@@ -232,7 +232,7 @@ test("the memory is switched off for one answer, where there is one", async (t) 
   const [as, off] = ["As it is", "Knocked out"].map((name) => tab.getByRole("region", { name }).locator("p"));
   await tab.getByLabel("In place of the rows").selectOption("engram_off");
   for (const layers of ["1", "all"]) {
-    await tab.getByLabel("In", { exact: true }).selectOption(layers);
+    await tab.getByLabel("In which layers").selectOption(layers);
     await tab.getByRole("button", { name: "Knock out" }).click();
     const options = ["--knock-out", "engram-off", ...(layers === "all" ? [] : ["--knock-out-layers", layers])];
     const expected = (await native("generate", "--json", ...options)).text.trim();
@@ -259,7 +259,17 @@ for (const colorScheme of ["light", "dark"]) {
     await page.keyboard.press("Enter");
     await page.getByText("What this memory says").waitFor();
     await page.getByText("Where it was decided").waitFor();
+    // What the memory adds stands beside the other parts of a decision.
+    await page.locator(".next").getByText("memory of n-grams (dot)").waitFor();
     for (const summary of await page.locator(".box details summary").all()) await summary.click();
+    await page.getByText("Meters", { exact: true }).click();
+    for (const origins of ["Where records came from", "Where rows of n-grams came from"]) {
+      const used = page.locator(".meters section").filter({ hasText: origins }).locator("td:last-child");
+      assert.ok(
+        (await used.allInnerTexts()).some((text) => Number.parseFloat(text) > 0),
+        origins,
+      );
+    }
     assert.deepEqual(await complaints(page), []);
     await page.setViewportSize({ width: 390, height: 844 });
     await open(page);

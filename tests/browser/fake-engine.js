@@ -12,12 +12,12 @@ const INFO = {
   notice: null,
   contextLength: 8192,
   nLayers: 30,
-  stemLayers: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
-  engramLayers: [],
+  stemLayers: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+  engramLayers: [1],
   hiddenSize: 576,
   vocabSize: 49152,
   coreBytes: 103e6,
-  tableBytes: 755e6,
+  tableBytes: 819e6,
   tablePages: 49152,
   gpuBytes: 0,
   wasmBytes: 150e6,
@@ -41,8 +41,21 @@ const INFO = {
     bytesFetched: 9.1e6,
     stallMs: 412,
     bytesHeld: 9.1e6,
+    recordBytes: 15840,
+    tableBytes: 755e6,
   },
-  engram: null,
+  engram: {
+    lookedUp: 19200,
+    memory: 12000,
+    stored: 0,
+    fetched: 7200,
+    requests: 24,
+    bytesFetched: 4.2e6,
+    stallMs: 96,
+    bytesHeld: 4.2e6,
+    recordBytes: 580,
+    tableBytes: 64e6,
+  },
 };
 
 const MARKDOWN = `Plants drink through **xylem**: tubes of dead cells, open from end to end.
@@ -121,8 +134,9 @@ export class Engine {
     // What a step tells of its tokens; only one kind of text has tokens that are looked at.
     const step = (position, texts) => {
       if (!this.#watching || this.#kind !== "markdown") return;
-      const seen = { tier: "memory", ms: 0, edited: [], contribution: null, gateOpen: null, engram: [] };
-      const tokens = texts.map((piece, id) => ({ id, text: piece, ...seen }));
+      const seen = { tier: "memory", ms: 0, edited: [], contribution: null, gateOpen: null };
+      const engram = [{ tier: "memory", ms: 0, edited: false, contribution: null, gate: null }];
+      const tokens = texts.map((piece, id) => ({ id, text: piece, ...seen, engram }));
       onEvent({ type: "step", position, tokens, rowsMs: 0, forwardMs: 1 });
     };
     onEvent({ type: "prefill", done: total / 2, total });
@@ -178,7 +192,7 @@ export class Engine {
       const [subject, other] = label.split(" as ");
       const tokens = [{ text: ` ${subject}`, gets: { kind: "token", text: ` ${other}` } }];
       const methods = ["one_to_one", "pad", "copy", "subset", "average"];
-      return { group, subject, with: other, tokens, methods, layers: layers ?? INFO.stemLayers };
+      return { group, subject, with: other, tokens, ngrams: [], methods, layers: layers ?? INFO.stemLayers };
     });
   }
 

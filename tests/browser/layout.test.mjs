@@ -43,7 +43,7 @@ test("nothing scrolls sideways on a phone", async (t) => {
   await page.keyboard.press("Escape");
   await page.getByRole("button", { name: "Panel: model and settings" }).click();
   assert.deepEqual(await overflow(page), []);
-  for (const tab of ["Lookups", "Settings"]) {
+  for (const tab of ["Model", "Settings"]) {
     await page.getByRole("tab", { name: tab }).click();
     assert.deepEqual(await overflow(page), []);
   }
@@ -78,13 +78,14 @@ test("the keyboard reaches everything", async (t) => {
   await page.keyboard.press("Escape");
   assert.equal(await page.getByRole("dialog").count(), 0);
 
-  await page.getByRole("tab", { name: "Model" }).focus();
+  await page.getByRole("tab", { name: "Lookups" }).focus();
+  await page.getByLabel("Colours show").waitFor();
   await page.keyboard.press("ArrowRight");
   await page.getByRole("tab", { name: "Edits", selected: true }).and(page.locator(":focus")).waitFor();
   await page.getByLabel("Where the text says").waitFor();
   await page.keyboard.press("ArrowRight");
-  await page.getByRole("tab", { name: "Lookups", selected: true }).and(page.locator(":focus")).waitFor();
-  await page.getByLabel("Colours show").waitFor();
+  await page.getByRole("tab", { name: "Model", selected: true }).and(page.locator(":focus")).waitFor();
+  await page.getByText("Compute on").waitFor();
   await page.keyboard.press("ArrowRight");
   await page.getByRole("tab", { name: "Settings", selected: true }).and(page.locator(":focus")).waitFor();
   await page.getByLabel("System prompt").waitFor();
@@ -94,7 +95,7 @@ test("on a phone the panel covers the chat, holds the focus and closes with Esca
   const page = await fakePage(t, "echo", PHONE);
   await page.getByRole("button", { name: "Panel: model and settings" }).click();
   assert.equal(await page.locator("main").getAttribute("inert"), "");
-  await page.getByRole("tab", { name: "Model" }).and(page.locator(":focus")).waitFor();
+  await page.getByRole("tab", { name: "Lookups" }).and(page.locator(":focus")).waitFor();
   await page.keyboard.press("Escape");
   await page.getByRole("button", { name: "Panel: model and settings" }).and(page.locator(":focus")).waitFor();
   assert.equal(await page.locator("main").getAttribute("inert"), null);

@@ -154,6 +154,9 @@ test("a file that is no trace is refused with a reason", async (t) => {
   const page = await lookupsPage(t);
   await open(page);
   const good = JSON.stringify(await native("--json"));
+  // The example, if this page came with one, stays in view.
+  const spans = page.locator(".strip span");
+  const before = await spans.count();
   const spoil = (change) => {
     const trace = JSON.parse(good);
     change(trace);
@@ -194,10 +197,11 @@ test("a file that is no trace is refused with a reason", async (t) => {
     spoil((trace) => (trace.tokens[1].edited = [4])),
     "token 1: edited is out of range",
   );
-  assert.equal(await page.locator(".strip span").count(), 0);
+  assert.equal(await spans.count(), before);
   await writeFile(join(folder, "bad.json"), good);
   await page.getByLabel("Trace file").setInputFiles(join(folder, "bad.json"));
-  await page.locator(".strip span").first().waitFor();
+  await page.getByText("bad.json:").waitFor();
+  assert.equal(await spans.count(), JSON.parse(good).tokens.length);
 });
 
 test("a pinned cell has the card of the command", async (t) => {
@@ -256,6 +260,30 @@ test("nobody is told anything while nobody watches", async (t) => {
   await page.getByRole("button", { name: "Trace the text" }).click();
   await page.waitForFunction(() => !document.querySelector(".strip").textContent.includes("…"));
   assert.doesNotMatch(await read(page, 2, 1), /a token from before/);
+});
+
+test("nobody is told anything while the view is out of sight, and the answer can be shown later", async (t) => {
+  const page = await lookupsPage(t);
+  await page.getByRole("tab", { name: "Model" }).click();
+  const { result } = await answered(page, QUESTION);
+  assert.equal(await page.evaluate(() => window.told.step), undefined);
+  await page.getByRole("tab", { name: "Lookups" }).click();
+  await page.getByText("The last answer was written while nobody watched.").waitFor();
+  await page.getByRole("button", { name: "Show the last answer" }).click();
+  await page.waitForFunction(
+    (count) => document.querySelectorAll(".strip span").length === count,
+    result.promptTokens + result.tokens.length,
+  );
+  await page.getByLabel("Colours show").selectOption("contribution");
+  assert.match(await read(page, 6, 2), /adds [\d.]+% of the state/);
+  // In sight again, it is watched again.
+  await answered(page, "And then?");
+  assert.ok((await page.evaluate(() => window.told.step)) > 1);
+  await page.getByRole("button", { name: "Close the panel" }).click();
+  const before = await page.evaluate(() => window.told.step);
+  await answered(page, "And now?");
+  assert.equal(await page.evaluate(() => window.told.step), before);
+  assert.deepEqual(page.problems, []);
 });
 
 test("an example is there before the model, and gives way to an answer", async (t) => {
@@ -405,10 +433,36 @@ test("the tour has five steps and can be left", async (t) => {
   await tour.waitFor({ state: "hidden" });
   assert.equal(await page.locator(".pointed").count(), 0);
   await lastAnswer(page);
+  // Its last step has traced the text, and shows where a token was decided.
+  await page.getByRole("heading", { name: "Where it was decided", exact: true }).waitFor();
   await page.getByRole("button", { name: "Tour" }).click();
   await page.keyboard.press("Escape");
   await tour.waitFor({ state: "hidden" });
   await page.getByRole("button", { name: "Tour" }).and(page.locator(":focus")).waitFor();
+  await page.getByRole("button", { name: "Tour" }).click();
+  for (let step = 1; step < 5; step += 1) await page.keyboard.press("Enter");
+  await tour.getByRole("button", { name: "To the edits" }).click();
+  await page.getByRole("tab", { name: "Edits", selected: true }).waitFor();
+  await tour.waitFor({ state: "hidden" });
+});
+
+test("the tour begins on the first page too", async (t) => {
+  const page = await lookupsPage(t, { media: { viewport: { width: 390, height: 844 }, reducedMotion: "reduce" } });
+  await page.getByRole("button", { name: "See how, in five steps" }).click();
+  await page.locator(".tour").getByText("1 of 5").waitFor();
+  await page.getByRole("tab", { name: "Lookups", selected: true }).waitFor();
+  // Its own question is watched from the beginning.
+  await page.waitForFunction(() => window.results.length > 0);
+  assert.ok((await page.evaluate(() => window.told.step)) > 1);
+  await page.getByLabel("Colours show").selectOption("contribution");
+  assert.match(await read(page, 6, 2), /adds [\d.]+% of the state/);
+  await page.locator(".tour").getByRole("button", { name: "Next" }).focus();
+  // What a step points at is not under the tour.
+  for (let step = 1; step <= 5; step += 1) {
+    const [pointed, tour] = await Promise.all([".pointed", ".tour"].map((part) => page.locator(part).boundingBox()));
+    assert.ok(pointed.y >= 0 && pointed.y < tour.y - 20, `step ${step}: ${pointed.y} and ${tour.y}`);
+    await page.keyboard.press("Enter");
+  }
 });
 
 test("thousands of tokens do not lag", async (t) => {
@@ -465,6 +519,40 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
+test("the parts of a step are timed, and the chat stays as it is", async (t) => {
+  const page = await lookupsPage(t);
+  await open(page);
+  const { result } = await answered(page, QUESTION);
+  await page.getByText("Meters", { exact: true }).click();
+  const box = page.locator(".box").filter({ hasText: "Where the time of a step goes" });
+  await box.getByRole("button", { name: "Time each part" }).click();
+  const rows = box.locator("section").filter({ hasText: "Where the time of a step goes" }).locator("tbody tr");
+  await rows.filter({ hasText: "FFN of STEM layers" }).waitFor();
+  const parts = await rows.locator("td:nth-child(2)").allInnerTexts();
+  const times = parts.map((text) => Number.parseFloat(text));
+  const all = times.pop();
+  const sum = times.reduce((a, b) => a + b, 0);
+  assert.ok(Math.abs(sum - all) <= 0.1 * all + 0.1, `${sum} of ${all}`);
+  assert.deepEqual((await answered(page, QUESTION)).info.model, "Random, seed 0");
+  await page.getByRole("button", { name: "New chat" }).click();
+  assert.deepEqual((await answered(page, QUESTION)).result.tokens, result.tokens);
+  assert.deepEqual(page.problems, []);
+});
+
+test("a pinned cell brings its card into sight", async (t) => {
+  const page = await lookupsPage(t, { media: { reducedMotion: "reduce", viewport: { width: 1280, height: 720 } } });
+  await open(page);
+  await answered(page, QUESTION);
+  const canvas = page.locator(".grid-canvas");
+  await canvas.click({ position: { x: 200, y: 100 } });
+  await page.getByText("What else is known as this").waitFor();
+  const [card, grid, view] = await Promise.all(
+    [".lookups .box", ".grid", "#page-lookups"].map((part) => page.locator(part).first().boundingBox()),
+  );
+  assert.ok(card.y + 60 < view.y + view.height, `the card is at ${card.y}`);
+  assert.ok(grid.y >= view.y - 1, `the grid is at ${grid.y}`);
+});
+
 test("rows are knocked out for one answer, as the command does it", async (t) => {
   const page = await lookupsPage(t);
   await open(page);
@@ -478,7 +566,7 @@ test("rows are knocked out for one answer, as the command does it", async (t) =>
     ["shuffle", "1"],
   ]) {
     await tab.getByLabel("In place of the rows").selectOption(instead);
-    await tab.getByLabel("In", { exact: true }).selectOption(layers);
+    await tab.getByLabel("In which layers").selectOption(layers);
     await tab.getByRole("button", { name: "Knock out" }).click();
     await tab.getByText("The answers differ.").waitFor();
     assert.equal(await plain.innerText(), before.result.text.trim());
@@ -487,6 +575,7 @@ test("rows are knocked out for one answer, as the command does it", async (t) =>
     const text = ["--prompt", QUESTION, "--chat", "--context", "4096", "--json"];
     const native = JSON.parse(await xylem("generate", "--bundle", model, ...text, ...sampling, ...options));
     assert.equal(await other.innerText(), native.text.trim(), instead);
+    await tab.getByText("The text in view is the last one of a comparison").waitFor();
     await page.reload();
     await open(page);
     await tab.getByText("Knock-outs", { exact: true }).click();

@@ -86,12 +86,14 @@ export class ChatView {
   }
 
   #keepEnd(): void {
+    // The welcome is read from its beginning.
+    if (this.#conversation().turns.length === 0) return;
     if (this.#follow) this.element.scrollTop = this.element.scrollHeight;
   }
 
   #scrolled(): void {
     const { scrollTop, scrollHeight, clientHeight } = this.element;
     this.#follow = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
-    this.#jump.hidden = this.#follow;
+    this.#jump.hidden = this.#follow || this.#conversation().turns.length === 0;
   }
 }

@@ -113,6 +113,11 @@ export class EngineClient {
     });
   }
 
+  /** Whether the answer that is being written is only wanted to be compared with another. */
+  get comparing(): boolean {
+    return this.#job?.kind === "measurement";
+  }
+
   /** Says what may be sent soon, so that its rows come while it is written. */
   prefetch(text: string): void {
     if (this.state.value.phase === "ready") this.#post({ type: "prefetch", text });
@@ -232,7 +237,8 @@ export class EngineClient {
         return;
       }
       case "heard":
-        this.#calls.get(message.id)?.onEvent(message.event);
+        // That rows are waited for may be told of any method, and is said of answers only.
+        if ((message.event as { type?: unknown }).type !== "wait") this.#calls.get(message.id)?.onEvent(message.event);
         return;
       case "called":
       case "refused": {

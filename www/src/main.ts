@@ -112,11 +112,12 @@ byId("main").append(
   chat.element,
   h("div", { class: "dock" }, chat.jumpButton, editSelection, toast.element, loadView.element, composer.element),
 );
+byId("tour").addEventListener("click", () => startTour());
 byId("examples").append(
   ...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => ask(text) }, text)),
 );
 
-const lookupsView = lookups({
+const { element: lookupsView, startTour } = lookups({
   app,
   engine,
   settings,
@@ -128,11 +129,14 @@ const lookupsView = lookups({
     inUse: () => edits.fileInUse(),
   },
   show: () => panel.show("lookups"),
+  showEdits: () => panel.show("edits"),
   ask,
   say: (sentence) => toast.show(sentence),
 });
 const panel = new Panel(
   [
+    { id: "lookups", label: "Lookups", content: lookupsView },
+    { id: "edits", label: "Edits", content: editsPanel.element },
     {
       id: "model",
       label: "Model",
@@ -142,8 +146,6 @@ const panel = new Panel(
         unload: () => app.unload(),
       }),
     },
-    { id: "edits", label: "Edits", content: editsPanel.element },
-    { id: "lookups", label: "Lookups", content: lookupsView.element },
     { id: "settings", label: "Settings", content: settingsPanel(settings) },
   ],
   panelButton,

@@ -90,28 +90,35 @@ function describe(info: EngineInfo, source: string | null): HTMLElement[] {
   if (info.notice) rows.splice(3, 0, ["GPU not used", info.notice]);
   if (source) rows.splice(2, 0, ["From", source]);
   return [
-    h("figure", { class: "trunk-figure" }, trunk(info.nLayers, stem), caption(info.nLayers, stem.size)),
+    h(
+      "figure",
+      { class: "trunk-figure" },
+      trunk(info.nLayers, stem, info.engramLayers),
+      caption(info.nLayers, stem.size, info.engramLayers),
+    ),
     h("dl", {}, ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
   ];
 }
 
-function caption(layers: number, stem: number): HTMLElement {
+function caption(layers: number, stem: number, engram: readonly number[]): HTMLElement {
   return h(
     "figcaption",
     {},
     h("span", { class: "key stem" }, `${stem} of ${layers} layers look their row up in the table`),
     h("span", { class: "key dense" }, `${layers - stem} compute it`),
+    engram.length > 0 &&
+      h("span", { class: "key engram" }, `before ${engram.length} of them n-grams are looked up in another table`),
   );
 }
 
-/** Layers from left (input) to right (output); vessels mark those that read the table. */
-function trunk(layers: number, stem: ReadonlySet<number>): SVGElement {
+/** Layers from left (input) to right (output); vessels mark those that read the table, diamonds what stands before one. */
+function trunk(layers: number, stem: ReadonlySet<number>, engram: readonly number[]): SVGElement {
   const step = 10;
   const svg = s("svg", {
     class: "trunk",
     viewBox: `0 0 ${layers * step} 56`,
     role: "img",
-    "aria-label": `STEM layers: ${[...stem].join(", ") || "none"}`,
+    "aria-label": `STEM layers: ${[...stem].join(", ") || "none"}${engram.length > 0 ? `; Engram layers: ${engram.join(", ")}` : ""}`,
   });
   for (let layer = 0; layer < layers; layer += 1) {
     const x = layer * step + 1;
@@ -127,5 +134,6 @@ function trunk(layers: number, stem: ReadonlySet<number>): SVGElement {
       bar.append(s("path", { d: `M${x} ${y}q${(step - 2) / 2} 3 ${step - 2} 0` }));
     svg.append(bar);
   }
+  for (const layer of engram) svg.append(s("path", { class: "engram", d: `M${layer * step} 22l4 6-4 6-4-6z` }));
   return svg;
 }

@@ -7,9 +7,9 @@ type Fetched = Event & { request: Request; respondWith(response: Promise<Respons
 const PAGE = "xylem-page";
 const FILES = ["./", "app.js", "app.css", "worker.js", "icon.svg", "pkg/xylem.js", "pkg/xylem_bg.wasm"];
 // Not every page has them.
-const THREADS = ["team.js", "pkg/threads/xylem.js", "pkg/threads/xylem_bg.wasm"];
+const MORE = ["example.js", "team.js", "pkg/threads/xylem.js", "pkg/threads/xylem_bg.wasm"];
 const address = (file: string): string => new URL(file, self.location.href).href;
-const urls = new Set([...FILES, ...THREADS].map(address));
+const urls = new Set([...FILES, ...MORE].map(address));
 
 self.addEventListener("install", (event) => {
   (event as Extended).waitUntil(caches.open(PAGE).then((cache) => cache.addAll(FILES.map(address))));

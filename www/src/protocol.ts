@@ -65,6 +65,9 @@ export type RowStats = {
   bytesFetched: number;
   stallMs: number;
   bytesHeld: number;
+  /** Of one record, and of the whole table. */
+  recordBytes: number;
+  tableBytes: number;
 };
 
 export type SamplingSettings = {

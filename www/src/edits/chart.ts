@@ -42,6 +42,11 @@ export class StrengthChart {
     const axis = {
       stroke: ink(legend),
       grid: { stroke: () => `color-mix(in srgb, ${ink(legend)()} 20%, transparent)` },
+      labelSize: 20,
+      labelFont: "12px system-ui",
+      labelGap: 0,
+      font: "12px system-ui",
+      values: oneDigit,
     };
     this.#chart = new uPlot(
       {
@@ -51,8 +56,8 @@ export class StrengthChart {
         cursor: { show: false },
         scales: { x: { time: false, range: [0, 1.5] }, y: { range: [0, 1] } },
         axes: [
-          { ...axis, label: "strength α", labelSize: 20, splits: () => [0, 0.5, 1, 1.5], values: oneDigit },
-          { ...axis, size: 44, splits: () => [0, 0.5, 1], values: oneDigit },
+          { ...axis, label: "strength α", size: 30, splits: () => [0, 0.5, 1, 1.5] },
+          { ...axis, label: "probability", size: 38, splits: () => [0, 0.5, 1] },
         ],
         series: [
           {},

@@ -2,10 +2,20 @@
 
 import { h } from "../dom";
 import { reasonOf } from "../format";
-import type { Edit } from "./protocol";
+import { previewTable } from "./preview-table";
+import type { Edit, Preview } from "./protocol";
 
+/** After the last key, before what is typed is looked at. */
+const PAUSE_MS = 250;
 const MAX_NAME_CHARACTERS = 60;
 const MAX_NAMES = 8;
+
+export type FormActions = {
+  make(subject: string, others: string[]): Promise<Edit[]>;
+  /** What the edit would do within a text. */
+  preview(subject: string, others: string[]): Promise<Preview | null>;
+  add(edits: Edit[]): void;
+};
 
 export class EditForm {
   readonly element: HTMLFormElement;
@@ -13,12 +23,23 @@ export class EditForm {
   readonly #other = nameField("edit-with", "Germany, or a mix: Germany + Italy");
   readonly #add = h("button", { type: "submit", class: "button" }, "Add the edit");
   readonly #problem = h("p", { class: "problem", role: "alert", hidden: true });
+  readonly #preview = h("div", { class: "edit-preview", hidden: true });
+  readonly #actions: FormActions;
+  #typed = 0;
 
-  constructor(make: (subject: string, others: string[]) => Promise<Edit[]>, add: (edits: Edit[]) => void) {
+  constructor(actions: FormActions) {
+    this.#actions = actions;
+    const { make, add } = actions;
     this.#other.maxLength = MAX_NAME_CHARACTERS * 3;
     this.element = h(
       "form",
       { class: "settings" },
+      h(
+        "p",
+        { class: "hint" },
+        "Let one name be answered by the rows of another: no training, and no word of the prompt changes. Type a name, or " +
+          "mark one in the chat.",
+      ),
       h("div", { class: "setting" }, h("label", { for: "edit-subject" }, "Where the text says"), this.#subject),
       h(
         "div",
@@ -26,18 +47,20 @@ export class EditForm {
         h("label", { for: "edit-with" }, "the table answers with the rows of"),
         this.#other,
       ),
+      this.#preview,
       this.#add,
       this.#problem,
     );
+    this.element.addEventListener("input", () => this.#look());
     this.element.addEventListener("submit", (event) => {
       event.preventDefault();
-      const others = this.#other.value.split("+", MAX_NAMES).map((name) => name.trim());
       this.#problem.hidden = true;
-      make(this.#subject.value.trim(), others)
+      make(this.#subject.value.trim(), this.#others)
         .then((edits) => {
           add(edits);
           this.#subject.value = "";
           this.#other.value = "";
+          this.#look();
           this.#subject.focus();
         })
         .catch((cause: unknown) => {
@@ -54,7 +77,29 @@ export class EditForm {
   /** Begins an edit of `subject`. */
   begin(subject: string): void {
     this.#subject.value = subject;
+    this.#look();
     this.#other.focus();
+  }
+
+  get #others(): string[] {
+    return this.#other.value.split("+", MAX_NAMES).map((name) => name.trim());
+  }
+
+  /** Shows which token would get which row; of names that can't be used the reason comes with the button. */
+  #look(): void {
+    clearTimeout(this.#typed);
+    const [subject, others] = [this.#subject.value.trim(), this.#others];
+    if (!subject || !others.every(Boolean) || this.#add.disabled) {
+      this.#preview.hidden = true;
+      return;
+    }
+    const typed = setTimeout(async () => {
+      const preview = await this.#actions.preview(subject, others).catch(() => null);
+      if (typed !== this.#typed) return;
+      this.#preview.replaceChildren(...(preview ? [previewTable(preview, [], "Which token gets which row")] : []));
+      this.#preview.hidden = !preview;
+    }, PAUSE_MS);
+    this.#typed = typed;
   }
 }
 

@@ -44,12 +44,13 @@ function all(): Shown[] {
   return gallery.fails ? [...gallery.works, gallery.fails] : gallery.works;
 }
 
-export function gallerySection(
+/** The section, and a short form of it for a list that is empty. */
+export function galleryOf(
   store: EditsStore,
   engine: EngineClient,
   make: (subject: string, others: string[]) => Promise<Edit[]>,
   ask: (question: string) => void,
-): HTMLElement {
+): { section: HTMLElement; first: HTMLElement } {
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   const other = h(
     "p",
@@ -68,31 +69,47 @@ export function gallerySection(
     else store.add(made);
     ask(shown.question);
   };
-  const button = (shown: Shown): HTMLElement =>
+  const firstProblem = h("p", { class: "problem", role: "alert", hidden: true });
+  const button = (shown: Shown, name: string, text: string, where = problem): HTMLElement =>
     h(
       "button",
       {
         type: "button",
         class: "button quiet",
-        "aria-label": `Try ${shown.subject} as ${shown.with}`,
+        "aria-label": name,
         onclick: () => {
-          problem.hidden = true;
+          where.hidden = true;
           attempt(shown).catch((cause: unknown) => {
-            problem.textContent = reasonOf(cause);
-            problem.hidden = false;
+            where.textContent = reasonOf(cause);
+            where.hidden = false;
           });
         },
       },
-      "Try it",
+      text,
     );
+  const tryIt = (shown: Shown): HTMLElement => button(shown, `Try ${shown.subject} as ${shown.with}`, "Try it");
   const { works, fails } = gallery;
-  return section(
+  const first = h(
+    "div",
+    { class: "edits-first" },
+    h("p", {}, "Or try one that works; its question is asked in a new chat:"),
+    h(
+      "div",
+      { class: "buttons" },
+      ...works.map((shown) => {
+        const name = `${shown.subject} → ${shown.with}`;
+        return button(shown, name, name, firstProblem);
+      }),
+    ),
+    firstProblem,
+  );
+  const whole = section(
     "Edits that work, and one that does not",
     other,
-    h("ul", { class: "gallery" }, ...works.map((shown) => h("li", {}, ...card(shown), button(shown)))),
+    h("ul", { class: "gallery" }, ...works.map((shown) => h("li", {}, ...card(shown), tryIt(shown)))),
     problem,
     fails && h("h3", {}, "One that fails"),
-    fails && h("div", { class: "gallery" }, ...card(fails), h("p", { class: "hint" }, why(fails)), button(fails)),
+    fails && h("div", { class: "gallery" }, ...card(fails), h("p", { class: "hint" }, why(fails)), tryIt(fails)),
     h(
       "p",
       { class: "hint" },
@@ -100,6 +117,7 @@ export function gallerySection(
         `${gallery.tried} swaps among these ${gallery.worked} work: greedily, in three of four other wordings, and in a chat. The surest are shown.`,
     ),
   );
+  return { section: whole, first };
 }
 
 function card(shown: Shown): HTMLElement[] {

@@ -94,7 +94,7 @@ function summary(group: Group): string {
   if (!edit || !preview) return "";
   const method = "ngrams" in edit.target ? "N-grams" : methodName(edit);
   const layers = edit.layers ? `layers ${ranges(edit.layers)}` : "all layers";
-  return `${method}, ${layers}, ${scopeName(edit.scope)}`;
+  return `${method}, ${layers}, ${scopeName(edit.scope)} · details`;
 }
 
 function methodName({ target }: Edit): string {

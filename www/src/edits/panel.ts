@@ -7,7 +7,7 @@ import type { EngineInfo } from "../protocol";
 import type { Asking } from "../side-by-side";
 import { compareSection } from "./compare";
 import { EditForm } from "./form";
-import { gallerySection } from "./gallery";
+import { galleryOf } from "./gallery";
 import { groupsOf } from "./groups";
 import { editItem, type ItemContext } from "./item";
 import { limitsSection } from "./limits";
@@ -42,6 +42,8 @@ export class EditsPanel {
   readonly #redo = iconButton("redo", "Redo the change of the edits", () => this.#store.redo());
   readonly #apply = h("input", { type: "checkbox", id: "edits-apply" });
   readonly #bar: HTMLElement;
+  /** To begin with. */
+  readonly #first: HTMLElement;
   readonly #open = new Set<string>();
   #drawing = 0;
   #phase: EngineState["phase"] | null = null;
@@ -50,10 +52,14 @@ export class EditsPanel {
     this.#store = store;
     this.#engine = engine;
     this.#actions = actions;
-    this.#form = new EditForm(
-      (subject, others) => this.make(subject, others),
-      (edits) => store.add(edits),
-    );
+    this.#form = new EditForm({
+      make: (subject, others) => this.make(subject, others),
+      preview: async (subject, others) => {
+        const previews = await engine.call("previewEdits", store.file(await this.make(subject, others)));
+        return previews.at(-1) ?? null;
+      },
+      add: (edits) => store.add(edits),
+    });
     this.#apply.addEventListener("change", () => store.setOff(!this.#apply.checked));
     this.#bar = h(
       "div",
@@ -63,11 +69,14 @@ export class EditsPanel {
       this.#redo,
       h("button", { type: "button", class: "button quiet", onclick: () => actions.again() }, "Answer again"),
     );
+    const gallery = galleryOf(store, engine, (subject, others) => this.make(subject, others), actions.ask);
+    this.#first = gallery.first;
     this.element = h(
       "div",
       { class: "edits-page" },
       this.#unusable,
       this.#form.element,
+      this.#first,
       this.#bar,
       this.#problem,
       this.#list,
@@ -75,7 +84,7 @@ export class EditsPanel {
         "div",
         { class: "edits-sections" },
         ngramSection(store, engine),
-        gallerySection(store, engine, (subject, others) => this.make(subject, others), actions.ask),
+        gallery.section,
         compareSection(store, engine, actions),
         weighSection(store, engine),
         teachSection(store, engine, actions.useCpu),
@@ -134,6 +143,7 @@ export class EditsPanel {
     const { edits, off } = this.#store.state.value;
     this.#apply.checked = !off;
     this.#bar.hidden = edits.length === 0 && !this.#store.canUndo && !this.#store.canRedo;
+    this.#first.hidden = edits.length > 0;
     this.#undo.disabled = !this.#store.canUndo;
     this.#redo.disabled = !this.#store.canRedo;
     this.#list.classList.toggle("off", off);

@@ -5,7 +5,10 @@ import { type Group, ranges } from "./groups";
 import type { Gets, Preview } from "./protocol";
 
 export function previewTables(group: Group, allLayers: readonly number[]): HTMLElement[] {
-  return group.previews.map((preview) => table(preview, allLayers));
+  return group.previews.map((preview) => {
+    const spelling = preview.tokens.map(({ text }) => text).join("");
+    return previewTable(preview, allLayers, spelling.startsWith(" ") ? "Within a text" : "Without a space before it");
+  });
 }
 
 /** A token as text; a space at its beginning would not be seen otherwise. */
@@ -13,16 +16,15 @@ export function token(text: string): HTMLElement {
   return h("code", { class: "token" }, text.replaceAll(" ", "␣").replaceAll("\n", "↵"));
 }
 
-function table(preview: Preview, allLayers: readonly number[]): HTMLElement {
+export function previewTable(preview: Preview, allLayers: readonly number[], caption: string): HTMLElement {
   const rest = allLayers.filter((layer) => !preview.layers.includes(layer));
   const rows = preview.tokens.map(({ text, gets }) =>
     h("tr", {}, h("th", { scope: "row" }, token(text)), h("td", {}, ...source(gets))),
   );
-  const spelling = preview.tokens.map(({ text }) => text).join("");
   return h(
     "table",
     { class: "preview" },
-    h("caption", {}, `${spelling.startsWith(" ") ? "Within a text" : "Without a space before it"}`),
+    h("caption", {}, caption),
     previewHead("Token", preview.layers, rest),
     h(
       "tbody",

@@ -89,7 +89,7 @@ function reachPart(store: EditsStore, engine: EngineClient): HTMLElement[] {
   const rows = h("tbody");
   const table = h(
     "table",
-    { class: "preview", hidden: true },
+    { class: "preview moves", hidden: true },
     h(
       "thead",
       {},

@@ -5,7 +5,7 @@ import { bytes, count } from "../format";
 import { columnIndex, KIND_NAMES, type Kind, type Place, type Shape } from "./columns";
 import { otherHalf } from "./engram-card";
 import type { Seen } from "./log";
-import { milliseconds, shown, tierLabel } from "./quantities";
+import { milliseconds, shown, signed, tierLabel } from "./quantities";
 import type { Card, Near, Push } from "./trace";
 
 export const NEEDS_CPU = "The GPU doesn't show what the layer computed. Trace the text, and the CPU will.";
@@ -39,7 +39,7 @@ export function allLayers(token: Seen, shape: Shape): HTMLElement | null {
   const { contribution, gateOpen, traced } = token;
   if (!contribution || !gateOpen) return null;
   const percent = (value: number | undefined): string => (value === undefined ? "–" : `${(100 * value).toFixed(1)}%`);
-  const score = (value: number | undefined): string => (value === undefined ? "–" : value.toFixed(2));
+  const score = (value: number | undefined): string => (value === undefined ? "–" : signed(value));
   const rows = shape.columns.map(({ layer, kind, at }) => {
     if (kind !== "engram") {
       return [
@@ -113,12 +113,7 @@ export function cardBody(card: Card, pin: (place: Place) => void): HTMLElement[]
         "The strongest units",
         table(
           ["Unit", "Gate", card.stem ? "Row" : "Up", "Added"],
-          units.map(({ unit, gate, up: value, added }) => [
-            String(unit),
-            gate.toFixed(3),
-            value.toFixed(3),
-            added.toFixed(3),
-          ]),
+          units.map(({ unit, gate, up: value, added }) => [String(unit), ...[gate, value, added].map(precise)]),
         ),
       ),
     );
@@ -187,7 +182,11 @@ export function link(label: string, onclick: () => void): HTMLElement {
 }
 
 function pushItem({ text, logit }: Push): HTMLElement {
-  return piece(text, `${logit >= 0 ? "+" : "−"}${Math.abs(logit).toFixed(2)}`);
+  return piece(text, signed(logit, "+"));
+}
+
+function precise(value: number): string {
+  return `${value < 0 ? "−" : ""}${Math.abs(value).toFixed(3)}`;
 }
 
 function piece(text: string, value: string): HTMLElement {

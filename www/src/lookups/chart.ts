@@ -3,7 +3,7 @@
 import uPlot from "uplot";
 import { h } from "../dom";
 
-export type Series = { label: string; colour: "sap" | "wood"; bars?: -1 | 1; dash?: boolean };
+export type Series = { label: string; colour: "sap" | "wood" | "ink"; bars?: -1 | 1; dash?: boolean; dots?: boolean };
 
 export type ChartOptions = {
   /** What the chart shows, for those who don't see it. */
@@ -25,8 +25,8 @@ export class Chart {
     this.#options = options;
     this.#data = [[], ...options.series.map(() => [])];
     this.#place = h("div", { class: "chart-place", role: "img", "aria-label": options.label });
-    const keys = options.series.map(({ label, colour, dash }) =>
-      h("span", { class: `chart-key ${colour}${dash ? " dash" : ""}` }, label),
+    const keys = options.series.map(({ label, colour, dash, dots }) =>
+      h("span", { class: `chart-key ${colour}${dash ? " dash" : ""}${dots ? " dots" : ""}` }, label),
     );
     this.element = h("figure", { class: "chart" }, this.#place, h("figcaption", {}, ...keys));
     new ResizeObserver(() => this.#resize()).observe(this.#place);
@@ -35,8 +35,8 @@ export class Chart {
     new MutationObserver(again).observe(document.documentElement, { attributeFilter: ["data-theme"] });
   }
 
-  /** The values of x, then those of each series. */
-  show(...data: number[][]): void {
+  /** The values of x, then those of each series; null where there is none. */
+  show(...data: (readonly (number | null)[])[]): void {
     this.#data = data as unknown as uPlot.AlignedData;
     if (this.#plot) this.#plot.setData(this.#data);
     else this.#resize();
@@ -68,10 +68,11 @@ export class Chart {
       ticks: { stroke: colour("line"), width: 1 },
     });
     const bars = uPlot.paths.bars;
-    const series = this.#options.series.map(({ label, colour: name, bars: side, dash }): uPlot.Series => {
+    const series = this.#options.series.map(({ label, colour: name, bars: side, dash, dots }): uPlot.Series => {
       const stroke = colour(name);
       const look: uPlot.Series = { label, stroke, width: side ? 1 : 2, points: { show: false } };
       if (dash) look.dash = [5, 4];
+      if (dots) Object.assign(look, { paths: () => null, points: { show: true, size: 9, fill: stroke, stroke } });
       if (side && bars) {
         look.paths = bars({ size: [0.42, 14], align: side });
         look.fill = side < 0 ? stroke : "transparent";
@@ -88,7 +89,10 @@ export class Chart {
         legend: { show: false },
         cursor: { show: false },
         scales: { x },
-        axes: [axis(this.#options.x), { ...axis(this.#options.y), size: 48 }],
+        axes: [
+          { ...axis(this.#options.x), size: 30, labelGap: 0 },
+          { ...axis(this.#options.y), size: 48 },
+        ],
         series: [{}, ...series],
       },
       this.#data,

@@ -53,6 +53,19 @@ export function firstColumn({ columns }: Shape): number {
       );
 }
 
+/** The STEM column of token `position` in which its row did most by `added`; the first where that is not known. */
+export function strongestColumn(shape: Shape, added: readonly number[] | null): number {
+  const value = ({ kind, layer }: Column): number => (kind === "stem" ? (added?.[layer] ?? 0) : 0);
+  const best = shape.columns.reduce(
+    (most, column, i) => (value(column) > most.value ? { i, value: value(column) } : most),
+    {
+      i: firstColumn(shape),
+      value: 0,
+    },
+  );
+  return best.i;
+}
+
 export function isSame(a: Place | null, b: Place | null): boolean {
   return a?.position === b?.position && a?.layer === b?.layer && a?.engram === b?.engram;
 }

@@ -8,8 +8,9 @@ import type { Settings } from "../settings";
 import type { Asking } from "../side-by-side";
 import type { Signal } from "../signal";
 import { ChatHighlight } from "./chat-highlight";
-import { firstColumn, placeIn } from "./columns";
+import { placeIn, strongestColumn } from "./columns";
 import { knockOuts } from "./knock-outs";
+import { shown } from "./quantities";
 import { fromHash, toHash } from "./share";
 import { Tour, type TourStep } from "./tour";
 import { LookupsView } from "./view";
@@ -30,13 +31,17 @@ export type Page = {
   asking: Asking;
   /** Shows the tab. */
   show(): void;
+  /** Shows the tab of edits. */
+  showEdits(): void;
   ask(question: string): void;
   say(sentence: string): void;
 };
 
 const EXAMPLE = "What is the capital of Spain?";
+/** The token of it that the tour looks at. */
+const NAME = " Spain";
 
-export function lookups(page: Page): LookupsView {
+export function lookups(page: Page): { element: HTMLElement; startTour: () => void } {
   const tour = new Tour(steps(page, () => view));
   let highlight: ChatHighlight | null = null;
   const view = new LookupsView(page.engine, {
@@ -58,7 +63,7 @@ export function lookups(page: Page): LookupsView {
     // Only what the reader does next counts.
     history.replaceState(null, "", location.pathname + location.search);
   }
-  return view;
+  return { element: view.element, startTour: () => tour.start() };
 }
 
 /** Copies the link; gives the reason if it can't. */
@@ -84,56 +89,73 @@ function steps(page: Page, view: () => LookupsView): TourStep[] {
     page.show();
     view().show(id);
   };
+  const pinned = (): string => {
+    const { pinned: place, log } = view();
+    const token = place && log.tokens[place.position];
+    return token ? `of “${shown(token.text)}”` : "of a token";
+  };
   return [
     {
-      title: "A text is a row of tokens",
-      text:
-        "A token is a word or a part of one. Here each token of the conversation is a line, and each of the model's layers a " +
-        "column. Ask something, and the grid grows while the answer is written.",
+      title: "A line for every word",
+      text: () =>
+        "The model reads tokens: words, or parts of words. Each line of this grid is one token, each column one of the " +
+        "model's layers, which work from left to right. Lines come as the answer is written.",
       target: ".grid",
       before: () => {
         page.show();
+        view().updateWatch();
         if (page.app.conversation.turns.length === 0) page.ask(EXAMPLE);
       },
     },
     {
       title: "Some layers look things up",
-      text:
-        "The tall cells are STEM layers. There a part of the computation is gone: the layer takes the token's row out of a " +
-        "table. The colour says where the row came from: memory, this device, the network, or an edit of yours. Diamonds, " +
-        "in a model that has them, are Engram layers: they look up the last tokens together.",
+      text: () => {
+        const { engram } = view().log.shape;
+        return (
+          "Tall cells are STEM layers. They don't compute what is known of a token: they take its row out of a table, like " +
+          "an entry in a dictionary. The colour says where the row came from." +
+          (engram.length > 0 ? " Diamonds are Engram layers: they look the last two and three tokens up together." : "")
+        );
+      },
       target: ".legend",
       before: quantity("tier"),
     },
     {
-      title: "How much a layer says",
-      text:
-        "Choose another quantity: how much each feed-forward block added to the state of the text, or how far its gate was " +
-        "open. The gate decides, by the context, which parts of a row come through.",
-      target: "#quantity",
+      title: "How much a layer does",
+      text: () =>
+        "Colours can show other things. Now it is how much each layer added to the model's picture of the text at this token: " +
+        "the brighter, the more. Compare a name with a small word such as “the”.",
+      target: ".colours",
       before: quantity("contribution"),
     },
     {
-      title: "Pin a cell",
-      text:
-        "Click a cell, or press Enter on it. The card shows where the row lies in the files, which rows are most like it, and " +
-        "which words this contribution makes likelier.",
-      target: ".lookups .box",
+      title: "Open a row",
+      text: () =>
+        `This card is ${pinned()}: where its row lies in the files, which other rows are most like it, and which words it ` +
+        "makes likelier. Click any cell for its own.",
+      target: ".lookups .box summary",
       before: () => {
         page.show();
-        const { log, pinned } = view();
-        if (!pinned && log.tokens.length > 0) {
-          view().pin(placeIn(log.shape, Math.max(0, log.tokens.length - 1), firstColumn(log.shape)));
-        }
+        const { log, pinned: place } = view();
+        if (place || log.tokens.length === 0) return;
+        const named = log.tokens.findLastIndex(({ text }) => text === NAME);
+        const position = named >= 0 ? named : log.tokens.length - 1;
+        view().pin(
+          placeIn(log.shape, position, strongestColumn(log.shape, log.tokens[position]?.contribution ?? null)),
+        );
       },
     },
     {
       title: "See where it was decided",
-      text:
-        "Trace the text to see what was expected after each token, and which layers spoke for the one that came. Then change " +
-        "what a name means under Edits, ask again, and look at the difference.",
-      target: ".lookups .actions",
-      before: () => page.show(),
+      text: () =>
+        "Under “Next token” stands what the model expected after this token, and which layers spoke for what came. Now change " +
+        "what it knows: let Germany's rows answer for Spain, and ask again.",
+      target: ".lookups .box.next-box summary",
+      before: () => {
+        page.show();
+        view().traceIfCheap();
+      },
+      onward: { label: "To the edits", go: () => page.showEdits() },
     },
   ];
 }

@@ -22,11 +22,11 @@ export function knockOuts(engine: EngineClient, asking: Asking, edits: () => str
     h(
       "p",
       { class: "hint" },
-      "Take the rows away, and see what is left: the core alone keeps the grammar longer than the facts. Both answers are " +
-        "drawn with the same seed.",
+      "Take the rows away, and see what is left: what the tables knew is gone, what the rest of the model knows stays. Both " +
+        "answers are drawn with the same seed.",
     ),
     h("div", { class: "setting" }, h("label", { for: instead.id }, "In place of the rows"), instead),
-    h("div", { class: "setting" }, h("label", { for: layers.id }, "In"), layers),
+    h("div", { class: "setting" }, h("label", { for: layers.id }, "In which layers"), layers),
     ...sideBySide(engine, asking, {
       id: "knock-out",
       button: "Knock out",

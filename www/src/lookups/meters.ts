@@ -1,9 +1,12 @@
 // Meters: how many different rows the text needed, where they came from, what a step takes, and the cost beside the dense
 // model.
 
+import type { PartTimes } from "../bench/protocol";
 import { h } from "../dom";
-import { bytes, count } from "../format";
+import type { EngineClient } from "../engine";
+import { bytes, count, plural } from "../format";
 import type { EngineInfo, RowStats } from "../protocol";
+import { RunBar, type Say } from "../run-bar";
 import { section, table } from "./card-view";
 import { Chart } from "./chart";
 import type { Log } from "./log";
@@ -11,6 +14,9 @@ import { milliseconds } from "./quantities";
 
 /** The curve is drawn with at most so many points. */
 const POINTS = 400;
+/** What is written to time the parts of a step: a warm-up and a plain run go before the timed one. */
+const TIMING = { prompt: null, promptTokens: 32, newTokens: 24, runs: 1, timedRuns: 1 } as const;
+const RUNS = 3;
 
 export class Meters {
   readonly element = h("div", { class: "meters" });
@@ -26,8 +32,29 @@ export class Meters {
   });
   readonly #text = h("div");
 
-  constructor() {
-    this.element.append(section("Rows grow slower than the text", this.#curve.element), this.#text);
+  constructor(engine: EngineClient) {
+    const parts = h("div");
+    const time = async (say: Say): Promise<string> => {
+      let written = 0;
+      say("Writing a text of its own");
+      const report = await engine.measure("bench", [TIMING], () => {
+        written += 1;
+        say("Writing a text of its own", Math.min(1, written / (RUNS * TIMING.newTokens)));
+      });
+      if (!report.decode) throw new Error("This backend can't time its parts.");
+      parts.replaceChildren(timesOf(report.decode));
+      return `${report.decode_tokens_per_second.median.toFixed(1)} tokens a second when nothing is timed.`;
+    };
+    const bar = new RunBar("Time each part", time, () => engine.stop());
+    engine.state.watch((state) => {
+      bar.disabled = state.phase !== "ready";
+    });
+    const hint = "Each operation of a step by itself, on a text that is written for it; the chat stays as it is.";
+    this.element.append(
+      section("Rows grow slower than the text", this.#curve.element),
+      this.#text,
+      section("Where the time of a step goes", h("p", { class: "hint" }, hint), bar.element, parts),
+    );
   }
 
   show(log: Log, info: EngineInfo | null): void {
@@ -41,17 +68,8 @@ export class Meters {
       x,
     );
     const parts: HTMLElement[] = [];
-    if (info?.rows && !log.file) {
-      // Of a model with two tables it isn't known how much of the bytes is whose.
-      const record = info.engram ? null : info.tableBytes / Math.max(1, info.vocabSize);
-      const held = `${bytes(info.rows.bytesHeld)} of the table's ${bytes(info.tableBytes)} are in memory.`;
-      parts.push(origins("Where records came from", "Records", info.rows, record, info.engram ? "" : held));
-    }
-    if (info?.engram && !log.file) {
-      const { engram } = info;
-      const held = `${bytes(engram.bytesHeld)} of their table are in memory.`;
-      parts.push(origins("Where rows of n-grams came from", "Rows", engram, null, held));
-    }
+    if (info?.rows && !log.file) parts.push(origins("Where records came from", "Records", info.rows));
+    if (info?.engram && !log.file) parts.push(origins("Where rows of n-grams came from", "Rows", info.engram));
     const { steps, rowsMs, forwardMs } = log.times;
     if (steps > 0 && !log.file) {
       parts.push(
@@ -103,27 +121,42 @@ export class Meters {
   }
 }
 
-/** Where rows of a table came from; `record` are the bytes of one, where they are known. */
-function origins(title: string, unit: string, rows: RowStats, record: number | null, held: string): HTMLElement {
+/** Parts that take no time are those that the model has not. */
+function timesOf(times: PartTimes): HTMLElement {
+  const parts: [string, number][] = [
+    ["Looking rows up", times.rows_ms],
+    ["Embedding", times.embed_ms],
+    ["Attention", times.attention_ms],
+    ["FFN of dense layers", times.dense_ffn_ms],
+    ["FFN of STEM layers", times.stem_ffn_ms],
+    ["Engram layers", times.engram_ms],
+    ["Head: a score for each token", times.head_ms],
+    ["Candidates", times.candidates_ms],
+    ["The rest", times.other_ms],
+  ];
+  const rows = parts
+    .filter(([, ms]) => ms > 0)
+    .map(([name, ms]) => [name, milliseconds(ms), `${((100 * ms) / times.all_ms).toFixed(1)}%`]);
+  return table(["Part", "A token", "Share"], [...rows, ["All", milliseconds(times.all_ms), ""]]);
+}
+
+/** Where rows of a table came from. */
+function origins(title: string, unit: string, rows: RowStats): HTMLElement {
   const all = rows.memory + rows.stored + rows.fetched;
   const share = (n: number): string => (all > 0 ? `${((100 * n) / all).toFixed(1)}%` : "–");
-  const line = (name: string, n: number): string[] => [
-    name,
-    count(n),
-    share(n),
-    ...(record === null ? [] : [bytes(n * record)]),
-  ];
+  const line = (name: string, n: number): string[] => [name, count(n), share(n), bytes(n * rows.recordBytes)];
   return section(
     title,
     table(
-      ["From", unit, "Share", ...(record === null ? [] : ["Bytes used"])],
+      ["From", unit, "Share", "Bytes used"],
       [line("Memory", rows.memory), line("This device", rows.stored), line("Network", rows.fetched)],
     ),
     h(
       "p",
       { class: "hint" },
-      `Since the model was loaded. Pages came in ${count(rows.requests)} requests with ${bytes(rows.bytesFetched)}; ` +
-        `answers waited ${milliseconds(rows.stallMs)} for them in all. ${held}`,
+      `Since the model was loaded. Pages came in ${plural(rows.requests, "request")} with ${bytes(rows.bytesFetched)}; ` +
+        `answers waited ${milliseconds(rows.stallMs)} for them in all. ${bytes(rows.bytesHeld)} of the table's ` +
+        `${bytes(rows.tableBytes)} are in memory.`,
     ),
   );
 }

@@ -2,27 +2,21 @@
 
 import { h } from "../dom";
 import { section } from "./card-view";
-import { Chart } from "./chart";
-import { shown } from "./quantities";
+import { Chart, type Series } from "./chart";
+import { shown, signed } from "./quantities";
 import type { TracedToken } from "./trace";
 
 export class NextView {
   readonly element = h("div", { class: "next" });
-  readonly #chart = new Chart({
-    label: "Direct logit attribution by layer",
-    height: 190,
-    x: "layer",
-    y: "adds to the score",
-    series: [
-      { label: "FFN", colour: "sap", bars: -1 },
-      { label: "attention (outlined)", colour: "wood", bars: 1 },
-    ],
-  });
+  readonly #plain = attribution([]);
+  readonly #withMemory = attribution([{ label: "memory of n-grams (dot)", colour: "ink", dots: true }]);
 
   /** `isNext`: whether the token that is explained stands in the text. */
   show(token: TracedToken, isNext: boolean, engramLayers: readonly number[]): void {
     const { next } = token;
-    const share = (value: number): string => `${(100 * value).toFixed(value < 0.01 ? 2 : 1)}%`;
+    const share = (value: number): string =>
+      value < 1e-4 ? "<0.01%" : `${(100 * value).toFixed(value < 0.01 ? 2 : 1)}%`;
+    const chart = engramLayers.length > 0 ? this.#withMemory : this.#plain;
     const candidates = next.top.map(({ id, text, probability }) => {
       const meter = h("meter", {
         min: 0,
@@ -39,14 +33,13 @@ export class NextView {
       );
     });
     const layers = next.ffn.map((_, layer) => layer);
-    const parts = [...next.ffn.map((value, layer) => ["FFN", layer, value] as const)]
-      .concat(next.attention.map((value, layer) => ["attention", layer, value] as never))
-      .concat((next.engram ?? []).map((value, i) => ["memory of n-grams", engramLayers[i] ?? i, value] as never))
-      .toSorted((a, b) => b[2] - a[2]);
-    const [best] = parts;
-    const memory = (next.engram ?? [])
-      .map((value, i) => `, the memory of n-grams of layer ${engramLayers[i]} ${value.toFixed(2)}`)
-      .join("");
+    const memory = layers.map((layer) => next.engram?.[engramLayers.indexOf(layer)] ?? null);
+    const parts: [name: string, layer: number, value: number][] = [
+      ...next.ffn.map((value, layer): [string, number, number] => ["feed-forward block", layer, value]),
+      ...next.attention.map((value, layer): [string, number, number] => ["attention", layer, value]),
+      ...engramLayers.map((layer): [string, number, number] => ["memory of n-grams", layer, memory[layer] ?? 0]),
+    ];
+    const [best] = parts.toSorted((a, b) => b[2] - a[2]);
     const total = next.logit - next.mean_logit;
     this.element.replaceChildren(
       section(
@@ -64,12 +57,28 @@ export class NextView {
           "p",
           { class: "hint" },
           `What each layer adds directly to the score of “${shown(next.text)}”, above the mean of all tokens. The embedding ` +
-            `adds ${next.embedding.toFixed(2)}${memory}; together it makes ${total.toFixed(2)}.` +
-            (best ? ` Most comes from the ${best[0]} of layer ${best[1]}: ${best[2].toFixed(2)}.` : ""),
+            `adds ${signed(next.embedding)}; together it makes ${signed(total)}.` +
+            (best ? ` Most comes from the ${best[0]} of layer ${best[1]}: ${signed(best[2])}.` : ""),
         ),
-        this.#chart.element,
+        chart.element,
       ),
     );
-    this.#chart.show(layers, [...next.ffn], [...next.attention]);
+    const series: (number | null)[][] = [next.ffn, next.attention];
+    if (engramLayers.length > 0) series.push(memory);
+    chart.show(layers, ...series);
   }
+}
+
+function attribution(more: readonly Series[]): Chart {
+  return new Chart({
+    label: "Direct logit attribution by layer",
+    height: 190,
+    x: "layer",
+    y: "adds to the score",
+    series: [
+      { label: "feed-forward block", colour: "sap", bars: -1 },
+      { label: "attention (outlined)", colour: "wood", bars: 1 },
+      ...more,
+    ],
+  });
 }

@@ -122,8 +122,8 @@ const contribution: Quantity = {
 const GATE = [0.1, 0.8] as const;
 const gate: Quantity = {
   id: "gate",
-  label: "How far the FFN's gate is open",
-  hint: "The effective share of the gate's units that are open.",
+  label: "How far the gate is open",
+  hint: "The gate of the feed-forward block: the effective share of its units that are open.",
   kinds: ["stem", "dense"],
   paint: (token, { layer }) => {
     const value = token.gateOpen?.[layer];
@@ -225,5 +225,21 @@ export function drawMark(pen: CanvasRenderingContext2D, mark: Mark, x: number, y
 
 /** A token as one sees it. */
 export function shown(text: string): string {
-  return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ /, "·") || "∅";
+  const marked = text
+    .replaceAll("\n", "⏎")
+    .replaceAll("\t", "⇥")
+    .replace(/^ +/, (spaces) => "·".repeat(spaces.length));
+  if (marked === "") return "∅";
+  // Nothing that draws ink: its characters by their numbers.
+  if (!/[^\p{Z}\p{C}]/u.test(marked)) return Array.from(marked, codeOf).join(" ");
+  return marked;
+}
+
+function codeOf(character: string): string {
+  return `U+${(character.codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+/** A number with a sign that is as wide as a plus. */
+export function signed(value: number, plus = ""): string {
+  return `${value < 0 ? "−" : plus}${Math.abs(value).toFixed(2)}`;
 }

@@ -8,6 +8,9 @@ export type StripEvents = {
   choose(position: number): void;
 };
 
+/** So far from its end, in pixels, the text still counts as read to the end. */
+const NEAR_END = 30;
+
 export class Strip {
   readonly element = h("div", { class: "strip", role: "group", "aria-label": "Text, by tokens", tabindex: 0 });
   readonly #log: Log;
@@ -35,6 +38,9 @@ export class Strip {
   /** Brings the spans up to date; of thousands only those that changed are touched. */
   draw(): void {
     const { tokens, promptTokens } = this.#log;
+    // The newest token stays in sight, unless the reader has looked back.
+    const { scrollTop, scrollHeight, clientHeight } = this.element;
+    const follow = tokens.length < this.#spans.length || scrollHeight - scrollTop - clientHeight < NEAR_END;
     while (this.#spans.length > tokens.length) this.#spans.pop()?.remove();
     this.#drawn.length = Math.min(this.#drawn.length, tokens.length);
     const fresh: HTMLElement[] = [];
@@ -52,6 +58,7 @@ export class Strip {
     }
     this.#spans.push(...fresh);
     this.element.append(...fresh);
+    if (follow && fresh.length > 0) this.element.scrollTop = this.element.scrollHeight;
     if (promptTokens === this.#promptTokens) return;
     this.#promptTokens = promptTokens;
     for (const [i, span] of this.#spans.entries()) span.dataset.kind = i < promptTokens ? "prompt" : "own";

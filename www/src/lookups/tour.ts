@@ -4,12 +4,17 @@ import { h, iconButton } from "../dom";
 
 export type TourStep = {
   title: string;
-  text: string;
+  /** Said once the step is prepared. */
+  text: () => string;
   /** What it points at. */
   target: string;
   /** To be done before: a quantity to show, a part to open. */
   before?: () => void;
+  /** Where it leads on, out of the tour. */
+  onward?: { label: string; go: () => void };
 };
+
+const NARROW = matchMedia("(max-width: 40rem)");
 
 export class Tour {
   readonly element: HTMLElement;
@@ -19,6 +24,7 @@ export class Tour {
   readonly #count = h("span", { class: "hint" });
   readonly #back: HTMLButtonElement;
   readonly #next: HTMLButtonElement;
+  readonly #onward = h("button", { type: "button", class: "button quiet", onclick: () => this.#leave() });
   #at = 0;
   #opener: Element | null = null;
   #pointed: Element | null = null;
@@ -38,7 +44,7 @@ export class Tour {
       ),
       this.#title,
       this.#text,
-      h("div", { class: "row" }, this.#back, this.#next),
+      h("div", { class: "row" }, this.#back, this.#onward, this.#next),
     );
     this.element.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
@@ -70,17 +76,26 @@ export class Tour {
     step.before?.();
     this.#count.textContent = `${at + 1} of ${this.#steps.length}`;
     this.#title.textContent = step.title;
-    this.#text.textContent = step.text;
+    this.#text.textContent = step.text();
+    this.#onward.hidden = !step.onward;
+    this.#onward.textContent = step.onward?.label ?? "";
     this.#back.disabled = at === 0;
     this.#next.textContent = at + 1 === this.#steps.length ? "Done" : "Next";
     this.#point(document.querySelector(step.target));
     this.#next.focus();
   }
 
+  #leave(): void {
+    const { onward } = this.#steps[this.#at] ?? {};
+    this.end();
+    onward?.go();
+  }
+
   #point(target: Element | null): void {
     this.#pointed?.classList.remove("pointed");
     this.#pointed = target;
     target?.classList.add("pointed");
-    target?.scrollIntoView({ block: "nearest" });
+    // Where the panel covers the page, the tour covers the lower half of the panel.
+    target?.scrollIntoView({ block: NARROW.matches ? "start" : "center" });
   }
 }

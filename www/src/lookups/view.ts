@@ -20,6 +20,9 @@ import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 const KEEP_UP_MS = 200;
 /** The name of the trace that comes with the page. */
 const EXAMPLE = "An example, made beforehand";
+const UNHEARD = "This token was read while nobody watched. Trace the text, and it is known.";
+/** So much of the card comes into sight when a cell is pinned, in pixels. */
+const CARD_IN_SIGHT = 180;
 
 export type ViewActions = {
   /** Copies a link to this state; gives why it could not, or null. */
@@ -37,9 +40,11 @@ export class LookupsView {
   readonly #grid: Grid;
   readonly #strip: Strip;
   readonly #next = new NextView();
-  readonly #meters = new Meters();
+  readonly #meters: Meters;
   readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
   readonly #note = h("p", { class: "note", role: "status", hidden: true });
+  /** Whose text is in view, where it is not the chat's. */
+  readonly #source = h("p", { class: "hint", hidden: true });
   readonly #onGpu = h("p", { class: "hint", hidden: true });
   readonly #legend = h("div", { class: "legend" });
   readonly #hint = h("p", { class: "hint" });
@@ -49,7 +54,9 @@ export class LookupsView {
   readonly #export: HTMLButtonElement;
   readonly #back: HTMLButtonElement;
   readonly #empty: HTMLElement;
+  readonly #unseen: HTMLElement;
   readonly #body: HTMLElement;
+  readonly #cards: HTMLElement;
   readonly #cardBox: HTMLElement;
   readonly #nextBox: HTMLElement;
   readonly #metersBox: HTMLDetailsElement;
@@ -66,34 +73,44 @@ export class LookupsView {
   #frame = 0;
   #timer = 0;
   #exampleTried = false;
+  #watching = false;
+  /** Whether an answer was written that nobody watched. */
+  #missed = false;
+  #compared = false;
   /** What the legend was made for. */
   #fitted: unknown = null;
 
   constructor(engine: EngineClient, actions: ViewActions) {
     this.#engine = engine;
     this.#looked = actions.looked;
+    this.#meters = new Meters(engine);
     this.#grid = new Grid(this.log, this.#quantity, {
       hover: (place) => this.#hover(place),
-      pin: (place) => this.pin(place),
+      pin: (place) => this.#choose(place),
     });
     this.#strip = new Strip(this.log, {
       hover: (position) => {
         this.#grid.highlight(position);
         this.#hover(position === null ? null : this.#firstOf(position));
       },
-      choose: (position) => this.pin(this.#pinned ? { ...this.#pinned, position } : this.#firstOf(position)),
+      choose: (position) => this.#choose(this.#pinned ? { ...this.#pinned, position } : this.#firstOf(position)),
     });
     this.#select = h(
       "select",
       { class: "field", id: "quantity", onchange: () => this.show(this.#select.value) },
       ...QUANTITIES.map(({ id, label }) => h("option", { value: id }, label)),
     );
-    this.#watch = h("input", { type: "checkbox", checked: read("watch") !== false, onchange: () => this.#setWatch() });
+    this.#watch = h("input", {
+      type: "checkbox",
+      checked: read("watch") !== false,
+      onchange: () => this.updateWatch(),
+    });
     const button = (label: string, onclick: () => void): HTMLButtonElement =>
       h("button", { type: "button", class: "button quiet", onclick }, label);
     this.#trace = button("Trace the text", () => void this.#runTrace());
     this.#export = button("Export", () => void this.#save());
     this.#back = button("Back to the chat", () => this.#close());
+    const openFile = (): HTMLButtonElement => button("Open a trace…", () => file.click());
     const file = h("input", {
       type: "file",
       accept: ".json,application/json",
@@ -113,14 +130,35 @@ export class LookupsView {
       { class: "lookups-empty" },
       h(
         "p",
-        { class: "hint" },
-        "Ask something: each token of the text becomes a row of this grid, each layer a column. A trace file can be dropped " +
-          "here too.",
+        {},
+        "Ask something, and watch: each token of the text becomes a line here, each of the model's layers a column.",
       ),
-      button("Show an example", () => void this.openExample()),
+      h(
+        "div",
+        { class: "row wrap" },
+        button("Show an example", () => void this.openExample()),
+        openFile(),
+      ),
+      h("p", { class: "hint" }, "A trace that was exported can be dropped here too."),
+    );
+    this.#unseen = h(
+      "div",
+      { class: "lookups-empty", hidden: true },
+      h("p", {}, "The last answer was written while nobody watched. The model can read the text again, to show it."),
+      h(
+        "div",
+        { class: "row wrap" },
+        button("Show the last answer", () => void this.#runTrace()),
+        openFile(),
+      ),
     );
     this.#cardBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Row card")), h("div"));
-    this.#nextBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Next token")), h("div"));
+    this.#nextBox = h(
+      "details",
+      { class: "box next-box", open: true },
+      h("summary", {}, h("h2", {}, "Next token")),
+      h("div"),
+    );
     this.#metersBox = h(
       "details",
       { class: "box", ontoggle: () => this.#drawMeters() },
@@ -130,14 +168,12 @@ export class LookupsView {
     this.#body = h(
       "div",
       { class: "lookups-body" },
+      this.#strip.element,
       this.#grid.element,
       this.#readout,
-      this.#strip.element,
-      h("div", { class: "row wrap actions" }, this.#trace, this.#export),
-      this.#onGpu,
-      this.#cardBox,
-      this.#nextBox,
+      h("div", { class: "row wrap actions" }, this.#trace, this.#export, openFile(), this.#back),
     );
+    this.#cards = h("div", { class: "lookups-body" }, this.#cardBox, this.#nextBox);
     this.element = h(
       "div",
       { class: "lookups" },
@@ -147,20 +183,26 @@ export class LookupsView {
         h("label", { class: "switch" }, this.#watch, "Watch answers"),
         button("Tour", actions.tour),
         share,
-        button("Open…", () => file.click()),
         file,
-        this.#back,
       ),
-      h("div", { class: "setting" }, h("label", { for: "quantity" }, "Colours show"), this.#select, this.#hint),
+      h(
+        "div",
+        { class: "setting" },
+        h("div", { class: "row colours" }, h("label", { for: "quantity" }, "Colours show"), this.#select),
+        this.#hint,
+      ),
       this.#legend,
-      this.#note,
+      this.#source,
       this.#empty,
+      this.#unseen,
       this.#body,
+      this.#onGpu,
+      this.#note,
+      this.#cards,
       this.#metersBox,
     );
     this.#drop();
     this.show(String(read("quantity")));
-    this.#setWatch();
     engine.onEvent = (event) => {
       if (event.type !== "step" && event.type !== "prefill") return;
       if (this.log.file?.name === EXAMPLE) this.#close();
@@ -168,25 +210,33 @@ export class LookupsView {
       if (event.type === "step") {
         this.log.step(event);
       } else {
+        this.#compared = engine.comparing;
         // What nobody watches may be another text than the one before.
-        if (!this.#watch.checked && this.log.tokens.length > 0) this.log.clear();
+        if (!this.#watching && this.log.tokens.length > 0) this.log.clear();
         this.log.prompt(event.total);
       }
     };
     engine.result.watch((result) => {
+      this.#missed = result !== null && this.log.tokens.length === 0;
       if (this.#wanted && result) this.pin(this.#wanted);
+      this.#draw();
     });
     engine.state.watch((state) => {
       const info = state.phase === "ready" ? state.info : null;
       const isNew = info && (info.model !== this.#info?.model || this.log.shape.layers === 0);
-      if (state.phase === "loading" || state.phase === "idle") this.#forget();
+      if (state.phase === "loading" || state.phase === "idle") {
+        this.#forget();
+        this.#missed = false;
+      }
       this.#info = info;
       if (info && isNew && !this.log.file) this.log.model(info);
       this.#draw();
     });
     this.log.version.watch(() => this.#changed());
-    // It comes into sight with a size.
-    new ResizeObserver(() => this.#draw()).observe(this.element);
+    // It comes into sight with a size, and goes out of it with none.
+    new ResizeObserver(() => {
+      this.updateWatch();
+    }).observe(this.element);
     new MutationObserver(() => this.#grid.refresh()).observe(document.documentElement, {
       attributeFilter: ["data-theme"],
     });
@@ -227,6 +277,18 @@ export class LookupsView {
     if (!this.log.file) void this.#askCard(place);
   }
 
+  /** Pins a cell that the reader chose, and lets the beginning of its card be seen, if there is room beside the grid. */
+  #choose(place: Place): void {
+    this.pin(place);
+    const page = this.element.parentElement;
+    if (!page) return;
+    const [view, grid, card] = [page, this.#grid.element, this.#cardBox].map((part) => part.getBoundingClientRect());
+    if (!view || !grid || !card) return;
+    const top = Math.min(card.top + CARD_IN_SIGHT - view.bottom, grid.top - view.top);
+    const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth";
+    if (top > 0) page.scrollBy({ top, behavior });
+  }
+
   /** Reads a trace from a file, which may hold anything. */
   async open(file: File): Promise<void> {
     try {
@@ -237,15 +299,22 @@ export class LookupsView {
     }
   }
 
+  /** Runs the text again for all that a trace tells, unless that takes the weights once more. */
+  traceIfCheap(): void {
+    const { log } = this;
+    if (this.#info?.backend === "cpu" && log.file === null && log.tokens.length > 0 && !log.isTraced)
+      void this.#runTrace();
+  }
+
   /** Shows the trace that comes with the page, made beforehand; the next answer takes its place. */
-  async openExample(): Promise<void> {
+  async openExample(wanted = true): Promise<void> {
     this.#exampleTried = true;
     try {
       const { default: trace } = (await import(new URL("./example.js", import.meta.url).href)) as { default: unknown };
       if (this.log.tokens.length > 0) return;
       this.#open(EXAMPLE, JSON.stringify(trace));
     } catch (cause) {
-      this.#say(`The example could not be shown: ${reasonOf(cause)}`);
+      if (wanted) this.#say(`The example could not be shown: ${reasonOf(cause)}`);
     }
   }
 
@@ -254,8 +323,7 @@ export class LookupsView {
     this.#forget();
     this.log.open(name, trace);
     this.#keepUp();
-    const { tokens, model, backend } = trace;
-    this.#say(`${name}: ${plural(tokens.length, "token")} of ${model.name}, computed on ${backend}.`);
+    this.#say("");
   }
 
   #close(): void {
@@ -274,10 +342,27 @@ export class LookupsView {
     this.#looked(null);
   }
 
-  #setWatch(): void {
+  /** Steps are told only while somebody sees it. An answer that begins at once needs this as soon as the view is shown. */
+  updateWatch(): void {
     write("watch", this.#watch.checked);
-    this.#engine.watch(this.#watch.checked);
+    const watching = this.#watch.checked && this.element.checkVisibility();
+    if (watching !== this.#watching) {
+      this.#watching = watching;
+      this.#engine.watch(watching);
+    }
     this.#draw();
+  }
+
+  /** Whose text is in view; nothing if it is that of the chat. */
+  #sourceText(): string {
+    const { file, tokens } = this.log;
+    if (!file)
+      return this.#compared && tokens.length > 0
+        ? "The text in view is the last one of a comparison, not the chat's."
+        : "";
+    if (file.name === EXAMPLE) return `${EXAMPLE}; your own question takes its place.`;
+    const { model, backend } = file.trace;
+    return `${file.name}: ${plural(tokens.length, "token")} of ${model.name}, computed on ${backend}.`;
   }
 
   /** The token's first cell that looks something up. */
@@ -297,7 +382,7 @@ export class LookupsView {
     const token = place && this.log.tokens[place.position];
     this.#readout.textContent = token
       ? this.#words(place)
-      : "Point at a cell, or move with the arrow keys; Enter pins.";
+      : "Point at a cell, or move with the arrow keys. A click, or Enter, opens its card.";
   }
 
   #words(place: Place): string {
@@ -401,13 +486,18 @@ export class LookupsView {
       const { log } = this;
       this.#fit();
       const some = log.tokens.length > 0;
-      this.#empty.hidden = some;
+      this.#unseen.hidden = some || !this.#missed || this.#busy;
+      this.#empty.hidden = some || this.#missed;
       this.#body.hidden = !some;
+      this.#cards.hidden = !some;
+      const source = this.#sourceText();
+      if (this.#source.textContent !== source) this.#source.textContent = source;
+      this.#source.hidden = !source;
       this.#back.hidden = !log.file;
       const cannot = this.#busy || log.file !== null || !this.#info || !some;
       this.#trace.disabled = cannot || log.isTraced;
       this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
-      this.#onGpu.hidden = !this.#isOnGpu || log.isTraced;
+      this.#onGpu.hidden = !this.#isOnGpu || log.isTraced || (!some && !this.#missed);
       if (this.#info && !this.#onGpu.hidden) {
         this.#onGpu.textContent =
           "The GPU doesn't show its layers. To trace the text, the CPU runs it once more, with the weights loaded a second " +
@@ -419,7 +509,7 @@ export class LookupsView {
         return;
       }
       // While the model loads there is something to look at.
-      if (!some && !this.#info && !this.#exampleTried) void this.openExample();
+      if (!some && !this.#info && !this.#exampleTried) void this.openExample(false);
       this.#strip.draw();
       this.#grid.refresh();
       this.#drawPinned();
@@ -437,8 +527,15 @@ export class LookupsView {
     this.#drawn = parts;
     const cardPlace = this.#cardBox.lastElementChild;
     const nextPlace = this.#nextBox.lastElementChild;
-    if (!place || !token || token.id < 0) {
-      cardPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to pin it."));
+    if (place && token && token.id < 0) {
+      cardPlace?.replaceChildren(h("p", { class: "hint" }, UNHEARD));
+      nextPlace?.replaceChildren(h("p", { class: "hint" }, UNHEARD));
+      return;
+    }
+    if (!place || !token) {
+      cardPlace?.replaceChildren(
+        h("p", { class: "hint" }, "Click a cell: here stands what its row is and what it did."),
+      );
       nextPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to see what was expected after its token."));
       return;
     }
@@ -457,7 +554,8 @@ export class LookupsView {
         h(
           "p",
           { class: "hint" },
-          "Trace the text to see what was expected after each token, and which layers spoke for it.",
+          "Trace the text to see what was expected after each token, and which layers spoke for it: the model reads the " +
+            "text once more.",
         ),
       );
     }
