@@ -103,7 +103,7 @@ fn loss_of(model: &Model, tensors: &Tensors, job: &Job) -> f64 {
     let at = |f: fn(&Compared) -> u32| indices(job.compared.iter().map(f), &device);
     let (states, base) = (states.select(0, at(|c| c.read)), base.select(0, at(|c| c.told)));
     let c = job.cross_entropy;
-    let sums = loss::compare(&states, &base, model.head(), &job.compared, c as f32, false).unwrap().0;
+    let sums = loss::compare(&states, Some(&base), model.head(), &job.compared, c as f32, false).unwrap().0;
     job.weight * sums.loss(c)
 }
 
