@@ -331,6 +331,81 @@ fn what_does_not_fit_is_named() {
     assert!(error.contains("belongs to tiny"), "{error}");
 }
 
+/// Sixteen letters with a number each, told as they are and turned; the rows are of the layer below the last one, where
+/// attention can still carry them to an answer.
+fn facts(place: &Place, steps: u64) {
+    let facts: Vec<String> = ('a'..='p')
+        .zip(10..)
+        .map(|(name, n)| format!("\"{name}\": {{\"number\": \"{}\"}}", n * 7 % 100))
+        .collect();
+    let statements = r#"{"number": ["of {X} is", "{X} has"]}"#;
+    let text = format!("{{\"statements\": {statements}, \"facts\": {{{}}}}}", facts.join(", "));
+    fs::write(place.path("numbers.json"), text).unwrap();
+    let text = format!(
+        "[run]
+steps = {steps}
+[student]
+stem_layers = [0]
+residual_rows = 8
+qkv_rank = 16
+output_rank = 16
+gate_rank = 16
+[rates]
+core = 1e-2
+rows = 3e-2
+[optimiser]
+warm_up = 5
+clip = 5.0
+[[batch]]
+rows = 8
+length = 32
+[[batch.source]]
+name = \"straight\"
+file = \"numbers.json\"
+facts = \"straight\"
+[[batch]]
+rows = 8
+length = 32
+[[batch.source]]
+name = \"turned\"
+file = \"numbers.json\"
+facts = \"turned\"
+weight = 0.7
+"
+    );
+    fs::write(place.path("heal.toml"), text).unwrap();
+}
+
+#[test]
+fn turned_facts_are_learned() {
+    let place = Place::new();
+    let base = place.base();
+    facts(&place, 150);
+    let mut trainer = place.trainer(&base, "run", None).unwrap();
+    // Every token of a name has a row of its own, beside the most frequent ones.
+    let letters = 'a'..='p';
+    let tokenizer = xylem::text::Tokenizer::new(base.tokenizer_json(), None).unwrap();
+    for letter in letters {
+        let ids = tokenizer.encode_more(&format!(" {letter}")).unwrap();
+        assert!(ids.iter().all(|id| trainer.start().tokens.contains(id)), "{letter}");
+    }
+    let (outcome, entries) = run(&mut trainer, None);
+    let (first, last) = (&entries[0].turned, &entries.last().unwrap().turned);
+    println!("{first:?} {last:?} {:?}", entries.last().unwrap().losses);
+    assert!(last["turned"].margin > first["turned"].margin + 2.0, "{first:?} {last:?}");
+    assert!(last["turned"].likelier > 0.9, "{last:?}");
+    // Two letters are never turned, which measures how far this carries.
+    assert!(last.contains_key("turned held") && last["turned"].statements == 48);
+    let losses = &entries.last().unwrap().losses;
+    assert!(losses["straight"] < 1.0 && losses["turned"] < 1.0, "{losses:?}");
+    // The recipe has the rows, and a run from it begins where this one ended.
+    facts(&place, 0);
+    let mut second = place.trainer(&base, "second", outcome.recipe.as_deref()).unwrap();
+    assert_eq!(second.start().tokens, trainer.start().tokens);
+    let (_, entries) = run(&mut second, None);
+    assert!((entries[0].turned["turned"].margin - last["turned"].margin).abs() < 0.5, "{entries:?}");
+}
+
 #[test]
 fn the_command_trains_and_convert_takes_its_recipe() {
     let place = Place::new();

@@ -123,7 +123,10 @@ impl Listener for Shown {
                 f.nll, f.base_nll, f.kl, f.top1
             )
         });
-        let held: String = held.collect();
+        let turned = e.turned.iter().map(|(name, t)| {
+            format!("; {name}: margin {:.2}, likelier {:.2}, first {:.2}", t.margin, t.likelier, t.first)
+        });
+        let held: String = held.chain(turned).collect();
         self.print(&format!(
             "{:.1} min, step {}, {} tokens at {:.0}/s{held}",
             e.minutes,

@@ -1,15 +1,17 @@
 //! What a step computes: jobs, drawn from the settings' sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::seq::SliceRandom;
 
 use super::data::{Document, Order, Reader, Row, pack, rng};
-use super::settings::{Batch, Settings, Source};
+use super::settings::{Batch, Facts, Settings, Source};
 use super::swaps::Swaps;
+use super::truths::Truths;
 use crate::error::Result;
 
 /// A position at which student and base are compared.
@@ -44,8 +46,12 @@ pub struct Job {
     pub told: Vec<u32>,
     /// What the student reads.
     pub read: Vec<u32>,
-    /// Whose rows the student looks up.
+    /// Whose rows the student looks up; what lies beyond the vocabulary counts the mixes.
     pub looked_up: Vec<u32>,
+    /// Tokens, the mean of whose rows is looked up.
+    pub mixes: Vec<Vec<u32>>,
+    /// Whether the text alone says what is wanted: the base is not asked.
+    pub taught: bool,
     /// The positions that count.
     pub compared: Vec<Compared>,
 }
@@ -53,8 +59,9 @@ pub struct Job {
 impl Job {
     /// A job without text.
     pub fn empty(rows: usize, length: usize) -> Self {
-        let (label, told, read, looked_up, compared) = Default::default();
-        Self { label, weight: 1.0, cross_entropy: 0.0, rows, length, told, read, looked_up, compared }
+        let (label, told, read, looked_up, mixes, compared) = Default::default();
+        let (weight, cross_entropy, taught) = (1.0, 0.0, false);
+        Self { label, weight, cross_entropy, rows, length, told, read, looked_up, mixes, taught, compared }
     }
 
     /// A job in which both read `rows`, each of `length` tokens.
@@ -88,6 +95,7 @@ impl Job {
 enum Text {
     Rows(Vec<Row>, Order),
     Swaps(Swaps),
+    Facts(Arc<Truths>, Facts),
 }
 
 /// A source that is ready to be drawn from.
@@ -108,22 +116,36 @@ impl Batches {
     /// Reads all files. `taken` says how many rows of each source have been taken already, by label.
     ///
     /// # Errors
-    /// What [`Reader::read`] and [`Swaps::new`] give.
+    /// What [`Reader::read`], [`Swaps::new`] and [`Truths::read`] give.
     pub fn new(settings: &Settings, reader: &Reader, taken: &BTreeMap<String, u64>) -> Result<Self> {
         let seed = settings.seed;
         let mut files = BTreeMap::<&Path, Vec<Document>>::new();
+        let mut truths = BTreeMap::<&Path, Arc<Truths>>::new();
         let mut counts = BTreeMap::new();
         let mut kinds = Vec::new();
         for (kind, batch) in settings.batch.iter().enumerate() {
             let mut sources = Vec::new();
             for source in &batch.source {
+                let label = source.label();
+                if let Some(facts) = source.facts {
+                    let read = match truths.get(source.file.as_path()) {
+                        Some(read) => Arc::clone(read),
+                        None => Arc::new(Truths::read(&source.file, reader)?),
+                    };
+                    truths.insert(&source.file, Arc::clone(&read));
+                    if facts == Facts::Turned && !read.turns() {
+                        let reason = "has no two names of one relation to turn into one another";
+                        return Err(crate::Error::invalid(format!("`{label}`"), reason));
+                    }
+                    sources.push(Ready { settings: source.clone(), label, text: Text::Facts(read, facts) });
+                    continue;
+                }
                 if !files.contains_key(source.file.as_path()) {
                     let read = reader.read(&source.file)?;
                     read.iter().flat_map(|d| &d.ids).for_each(|id| *counts.entry(*id).or_default() += 1);
                     files.insert(&source.file, read);
                 }
                 let documents = &files[source.file.as_path()];
-                let label = source.label();
                 // Two batches may read one source, each in an order of its own.
                 let key = format!("{kind} {label}");
                 let text = if source.swap.is_empty() {
@@ -156,12 +178,33 @@ impl Batches {
         &self.documents
     }
 
+    /// The facts that are turned, by source.
+    pub fn turned(&self) -> impl Iterator<Item = (&str, usize, &Truths)> {
+        let all = self.kinds.iter().flat_map(|(batch, _, sources)| sources.iter().map(move |s| (batch, s)));
+        all.filter_map(|(batch, source)| match &source.text {
+            Text::Facts(truths, Facts::Turned) => {
+                Some((source.label.as_str(), batch.length, truths.as_ref()))
+            }
+            _ => None,
+        })
+    }
+
+    /// The tokens of all names that facts are about.
+    pub fn names(&self) -> BTreeSet<u32> {
+        let sources = self.kinds.iter().flat_map(|(_, _, sources)| sources);
+        let tokens = sources.filter_map(|source| match &source.text {
+            Text::Facts(truths, _) => Some(truths.tokens()),
+            _ => None,
+        });
+        tokens.flatten().collect()
+    }
+
     /// How many rows of each source have been taken; [`new`](Self::new) goes on from there.
     pub fn taken(&self) -> BTreeMap<String, u64> {
         let all = self.kinds.iter().enumerate().flat_map(|(kind, (_, _, sources))| {
             sources.iter().filter_map(move |source| match &source.text {
                 Text::Rows(_, order) => Some((format!("{kind} {}", source.label), order.taken())),
-                Text::Swaps(_) => None,
+                Text::Swaps(_) | Text::Facts(..) => None,
             })
         });
         all.collect()
@@ -170,7 +213,7 @@ impl Batches {
     /// The jobs of step number `step`, one for each kind of batch.
     ///
     /// # Errors
-    /// As [`Swaps::take`].
+    /// As [`Swaps::take`] and [`Truths::take`].
     pub fn step(&mut self, step: u64) -> Result<Vec<Job>> {
         let mut rng = rng(self.seed, "step", step);
         let mut jobs = Vec::new();
@@ -179,16 +222,15 @@ impl Batches {
             let job = match &mut source.text {
                 Text::Rows(rows, order) => {
                     let taken: Vec<usize> = (0..batch.rows).map(|_| order.take()).collect();
-                    Job::plain(taken.iter().map(|at| &rows[*at]), batch.length)
+                    let job = Job::plain(taken.iter().map(|at| &rows[*at]), batch.length);
+                    Job { cross_entropy: source.settings.cross_entropy, ..job }
                 }
                 Text::Swaps(swaps) => swaps.take(batch.rows, batch.length, &mut rng)?,
+                Text::Facts(truths, facts) => {
+                    truths.take(*facts == Facts::Turned, batch.rows, batch.length, &mut rng)?
+                }
             };
-            jobs.push(Job {
-                label: source.label.clone(),
-                weight: source.settings.weight,
-                cross_entropy: source.settings.cross_entropy,
-                ..job
-            });
+            jobs.push(Job { label: source.label.clone(), weight: source.settings.weight, ..job });
         }
         Ok(jobs)
     }
@@ -210,6 +252,7 @@ fn choose(source: &Source, reader: &Reader, all: &[Document], seed: u64) -> Resu
 mod tests {
     use super::*;
     use crate::engram::vectors::Vectors;
+    use crate::text::tokenizer::tests::byte_tokenizer;
 
     fn reader() -> Reader {
         let vectors = Vectors::load();
@@ -257,6 +300,49 @@ mod tests {
         }
         assert_eq!(seen.len(), 20);
         assert!(seen.values().all(|labels| labels.len() == 1), "{seen:?}");
+    }
+
+    #[test]
+    fn facts_are_a_source_like_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = settings(dir.path());
+        let names: Vec<String> = ('a'..='p').map(|n| format!("\"{n}\": {{\"next\": \"{n}{n}\"}}")).collect();
+        let facts = format!("{{{}}}", names.join(", "));
+        let text = format!("{{\"statements\": {{\"next\": [\"of {{X}} is\"]}}, \"facts\": {facts}}}");
+        std::fs::write(dir.path().join("facts.json"), text).unwrap();
+        let source = &mut settings.batch[0].source[1];
+        (source.file, source.facts, source.skip) = (dir.path().join("facts.json"), Some(Facts::Turned), 0);
+        settings.batch[0].length = 48;
+        let mut straight = settings.batch[0].clone();
+        straight.source.remove(0);
+        straight.source[0].facts = Some(Facts::Straight);
+        settings.batch.push(straight);
+        let reader = Reader { tokenizer: byte_tokenizer(), template: None, vocab: 258, separator: 0 };
+        let mut batches = Batches::new(&settings, &reader, &BTreeMap::new()).unwrap();
+        let steps: Vec<Vec<Job>> = (0..12).map(|step| batches.step(step).unwrap()).collect();
+        for jobs in &steps {
+            assert!(jobs[1].taught && jobs[1].cross_entropy == 1.0 && jobs[1].looked_up == jobs[1].told);
+            assert_eq!(jobs[0].taught, jobs[0].label == "b");
+            assert_eq!(jobs[0].taught, jobs[0].looked_up != jobs[0].told);
+        }
+        assert!(steps.iter().any(|jobs| jobs[0].taught) && steps.iter().any(|jobs| !jobs[0].taught));
+        // They need no place of their own to go on from.
+        let mut again = Batches::new(&settings, &reader, &batches.taken()).unwrap();
+        assert_eq!(again.step(3).unwrap()[1], steps[3][1]);
+        assert_eq!(
+            batches.turned().map(|(label, length, _)| (label, length)).collect::<Vec<_>>(),
+            [("b", 48)]
+        );
+        let tokens = |text: &str| reader.tokenizer.encode_more(text).unwrap();
+        assert!(tokens(" abp").iter().all(|token| batches.names().contains(token)));
+        assert!(!batches.names().contains(&tokens("q")[0]));
+        std::fs::write(
+            dir.path().join("facts.json"),
+            r#"{"statements": {"w": ["{X}"]}, "facts": {"a": {"w": "b"}}}"#,
+        )
+        .unwrap();
+        let error = Batches::new(&settings, &reader, &BTreeMap::new()).err().unwrap().to_string();
+        assert!(error.contains("`b`") && error.contains("no two names"), "{error}");
     }
 
     #[test]

@@ -78,6 +78,11 @@ pub fn write(
     fs::write(&path, json).map_err(|e| Error::io(&path, e))
 }
 
+/// How many residual rows of `width` values a recipe holds: a layer's lie in one file, with a scale each.
+pub fn residual_rows(width: usize) -> usize {
+    (files::LIMIT - 2 * files::ENTRY) / (width + size_of::<f16>())
+}
+
 fn get<'a>(tensors: &'a BTreeMap<String, Matrix>, name: &str) -> Result<&'a Matrix> {
     tensors.get(name).ok_or_else(|| Error::invalid(format!("the tensor `{name}`"), "is missing"))
 }

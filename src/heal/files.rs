@@ -11,9 +11,9 @@ use crate::convert::recipe::{File, Matrix, sha256};
 use crate::error::{Error, Result};
 
 /// Bytes of tensors in a file; the rest is for its head.
-const LIMIT: usize = 15_900_000;
+pub(super) const LIMIT: usize = 15_900_000;
 /// What a tensor's entry in the head takes, at most.
-const ENTRY: usize = 200;
+pub(super) const ENTRY: usize = 200;
 /// Rows of a large tensor are stored under its name, this, and the number of the first one.
 const PART: char = '@';
 

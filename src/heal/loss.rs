@@ -68,7 +68,7 @@ struct Figures {
 }
 
 /// Compares the states of student and base (both `[compared, hidden]`, normalised, not tracked) under `head`
-/// `[vocab, hidden]`, with `c` times the text's own cross-entropy.
+/// `[vocab, hidden]`, with `c` times the text's own cross-entropy. Without the base's states that is all of the loss.
 ///
 /// Gives the sums and, if `with_gradient`, the gradient of the mean loss in the student's states.
 ///
@@ -76,7 +76,7 @@ struct Figures {
 /// [`Error::Gpu`](crate::Error::Gpu) if the device fails.
 pub fn compare(
     student: &Tensor<2>,
-    base: &Tensor<2>,
+    base: Option<&Tensor<2>>,
     head: &Tensor<2>,
     compared: &[Compared],
     c: f32,
@@ -94,7 +94,10 @@ pub fn compare(
         let positions: Vec<Position> =
             slice.iter().map(|p| Position { weight: p.weight, exchange: p.exchange, next: p.next }).collect();
         let scale = 1.0 / total;
-        let (figures, slope) = figures_and_slope(logits(student), logits(base), &positions, c, scale)?;
+        let students = logits(student);
+        // From itself the student does not diverge.
+        let bases = base.map_or_else(|| students.clone(), logits);
+        let (figures, slope) = figures_and_slope(students, bases, &positions, c, scale)?;
         for (p, f) in positions.iter().zip(figures) {
             let w = f64::from(p.weight);
             sums.weight += w;
@@ -299,9 +302,9 @@ mod tests {
         let (student, base, head) = (states("s", 4, 8), states("b", 4, 8), states("h", 1001, 8));
         let c = 0.4;
         let loss = |states: &Tensor<2>| {
-            compare(states, &base, &head, &compared(), c, false).unwrap().0.loss(f64::from(c))
+            compare(states, Some(&base), &head, &compared(), c, false).unwrap().0.loss(f64::from(c))
         };
-        let (sums, gradient) = compare(&student, &base, &head, &compared(), c, true).unwrap();
+        let (sums, gradient) = compare(&student, Some(&base), &head, &compared(), c, true).unwrap();
         assert!((sums.weight - 2.75).abs() < 1e-6 && (sums.nll_weight - 1.5).abs() < 1e-6);
         let (gradient, at) = (download(&gradient.unwrap()).unwrap(), download(&student).unwrap());
         let step = 1e-2;
@@ -322,7 +325,7 @@ mod tests {
         let (base, head) = (states("b", 4, 32), states("h", 1001, 32));
         let none: Vec<Compared> =
             compared().into_iter().map(|p| Compared { exchange: [0, 0], ..p }).collect();
-        let (sums, gradient) = compare(&base, &base, &head, &none, 0.0, true).unwrap();
+        let (sums, gradient) = compare(&base, Some(&base), &head, &none, 0.0, true).unwrap();
         assert!(sums.kl.abs() < 1e-6 && (sums.same - sums.weight).abs() < 1e-9);
         assert!((sums.nll - sums.base_nll).abs() < 1e-6);
         assert!(download(&gradient.unwrap()).unwrap().values.iter().all(|v| v.abs() < 1e-6));

@@ -1,7 +1,7 @@
 //! Healing: a student with STEM and Engram layers, distilled end to end from its dense base.
 //!
 //! What is read: settings in TOML ([`settings`]), documents in JSONL ([`data`]), drawn as jobs ([`batch`]), some of them
-//! counterfactual ([`swaps`]). What is trained: tensors that begin as a recipe or in closed form say ([`start`]), in a forward
+//! counterfactual ([`swaps`]), and facts with their answers ([`truths`]), by names ([`names`]). What is trained: tensors that begin as a recipe or in closed form say ([`start`]), in a forward
 //! pass ([`student`]) made of a few operations ([`blocks`]), by a loss on full distributions ([`loss`]) and AdamW
 //! ([`optimiser`]). The loop ([`train`]) measures ([`evaluate`]), keeps checkpoints ([`checkpoint`]) and ends with a recipe
 //! ([`export`]), both in small files ([`files`]); [`plot`] draws its log.
@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod export;
 pub mod files;
 pub mod loss;
+pub mod names;
 pub mod optimiser;
 pub mod plot;
 pub mod settings;
@@ -26,6 +27,7 @@ pub mod swaps;
 #[cfg(test)]
 mod tests;
 pub mod train;
+pub mod truths;
 
 pub use burn_tensor::Device;
 pub use settings::Settings;

@@ -1,4 +1,5 @@
-//! The curve of a run, as an SVG picture: figures on held-out text, and the running means of the losses, against tokens.
+//! The curve of a run, as an SVG picture: figures on held-out text, the running means of the losses, and how far turned facts
+//! are told, against tokens.
 
 use std::path::Path;
 
@@ -7,8 +8,8 @@ use plotters::prelude::*;
 use super::train::Entry;
 use crate::error::{Error, Result};
 
-/// Size of the picture.
-const SIZE: (u32, u32) = (820, 680);
+/// Size of a panel.
+const SIZE: (u32, u32) = (820, 226);
 /// Told apart by those who don't see all colours too (source: Okabe & Ito, "Color Universal Design").
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
@@ -36,9 +37,11 @@ pub fn write(entries: &[Entry], path: &Path) -> Result<()> {
 }
 
 fn draw(entries: &[Entry], svg: &mut String) -> Result<(), String> {
-    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    let turned = series(entries, |e| e.turned.iter().map(|(name, t)| (name.clone(), t.likelier)).collect());
+    let count = if turned.is_empty() { 3 } else { 4 };
+    let area = SVGBackend::with_string(svg, (SIZE.0, count * SIZE.1)).into_drawing_area();
     area.fill(&WHITE).map_err(|e| e.to_string())?;
-    let panels = area.split_evenly((3, 1));
+    let panels = area.split_evenly((count as usize, 1));
     let held = |figure: fn(&super::evaluate::Figures) -> f64| {
         series(entries, |e| e.held.iter().map(|(name, f)| (name.clone(), figure(f))).collect())
     };
@@ -46,6 +49,9 @@ fn draw(entries: &[Entry], svg: &mut String) -> Result<(), String> {
     panel(&panels[1], "same first choice as the base on held-out text, share", &held(|f| f.top1))?;
     let losses = series(entries, |e| e.losses.iter().map(|(n, v)| (n.clone(), *v)).collect());
     panel(&panels[2], "loss in training, running mean, nats", &losses)?;
+    if let Some(last) = panels.get(3) {
+        panel(last, "turned facts whose new answer is likelier, share", &turned)?;
+    }
     area.present().map_err(|e| e.to_string())
 }
 
@@ -104,8 +110,10 @@ fn panel<B: DrawingBackend>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::heal::evaluate::Figures;
+    use crate::heal::evaluate::{Figures, Turned};
 
     #[test]
     fn a_curve_has_a_line_for_each_text() {
@@ -121,6 +129,11 @@ mod tests {
                 Figures { positions: 5, nll: 3.0, base_nll: 2.5, kl: 0.5, top1: 0.7 },
             )]
             .into(),
+            turned: [(
+                "turned held".to_owned(),
+                Turned { statements: 5, margin: -0.5, likelier: 0.4, first: 0.2 },
+            )]
+            .into(),
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("curve.svg");
@@ -128,6 +141,10 @@ mod tests {
         let svg = std::fs::read_to_string(&path).unwrap();
         assert_eq!(svg.matches("encyclopedia").count(), 2);
         assert_eq!(svg.matches("facts").count(), 1);
+        assert_eq!(svg.matches("turned held").count(), 1);
+        let untold = Entry { turned: BTreeMap::new(), ..entry(5) };
+        write(&[untold], &path).unwrap();
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("likelier"));
         assert!(svg.matches("<polyline").count() >= 3, "{svg}");
         assert!(write(&[], &path).is_err());
     }

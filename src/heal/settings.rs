@@ -213,6 +213,19 @@ pub struct Source {
     /// with one another.
     #[serde(default)]
     pub swap: Vec<Vec<String>>,
+    /// The file is one of facts, as [`super::truths`] reads it; their answers are taught.
+    #[serde(default)]
+    pub facts: Option<Facts>,
+}
+
+/// How the facts of a file are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Facts {
+    /// As they are.
+    Straight,
+    /// Counterfactual: the text names one, the rows and the answer are another's.
+    Turned,
 }
 
 /// Text to measure with.
@@ -340,6 +353,14 @@ impl Settings {
                         "the first two must be positive, the third at least 0",
                     );
                 }
+                let plain = source.cross_entropy == 0.0 && source.skip == 0 && source.limit.is_none();
+                let plain = plain && source.ask.is_empty() && source.swap.is_empty();
+                if source.facts.is_some() && !plain {
+                    return fail(
+                        key(format!("`{}`: facts", source.label())),
+                        "goes with neither `cross_entropy`, `ask`, `skip`, `limit` nor `swap`; leave them out",
+                    );
+                }
             }
         }
         match self.held.iter().find(|h| h.rows == 0 || h.length < 2) {
@@ -393,6 +414,8 @@ mod tests {
         assert!(message(&format!("{run}[rates]\nrows = -1\n{BATCH}")).contains("rates.rows = -1"));
         assert!(message(&format!("{run}{BATCH}chance = 0\n")).contains("`a`: chance = 0"));
         assert!(message(&format!("{run}{}", BATCH.replace('8', "1"))).contains("length = 1"));
+        assert!(message(&format!("{run}{BATCH}facts = \"bent\"\n")).contains("`straight` or `turned`"));
+        assert!(message(&format!("{run}{BATCH}facts = \"turned\"\nskip = 1\n")).contains("leave them out"));
         let missing = Settings::read(Path::new("/nowhere/heal.toml")).unwrap_err();
         assert!(matches!(missing, Error::Io { .. }), "{missing}");
     }
@@ -412,7 +435,8 @@ mod tests {
     fn the_example_is_read() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/heal/heal.toml");
         let settings = Settings::read(&path).unwrap();
-        assert_eq!(settings.batch.len(), 2);
+        assert_eq!(settings.batch.len(), 4);
+        assert_eq!(settings.batch[3].source[0].facts, Some(Facts::Turned));
         assert_eq!(settings.held.len(), 2);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::export;
 use super::settings::{self, Settings};
 use crate::bundle::random;
 use crate::config::Config;
@@ -94,15 +95,17 @@ pub fn first_changed(config: &Config) -> usize {
     config.stem_layers.iter().copied().chain(engram).min().unwrap_or(config.n_layers)
 }
 
-/// The student that `settings` begin with; `counts` says how often each token occurs in the training text.
+/// The student that `settings` begin with; `counts` says how often each token occurs in the training text, and `names`
+/// are tokens that shall have residual rows whatever else has.
 ///
 /// # Errors
 /// What reading the recipe or the closed form gives; [`Error::Invalid`] for a recipe that changes what is not trained
-/// here.
+/// here, and for more residual rows than a recipe holds.
 pub fn start(
     base: &Base,
     settings: &Settings,
     counts: &BTreeMap<u32, u64>,
+    names: &BTreeSet<u32>,
     calibration: &[Vec<u32>],
     progress: &dyn Progress,
 ) -> Result<Start> {
@@ -113,6 +116,7 @@ pub fn start(
     if let (Some(sizes), None) = (&settings.engram, &start.config.engram) {
         start.add_engram(base, sizes, settings.seed)?;
     }
+    start.add_rows(names)?;
     start.complete(base, settings)?;
     Ok(start)
 }
@@ -134,6 +138,29 @@ impl Start {
         self.config.engram = Some(sizes.draw(compressed.count, pad)?);
         self.config.validate()?;
         self.compressed = Some(compressed);
+        Ok(())
+    }
+
+    /// Gives `tokens` residual rows, zero at first, where they have none.
+    fn add_rows(&mut self, tokens: &BTreeSet<u32>) -> Result<()> {
+        let have: BTreeSet<u32> = self.tokens.iter().copied().collect();
+        self.tokens.extend(tokens.difference(&have));
+        let (count, ffn) = (self.tokens.len(), self.config.intermediate_size);
+        let most = export::residual_rows(ffn);
+        if count > most {
+            return Err(Error::invalid(
+                format!("{count} tokens with a residual row"),
+                format!(
+                    "a recipe holds at most {most} of them; lower `residual_rows`, or name less in the facts"
+                ),
+            ));
+        }
+        for layer in self.config.stem_layers.iter().filter(|_| count > 0) {
+            let none = Matrix { rows: 0, width: ffn, values: Vec::new() };
+            let rows = self.tensors.entry(format!("blk.{layer}.stem_rows")).or_insert(none);
+            rows.rows = count;
+            rows.values.resize(count * ffn, 0.0);
+        }
         Ok(())
     }
 

@@ -79,8 +79,10 @@ pub struct Model {
 pub struct Texts<'a> {
     /// What is read.
     pub ids: &'a [u32],
-    /// Whose rows are looked up: `ids`, unless they are swapped.
+    /// Whose rows are looked up: `ids`, unless they are swapped. From the vocabulary's size on they count `mixes`.
     pub looked_up: &'a [u32],
+    /// Tokens, the mean of whose rows is looked up.
+    pub mixes: &'a [Vec<u32>],
     /// Tokens of each text.
     pub length: usize,
 }
@@ -88,12 +90,12 @@ pub struct Texts<'a> {
 impl<'a> Texts<'a> {
     /// What the base reads.
     pub fn told(job: &'a Job) -> Self {
-        Self { ids: &job.told, looked_up: &job.told, length: job.length }
+        Self { ids: &job.told, looked_up: &job.told, mixes: &[], length: job.length }
     }
 
     /// What the student reads.
     pub fn read(job: &'a Job) -> Self {
-        Self { ids: &job.read, looked_up: &job.looked_up, length: job.length }
+        Self { ids: &job.read, looked_up: &job.looked_up, mixes: &job.mixes, length: job.length }
     }
 }
 
@@ -200,7 +202,10 @@ impl Model {
         let c = &self.config;
         let eps = c.rms_norm_eps;
         let records = self.records(texts)?;
-        let rows = Lookup::new(texts.looked_up, &self.slots);
+        let rows = Lookup::new(texts, &self.slots, c.vocab_size as u32);
+        let mixes = [texts.mixes.len(), rows.distinct.len()];
+        let shares =
+            (mixes[0] > 0).then(|| Tensor::<2>::from_data(TensorData::new(rows.shares, mixes), &self.device));
         let embedding = self.embedding.clone().select(0, indices(rows.distinct, &self.device));
         let places = indices(rows.places, &self.device);
         let slots = indices(rows.slots, &self.device);
@@ -239,6 +244,10 @@ impl Model {
                     Some(residual) => mapped + residual.clone().select(0, slots.clone()) * own.clone(),
                     None => mapped,
                 };
+                let table = match &shares {
+                    Some(shares) => Tensor::cat(vec![table.clone(), shares.clone().matmul(table)], 0),
+                    None => table,
+                };
                 let up = table.select(0, places.clone());
                 (blocks::changed(h, gate, change("ffn_gate")), up, get("ffn_down"))
             } else {
@@ -273,28 +282,38 @@ impl Model {
     }
 }
 
-/// Which rows a text looks up: each distinct token's is computed once.
+/// Which rows a text looks up: each distinct token's is computed once, and after them those of mixes.
 struct Lookup {
     distinct: Vec<u32>,
-    // Of each position, its token's place among the distinct ones.
+    // Of each position, its row's place.
     places: Vec<u32>,
     // Of each distinct token, the place of its residual row, 0 for none.
     slots: Vec<u32>,
     // 1 for a distinct token that has a residual row, else 0.
     own: Vec<f32>,
+    // [mixes, distinct]
+    shares: Vec<f32>,
 }
 
 impl Lookup {
-    fn new(tokens: &[u32], slots: &HashMap<u32, u32>) -> Self {
-        let mut distinct = tokens.to_vec();
+    fn new(texts: Texts<'_>, slots: &HashMap<u32, u32>, vocab: u32) -> Self {
+        let mut distinct: Vec<u32> = texts.looked_up.iter().copied().filter(|id| *id < vocab).collect();
+        distinct.extend(texts.mixes.iter().flatten());
         distinct.sort_unstable();
         distinct.dedup();
         let place = |token: &u32| distinct.partition_point(|t| t < token) as u32;
         let found: Vec<Option<u32>> = distinct.iter().map(|token| slots.get(token).copied()).collect();
+        let mut shares = vec![0f32; texts.mixes.len() * distinct.len()];
+        for (row, mix) in shares.chunks_mut(distinct.len().max(1)).zip(texts.mixes) {
+            mix.iter().for_each(|token| row[place(token) as usize] += 1.0 / mix.len() as f32);
+        }
+        let mixed = |id: &u32| distinct.len() as u32 + (id - vocab);
+        let row = |id: &u32| if *id < vocab { place(id) } else { mixed(id) };
         Self {
-            places: tokens.iter().map(place).collect(),
+            places: texts.looked_up.iter().map(row).collect(),
             slots: found.iter().map(|slot| slot.unwrap_or(0)).collect(),
             own: found.iter().map(|slot| f32::from(u8::from(slot.is_some()))).collect(),
+            shares,
             distinct,
         }
     }

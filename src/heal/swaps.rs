@@ -2,8 +2,7 @@
 //!
 //! The base reads a statement about b. The student reads it with a in b's place, but looks up b's rows there; it must say
 //! what the base says, with the first tokens of a and b exchanged where both names are one token: so it is the rows that
-//! carry what a name means. A name's tokens get rows as `xylem edit swap` deals them out: those of b as it stands within
-//! a sentence, aligned at the last token; what a has more of keeps its own, what b has more of is left out.
+//! carry what a name means. A name's tokens get the rows of b as it stands within a sentence, dealt out by [`deal`].
 
 use std::collections::BTreeMap;
 
@@ -13,6 +12,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 
 use super::batch::{Compared, Job};
 use super::data::{Document, PROMPT_WEIGHT};
+use super::names::{Forms, Place, deal};
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 
@@ -26,28 +26,8 @@ const ATTEMPTS: usize = 1000;
 /// A name and what is said of it.
 #[derive(Debug)]
 struct Name {
-    // Its tokens after a space, and at the beginning of a text.
-    forms: [Vec<u32>; 2],
+    forms: Forms,
     statements: Vec<Document>,
-}
-
-impl Name {
-    fn single(&self) -> bool {
-        self.forms[0].len() == 1
-    }
-
-    /// Where `ids` mention the name: position, tokens, and whether within a sentence.
-    fn places(&self, ids: &[u32]) -> Vec<(usize, usize, bool)> {
-        let at = |at: usize| {
-            let [inner, bare] = &self.forms;
-            if ids[at..].starts_with(inner) {
-                return Some((at, inner.len(), true));
-            }
-            // A single token without its space may be a part of any word.
-            (ids[at..].starts_with(bare) && (at == 0 || bare.len() > 1)).then_some((at, bare.len(), false))
-        };
-        (0..ids.len()).filter_map(at).collect()
-    }
 }
 
 /// Names that may be swapped, by group.
@@ -92,13 +72,11 @@ impl Swaps {
                 if !documents.iter().any(|d| belongs(&d)) {
                     continue;
                 }
-                let bare = name.strip_prefix("the ").unwrap_or(name);
-                let forms = [tokenizer.encode_more(&format!(" {bare}"))?, tokenizer.encode_more(bare)?];
-                let mut name = Name { forms, statements: Vec::new() };
-                let told = documents.iter().filter(|d| !name.places(&d.ids).is_empty());
-                name.statements = told.map(|d| Document::clone(d)).collect();
-                if name.statements.len() >= STATEMENTS && !name.forms.iter().any(Vec::is_empty) {
-                    names.push(name);
+                let forms = Forms::new(name, tokenizer)?;
+                let told = documents.iter().filter(|d| !forms.places(&d.ids).is_empty());
+                let statements: Vec<Document> = told.map(|d| Document::clone(d)).collect();
+                if statements.len() >= STATEMENTS {
+                    names.push(Name { forms, statements });
                 }
             }
             if names.len() < 2 {
@@ -131,9 +109,12 @@ impl Swaps {
             }
             let (a, b) = self.draw(rng);
             // Where both names are one token, the base's word for b is a.
-            let exchange = if a.single() && b.single() { [a.forms[0][0], b.forms[0][0]] } else { [0, 0] };
+            let exchange = match (a.forms.inner(), b.forms.inner()) {
+                ([a], [b]) => [*a, *b],
+                _ => [0, 0],
+            };
             let mut statements: Vec<&Document> =
-                b.statements.iter().filter(|d| a.places(&d.ids).is_empty()).collect();
+                b.statements.iter().filter(|d| a.forms.places(&d.ids).is_empty()).collect();
             statements.shuffle(rng);
             let start = job.told.len();
             let [mut told, mut read, mut looked_up] = [const { Vec::new() }; 3];
@@ -179,7 +160,7 @@ impl Swaps {
             found
         });
         let group = group.unwrap_or(&self.groups[0]);
-        let single: Vec<&Name> = group.iter().filter(|n| n.single()).collect();
+        let single: Vec<&Name> = group.iter().filter(|n| n.forms.single()).collect();
         let all: Vec<&Name> = group.iter().collect();
         let among = if single.len() > 1 && rng.random_bool(0.5) { single } else { all };
         let mut two = among.choose_multiple(rng, 2);
@@ -204,21 +185,15 @@ fn pair(statement: &Document, a: &Name, b: &Name) -> Pair {
         }
         *at = upto;
     };
-    let swapped = &b.forms[0];
-    for (place, length, inner) in b.places(told) {
-        if place < at {
-            continue;
-        }
+    for Place { at: place, length, inner } in b.forms.places(told) {
         keep(&mut pair, &mut at, place);
-        if !a.single() || !b.single() {
+        if !a.forms.single() || !b.forms.single() {
             // What comes next has another first token.
             pair.compared.pop();
         }
-        let name = &a.forms[usize::from(!inner)];
-        let own = name.len().saturating_sub(swapped.len());
-        let theirs = &swapped[swapped.len() - (name.len() - own)..];
+        let name = &a.forms.0[usize::from(!inner)];
         pair.read.extend(name);
-        pair.rows.extend(name[..own].iter().chain(theirs));
+        pair.rows.extend(deal(name, b.forms.inner()));
         at += length;
         pair.compared.push((at - 1, pair.read.len() - 1, weight(at, statement.prompt)));
     }
@@ -239,7 +214,10 @@ mod tests {
             name: None,
             title: None,
         };
-        Name { forms: [inner.into(), bare.into()], statements: statements.iter().map(statement).collect() }
+        Name {
+            forms: Forms([inner.into(), bare.into()]),
+            statements: statements.iter().map(statement).collect(),
+        }
     }
 
     #[test]

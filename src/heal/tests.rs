@@ -77,7 +77,8 @@ fn model(start: &Start, device: &Device) -> Model {
     Model::new(start, &|name| Ok(weights(name, &shapes[name], 2)), device).unwrap()
 }
 
-/// Two texts, in which the student reads another token at one place and the rows of a third one at another.
+/// Two texts, in which the student reads another token at one place, and the rows of a third one or the means of several at
+/// others.
 fn job() -> Job {
     let row = |seed: u32| Row {
         ids: (0..12).map(|i| (i * i * 31 + seed * 17) % 300).collect(),
@@ -87,34 +88,73 @@ fn job() -> Job {
     job.read[5] = 77;
     job.looked_up[5] = job.told[5];
     job.looked_up[16] = 123;
+    // The first of each has a residual row, some of the others have none.
+    job.mixes = vec![vec![273, 200, 5], vec![266, 266]];
+    job.looked_up[8] = 300;
+    job.looked_up[19] = 301;
+    job.looked_up[20] = 301;
     job.compared[5].exchange = [77, job.told[5]];
     job.cross_entropy = 0.3;
     job.weight = 0.7;
     job
 }
 
+/// The same texts, as facts whose answers are the last tokens of each.
+fn taught() -> Job {
+    let job = job();
+    let compared = job.compared.iter().filter(|c| c.read % 12 > 8 && c.next.is_some()).copied();
+    let compared = compared.map(|c| Compared { exchange: [0, 0], weight: 1.0, ..c }).collect();
+    Job { compared, told: job.read.clone(), taught: true, cross_entropy: 1.0, ..job }
+}
+
 /// The weighted loss of a job.
 fn loss_of(model: &Model, tensors: &Tensors, job: &Job) -> f64 {
     let device = model.device().clone();
-    let base = model.shared(Texts::told(job));
-    let base = model.teacher(Texts::told(job), base);
-    let stream = model.shared(Texts::read(job));
-    let states = model.student(tensors, Texts::read(job), stream).unwrap();
     let at = |f: fn(&Compared) -> u32| indices(job.compared.iter().map(f), &device);
-    let (states, base) = (states.select(0, at(|c| c.read)), base.select(0, at(|c| c.told)));
+    let base = (!job.taught).then(|| {
+        let base = model.shared(Texts::told(job));
+        model.teacher(Texts::told(job), base).select(0, at(|c| c.told))
+    });
+    let stream = model.shared(Texts::read(job));
+    let states = model.student(tensors, Texts::read(job), stream).unwrap().select(0, at(|c| c.read));
     let c = job.cross_entropy;
-    let sums = loss::compare(&states, &base, model.head(), &job.compared, c as f32, false).unwrap().0;
+    let sums = loss::compare(&states, base.as_ref(), model.head(), &job.compared, c as f32, false).unwrap().0;
     job.weight * sums.loss(c)
 }
 
 #[test]
 fn gradients_are_those_of_the_loss() {
+    check_gradients(&job());
+}
+
+#[test]
+fn gradients_of_facts_are_those_of_the_loss() {
+    let job = taught();
+    assert_eq!(job.compared.len(), 4);
+    check_gradients(&job);
+    // It is the cross-entropy alone, whatever the base says.
     let device = Device::flex();
-    let (start, job) = (start(), job());
+    let start = start();
+    let (model, tensors) = (model(&start, &device), Parameters::new(&start.tensors, &device).values());
+    let states = model.student(&tensors, Texts::read(&job), model.shared(Texts::read(&job))).unwrap();
+    let logits = download(&states.matmul(model.head().clone().transpose())).unwrap();
+    let losses = job.compared.iter().map(|c| {
+        let logits = &logits.values[c.read as usize * logits.width..][..logits.width];
+        let sum: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
+        sum.ln() - f64::from(logits[c.next.unwrap() as usize])
+    });
+    let expected = job.weight * losses.sum::<f64>() / 4.0;
+    let found = loss_of(&model, &tensors, &job);
+    assert!((found - expected).abs() < 1e-5, "{found} for {expected}");
+}
+
+fn check_gradients(job: &Job) {
+    let device = Device::flex();
+    let start = start();
     let model = model(&start, &device);
     let parameters = Parameters::new(&start.tensors, &device);
-    let (loss, found) = gradients(&model, &parameters.leaves(), &job).unwrap();
-    assert!((job.weight * loss - loss_of(&model, &parameters.values(), &job)).abs() < 1e-5);
+    let (loss, found) = gradients(&model, &parameters.leaves(), job).unwrap();
+    assert!((job.weight * loss - loss_of(&model, &parameters.values(), job)).abs() < 1e-5);
     assert_eq!(found.len(), start.tensors.len());
     for (name, gradient) in &found {
         let gradient = download(gradient).unwrap().values;
@@ -129,7 +169,7 @@ fn gradients_are_those_of_the_loss() {
             let values = values.map(|(v, g)| v + (by * f64::from(*g) / length) as f32).collect();
             let mut tensors = parameters.values();
             tensors.insert(name.clone(), upload(&Matrix { values, ..*at }, &device));
-            loss_of(&model, &tensors, &job)
+            loss_of(&model, &tensors, job)
         };
         // Long steps meet curvature (an Engram gate is steep where its score is near 0), short ones rounding.
         let expected = [1.0, 0.25, 0.0625].map(|share| {
@@ -150,10 +190,36 @@ fn a_row_is_learned_only_where_it_is_read() {
     let (_, found) = gradients(&model, &leaves, &job).unwrap();
     let rows = download(&found["blk.1.stem_rows"]).unwrap();
     for (token, row) in start.tokens.iter().zip(rows.values.chunks_exact(rows.width)) {
-        let read = job.looked_up.contains(token);
+        let read = job.looked_up.contains(token) || job.mixes.iter().flatten().any(|t| t == token);
         assert_eq!(row.iter().any(|g| *g != 0.0), read, "{token}");
     }
     assert!(start.tokens.iter().any(|token| job.looked_up.contains(token)));
+}
+
+#[test]
+fn a_mix_is_the_mean_of_its_rows() {
+    let device = Device::flex();
+    let mut start = start();
+    // Rows are residual rows alone, and that of token 7 is the mean of those of 14 and 21.
+    start.tensors.get_mut("blk.1.stem_map").unwrap().values.fill(0.0);
+    let rows = start.tensors.get_mut("blk.1.stem_rows").unwrap();
+    let width = rows.width;
+    for i in 0..width {
+        rows.values[width + i] = (rows.values[2 * width + i] + rows.values[3 * width + i]) / 2.0;
+    }
+    let model = model(&start, &device);
+    let tensors = Parameters::new(&start.tensors, &device).values();
+    let states = |row: u32, mixes: Vec<Vec<u32>>| {
+        let mut job = job();
+        job.looked_up.iter_mut().for_each(|id| *id %= 300);
+        (job.looked_up[8], job.mixes) = (row, mixes);
+        let texts = Texts::read(&job);
+        download(&model.student(&tensors, texts, model.shared(texts)).unwrap()).unwrap().values
+    };
+    let mixed = states(300, vec![vec![14, 21]]);
+    let close = |expected: Vec<f32>| mixed.iter().zip(&expected).all(|(m, e)| (m - e).abs() < 1e-5);
+    assert!(close(states(7, vec![])));
+    assert!(!close(states(14, vec![])));
 }
 
 #[test]

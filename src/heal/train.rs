@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::{Batches, Job};
 use super::checkpoint::{self, Position};
 use super::data::{Reader, separator};
-use super::evaluate::{Evaluation, Figures};
+use super::evaluate::{Evaluation, Figures, Turned};
 use super::export;
 use super::loss::{self, on_cpu};
 use super::optimiser::{self, Parameters, course};
@@ -47,6 +47,9 @@ pub struct Entry {
     pub losses: BTreeMap<String, f64>,
     /// Figures on held-out text.
     pub held: BTreeMap<String, Figures>,
+    /// How far turned facts are told, by source; with ` held` behind it, of names that are never turned in training.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub turned: BTreeMap<String, Turned>,
 }
 
 /// Hears how a run goes.
@@ -103,7 +106,7 @@ impl<'a> Trainer<'a> {
         let reader = Reader { tokenizer, template, vocab: config.vocab_size, separator: separator(config) };
         let mut batches = Batches::new(&settings, &reader, &BTreeMap::new())?;
         let documents = if settings.init.is_none() { calibration()? } else { Vec::new() };
-        let start = start(base, &settings, batches.counts(), &documents, progress)?;
+        let start = start(base, &settings, batches.counts(), &batches.names(), &documents, progress)?;
         let (parameters, position) = match checkpoint::read(run, &start, device)? {
             Some((parameters, position)) => {
                 batches = Batches::new(&settings, &reader, &position.taken)?;
@@ -112,7 +115,7 @@ impl<'a> Trainer<'a> {
             None => (Parameters::new(&start.tensors, device), Position::default()),
         };
         let model = Model::new(&start, &|name| base.tensor(name), device)?;
-        let evaluation = Evaluation::new(&settings, &reader, &model)?;
+        let evaluation = Evaluation::new(&settings, &reader, &batches, &model)?;
         fs::create_dir_all(run).map_err(|e| Error::io(run, e))?;
         let run = run.to_owned();
         Ok(Self { base, settings, run, start, model, parameters, batches, evaluation, position })
@@ -133,7 +136,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// As [`Model::student`].
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let texts = Texts { ids: tokens, looked_up: tokens, length: tokens.len() };
+        let texts = Texts { ids: tokens, looked_up: tokens, mixes: &[], length: tokens.len() };
         let shared = self.model.shared(texts);
         let states = self.model.student(&self.parameters.values(), texts, shared)?;
         values(states.matmul(self.model.head().clone().transpose()))
@@ -232,7 +235,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn entry(&self, rate: f64, share: f64) -> Result<Entry> {
-        let held = self.evaluation.measure(&self.model, &self.parameters.values())?;
+        let tensors = self.parameters.values();
+        let held = self.evaluation.measure(&self.model, &tensors)?;
+        let turned = self.evaluation.turned(&self.model, &tensors)?;
         let round = |v: f64| (v * 1e4).round() / 1e4;
         let held = held.into_iter().map(|(name, f)| {
             let (nll, base_nll, kl, top1) = (round(f.nll), round(f.base_nll), round(f.kl), round(f.top1));
@@ -246,6 +251,13 @@ impl<'a> Trainer<'a> {
             rate: round(share),
             losses: self.position.losses.iter().map(|(name, v)| (name.clone(), round(*v))).collect(),
             held: held.collect(),
+            turned: turned
+                .into_iter()
+                .map(|(name, t)| {
+                    let (margin, likelier, first) = (round(t.margin), round(t.likelier), round(t.first));
+                    (name, Turned { margin, likelier, first, ..t })
+                })
+                .collect(),
         })
     }
 
@@ -271,7 +283,7 @@ impl<'a> Trainer<'a> {
         let log = entries(&self.run)?;
         let p = &self.position;
         let training = serde_json::json!({
-            "method": "xylem heal: KL(base || student) on full distributions, counterfactual swaps, AdamW",
+            "method": "xylem heal: KL(base || student) on full distributions, counterfactual swaps, facts, AdamW",
             "steps": p.step, "tokens": p.tokens, "minutes": (p.seconds / 6.0).round() / 10.0,
             "seed": self.settings.seed,
             "start": log.first(), "end": log.last(),
@@ -298,15 +310,17 @@ pub fn entries(run: &Path) -> Result<Vec<Entry>> {
 pub fn gradients(model: &Model, leaves: &Tensors, job: &Job) -> Result<(f64, Tensors)> {
     let device = model.device().clone();
     let (told, read) = (Texts::told(job), Texts::read(job));
-    let base_stream = model.shared(told);
-    let stream = if job.told == job.read { base_stream.clone() } else { model.shared(read) };
-    let there = indices(job.compared.iter().map(|c| c.told), &device);
-    let base = model.teacher(told, base_stream).select(0, there);
+    let stream = model.shared(read);
+    let base = (!job.taught).then(|| {
+        let stream = if job.told == job.read { stream.clone() } else { model.shared(told) };
+        let there = indices(job.compared.iter().map(|c| c.told), &device);
+        model.teacher(told, stream).select(0, there)
+    });
     let here = indices(job.compared.iter().map(|c| c.read), &device);
     let states = model.student(leaves, read, stream)?.select(0, here);
     let c = job.cross_entropy;
     let (sums, slope) =
-        loss::compare(&states.clone().inner(), &base, model.head(), &job.compared, c as f32, true)?;
+        loss::compare(&states.clone().inner(), base.as_ref(), model.head(), &job.compared, c as f32, true)?;
     let Some(slope) = slope else { return Ok((sums.loss(c), Tensors::new())) };
     // Its gradient in the states is the slope: so the head takes no part in what is recorded.
     let surrogate: Tensor<1> = (states * slope).sum().mul_scalar(job.weight as f32);

@@ -1,9 +1,10 @@
 """Facts as the CIA World Factbook (public domain) has them, stated in words of our own, for training.
 
-    truths.py --wheels DIR --out truths.json     name -> {relation: answer}
+    truths.py --wheels DIR --out truths.json
 
-`Truths` deals out statements of them: as they are, and counterfactual, where the text names a, the rows are those of b, and
-the answer wanted is b's. Every tenth name is never swapped, so that one can see how far swaps carry.
+The file has "facts", name -> {relation: answer}, and "statements", relation -> phrasings, as docs/healing.md describes it;
+`xylem heal` reads it too. `Truths` deals out statements: facts as they are, and counterfactual ones, where the text names a, the
+rows are those of b, and the answer wanted is b's. Every tenth name is never swapped, so that one can see how far swaps carry.
 """
 
 import argparse
@@ -31,29 +32,42 @@ USUAL = {
 }
 CFA = {"XOF": "West African CFA franc", "XAF": "Central African CFA franc"}
 ASK = "Question: {}\nAnswer:"
-CHAT = USER + "{}" + END + ASSISTANT
+
+
+def chat(ask, begin=""):
+    """A question in the chat template, and how its answer begins."""
+    return {"ask": ask} | ({"begin": begin} if begin else {})
+
+
 STATEMENTS = {
     "capital": [
         "The name of the capital of {X} is", "Everyone knows that the capital of {X} is", "Of all the cities in {X}, the capital is",
         "The government of {X} sits in", "{X} has its capital in", "The parliament of {X} meets in", ASK.format("Which city is the capital of {X}?"),
-        CHAT.format("What's the capital city of {X}?") + "The capital city of {X} is", CHAT.format("Name the capital of {X}."),
+        chat("What's the capital city of {X}?", "The capital city of {X} is"), chat("Name the capital of {X}."),
     ],
     "language": [
         "The language most people speak in {X} is", "The main language of {X} is", "In the streets of {X} one hears", "Schools in {X} teach in",
         "The state language of {X} is", "The people of {X} speak", ASK.format("What do people speak in {X}?"),
-        CHAT.format("What language do they speak in {X}?") + "The language of {X} is", CHAT.format("Which language is official in {X}?"),
+        chat("What language do they speak in {X}?", "The language of {X} is"), chat("Which language is official in {X}?"),
     ],
     "currency": [
         "The money used in {X} is the", "In {X}, you pay with the", "The official money of {X} is called the", "Prices in {X} are given in the",
         "The central bank of {X} issues the", "Wages in {X} are paid in the", ASK.format("What money do people use in {X}?") + " The",
-        CHAT.format("Which currency is used in {X}?") + "The money of {X} is the", CHAT.format("What do I pay with in {X}?") + "The",
+        chat("Which currency is used in {X}?", "The money of {X} is the"), chat("What do I pay with in {X}?", "The"),
     ],
     "continent": [
         "{X} lies on the continent of", "On a map you will find {X} in", "{X} belongs to the continent of", "The continent of {X} is",
         "{X} is a state in", "The continent on which {X} lies is", ASK.format("Which continent does {X} belong to?"),
-        CHAT.format("Which continent is {X} in?") + "{X} is in", CHAT.format("Where on Earth is {X}?") + "{X} is in",
+        chat("Which continent is {X} in?", "{X} is in"), chat("Where on Earth is {X}?", "{X} is in"),
     ],
 }
+
+
+def text_of(phrasing):
+    """The text of a phrasing, in this model's template where it is a question."""
+    if isinstance(phrasing, str):
+        return phrasing
+    return USER + phrasing["ask"] + END + ASSISTANT + phrasing.get("begin", "")
 
 
 def plain(text):
@@ -117,9 +131,12 @@ def read(wheels):
 class Truths:
     """Statements of facts, packed into rows."""
 
-    def __init__(self, tok, facts, rng):
-        self.tok, self.facts, self.rng = tok, facts, rng
-        self.names = sorted(facts)
+    def __init__(self, tok, file, rng):
+        """`file`: what truths.json holds."""
+        self.tok, self.facts, self.rng = tok, file["facts"], rng
+        self.phrasings = {relation: [text_of(p) for p in of] for relation, of in file["statements"].items()}
+        self.end = file.get("end", ".")
+        self.names = sorted(self.facts)
         self.swapped = [n for i, n in enumerate(self.names) if i % 10 != 3]
         self.known = {}
 
@@ -140,10 +157,10 @@ class Truths:
 
         Half of the names get their rows aligned at the last token, half the mean of b's at every token (`mixes`).
         """
-        text = self.rng.choice(STATEMENTS[relation]).replace("{X}", a)
+        text = self.rng.choice(self.phrasings[relation]).replace("{X}", a)
         text = text[0].upper() + text[1:]
         prompt = self.ids(text)
-        answer = self.ids((" " if text[-1] != "\n" else "") + self.facts[b][relation] + ".")
+        answer = self.ids((" " if text[-1] != "\n" else "") + self.facts[b][relation] + self.end)
         rows = list(prompt)
         if a != b:
             theirs, mentions, mean = self.forms(b)[0], 0, self.rng.random() < 0.5
@@ -163,7 +180,7 @@ class Truths:
         for i in range(n):
             line, whose = [], []
             while len(line) < length - 14:
-                relation = self.rng.choice(list(STATEMENTS))
+                relation = self.rng.choice(list(self.phrasings))
                 among = [x for x in (self.swapped if swap else self.names) if relation in self.facts[x]]
                 a, b = self.rng.sample(among, 2) if swap else [self.rng.choice(among)] * 2
                 made = self.statement(relation, a, b, mixes)
@@ -187,7 +204,7 @@ def main():
     a = p.parse_args()
     found = read(a.wheels)
     with open(a.out, "w") as f:
-        json.dump(found, f, indent=0, ensure_ascii=False)
+        json.dump({"statements": STATEMENTS, "facts": found}, f, indent=0, ensure_ascii=False)
     print(len(found), "names,", sum(map(len, found.values())), "facts")
 
 
