@@ -123,7 +123,7 @@ mod tests {
             tokens: step * 1000,
             tokens_per_second: 1.0,
             rate: 1.0,
-            losses: [("facts".to_owned(), 1.0 / (step + 1) as f64)].into(),
+            losses: [("chats".to_owned(), 1.0 / (step + 1) as f64)].into(),
             held: [(
                 "encyclopedia".to_owned(),
                 Figures { positions: 5, nll: 3.0, base_nll: 2.5, kl: 0.5, top1: 0.7 },
@@ -140,7 +140,7 @@ mod tests {
         write(&[entry(0), entry(5)], &path).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         assert_eq!(svg.matches("encyclopedia").count(), 2);
-        assert_eq!(svg.matches("facts").count(), 1);
+        assert_eq!(svg.matches("chats").count(), 1);
         assert_eq!(svg.matches("turned held").count(), 1);
         let untold = Entry { turned: BTreeMap::new(), ..entry(5) };
         write(&[untold], &path).unwrap();
