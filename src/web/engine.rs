@@ -209,12 +209,10 @@ impl Engine {
             vocab_size: config.vocab_size,
             gpu_bytes,
         };
-        if let Some(tables) = &tables {
-            warm(tables);
-        }
         let control = Rc::new(Control::new()?);
         let stem = Rows { tables: tables.clone(), control: control.clone() };
         let (hasher, engram) = engram.unzip();
+        warm(tables.as_ref(), engram.as_ref());
         let heads = Rows { tables: engram.clone(), control: control.clone() };
         let rows = WithEngram::new(stem, config.stem_width(), hasher.clone().map(|hasher| (hasher, heads)));
         let session =

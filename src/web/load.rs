@@ -22,20 +22,23 @@ use crate::device::Device;
 use crate::engram::Hasher;
 use crate::error::{Error, Result};
 use crate::gpu::{self, GpuBackend, GpuOptions};
-use crate::tables::Tables;
 use crate::tables::lookup::DEFAULT_BUDGET;
+use crate::tables::{Store, Tables};
 use crate::text::{Template, Tokenizer};
 
 /// Shards that come at a time; each is held whole until its hash is known.
 const SHARDS_AT_ONCE: usize = 3;
 /// What the KV cache may take at its longest: 4,096 positions of a model like SmolLM2-135M in single precision.
 const CACHE_BYTES: usize = 180 << 20;
-/// So many bytes of the table's beginning, where the frequent tokens are, come without being asked for, but at most
-/// one part in [`HOT_SHARE`] of the table.
+/// So many bytes of a table's beginning, where the frequent tokens are, come without being asked for, but at most
+/// one part in [`HOT_SHARE`] of it.
 const HOT_BYTES: u64 = 8 << 20;
-/// So many pages at a time: other requests find a connection free.
-const HOT_PAGES: usize = 16;
 const HOT_SHARE: u64 = 64;
+/// So many bytes at a time: other requests find a connection free.
+const HOT_AT_ONCE: u64 = 256 << 10;
+/// An Engram table of at most so many bytes comes whole: hashes scatter its rows, so that an answer or two would ask for
+/// most of it, in hundreds of requests.
+const SMALL_TABLE: u64 = 8 << 20;
 
 /// What the page wants to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -199,21 +202,30 @@ pub async fn on_cpu(manifest_url: &str, archive: Archive, manifest: &Manifest) -
     cpu(&source, manifest).await
 }
 
-/// Brings the beginning of the table into memory, beside other work.
-pub fn warm(tables: &Rc<Tables<Host, Archive>>) {
-    let tables = tables.clone();
-    spawn_local(async move {
-        let table = tables.layout().table();
-        let page = (table.bytes() / table.pages() as u64).max(1);
-        let pages = HOT_BYTES.min(table.bytes() / HOT_SHARE) / page;
-        let pages: Vec<u32> = (0..pages as u32).collect();
-        for pages in pages.chunks(HOT_PAGES) {
-            // A lookup that needs these pages tells of the failure.
-            if tables.warm_pages(pages).await.is_err() {
-                return;
-            }
+/// Brings rows into memory beside other work: the beginning of the STEM table, and a small Engram table whole.
+pub fn warm(stem: Option<&Rc<Tables<Host, Archive>>>, engram: Option<&Rc<Tables<Host, EngramPages>>>) {
+    if let Some(tables) = engram
+        && tables.layout().table().bytes() <= SMALL_TABLE
+    {
+        spawn_local(warm_first(tables.clone(), SMALL_TABLE));
+    }
+    if let Some(tables) = stem {
+        let bytes = HOT_BYTES.min(tables.layout().table().bytes() / HOT_SHARE);
+        spawn_local(warm_first(tables.clone(), bytes));
+    }
+}
+
+/// Brings so many bytes of a table's beginning into memory.
+async fn warm_first<S: Store>(tables: Rc<Tables<Host, S>>, bytes: u64) {
+    let table = tables.layout().table();
+    let page = (table.bytes() / table.pages() as u64).max(1);
+    let pages: Vec<u32> = (0..(bytes / page).min(table.pages() as u64) as u32).collect();
+    for pages in pages.chunks((HOT_AT_ONCE / page).max(1) as usize) {
+        // A lookup that needs these pages tells of the failure.
+        if tables.warm_pages(pages).await.is_err() {
+            return;
         }
-    });
+    }
 }
 
 async fn cpu(source: &Source<'_>, manifest: &Manifest) -> Result<Device> {

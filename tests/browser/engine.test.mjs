@@ -58,6 +58,7 @@ test("the GPU gives the text of the native command", async (t) => {
 
 test("a GPU that is software gives way to the CPU, and the page says why", async (t) => {
   const page = await realPage(t, { settings: { backend: "auto" } });
+  await page.getByRole("tab", { name: "Model" }).click();
   await page.getByText(/swiftshader.* is software, the CPU itself is faster/i).waitFor();
   const { result, info } = await answered(page, QUESTION);
   assert.equal(info.backend, "cpu");

@@ -265,6 +265,7 @@ for (const colorScheme of ["light", "dark"]) {
     await page.getByText("Meters", { exact: true }).click();
     for (const origins of ["Where records came from", "Where rows of n-grams came from"]) {
       const used = page.locator(".meters section").filter({ hasText: origins }).locator("td:last-child");
+      await used.first().waitFor();
       assert.ok(
         (await used.allInnerTexts()).some((text) => Number.parseFloat(text) > 0),
         origins,

@@ -73,6 +73,7 @@ test("an engine that does not react can be stopped by force", async (t) => {
 
 test("the model can be unloaded and comes back with the next question", async (t) => {
   const page = await fakePage(t, "echo");
+  await page.getByRole("tab", { name: "Model" }).click();
   await button(page, "Unload").click();
   await page.getByText("The model is not loaded").waitFor();
   await ask(page, "hello");

@@ -23,8 +23,8 @@ test("a token is marked where it stands in questions and answers, and markup is 
     await lastAnswer(page);
   }
   await page.getByRole("tab", { name: "Lookups" }).click();
-  await page.locator(".strip span").first().waitFor();
-  // Both questions, the first answer, and the one in view.
+  // Both questions, the first answer, and the one in view, to its end.
+  await page.waitForFunction(() => document.querySelector(".strip").textContent.split("is needed.").length === 3);
   const count = await page.locator(".strip span").count();
   const all = [];
   for (let i = 0; i < count; i += 1) all.push(await marked(page, i));
