@@ -45,6 +45,7 @@ test("the page works from a sub-path and asks one host only", async (t) => {
 test("a model from elsewhere is named; an address that is none is ignored", async (t) => {
   const page = await fakePage(t, "echo");
   await page.goto(`${page.url().split("?")[0]}?model=https://models.invalid/a/`);
+  await page.getByRole("tab", { name: "Model" }).click();
   await page.getByText("https://models.invalid/a/manifest.json").waitFor();
   await page.goto(`${page.url().split("?")[0]}?model=javascript:alert(1)`);
   await ask(page, "hello");

@@ -45,8 +45,9 @@ def balanced(a, b):
     return root[:, None] * (v @ qa.t()), u * root
 
 
-def tensors_of(student):
-    """(tensors to write, the student's state with the written values in place)."""
+def tensors_of(student, untouched=()):
+    """(tensors to write, the student's state with the written values in place). Attention matrices that are `untouched`, named as
+    `blk.1.attn_q`, stay the base's own."""
     state = {k: v.clone() for k, v in student.state_dict().items()}
     out = {"stem_tokens": student.tokens.to(torch.int32)}
 
@@ -69,6 +70,9 @@ def tensors_of(student):
             a, b = balanced(state[ka], state[kb])
             values = []
             for name, lo, hi in parts:
+                if f"blk.{n}.{name}" in untouched:
+                    values.append(torch.zeros_like(b[lo:hi]))
+                    continue
                 state[ka] = put(f"blk.{n}.{name}.lora_a", a)
                 values.append(put(f"blk.{n}.{name}.lora_b", b[lo:hi].contiguous()))
             state[kb] = torch.cat(values)
@@ -109,8 +113,13 @@ def read_recipe(folder):
         state[f"norms.{n}_attn"], state[f"norms.{n}_ffn"] = get(f"blk.{n}.attn_norm.weight"), get(f"blk.{n}.ffn_norm.weight")
         parts = {"qkv": ["attn_q", "attn_k", "attn_v"], "o": ["attn_output"]} | ({"gate": ["ffn_gate"]} if n in common else {})
         for ours, names in parts.items():
-            state[f"core.{n}_{ours}_a"] = get(f"blk.{n}.{names[0]}.lora_a")
-            state[f"core.{n}_{ours}_b"] = torch.cat([get(f"blk.{n}.{name}.lora_b") for name in names])
+            changed = [name for name in names if f"blk.{n}.{name}.lora_a" in stored]
+            if not changed:
+                continue
+            a = state[f"core.{n}_{ours}_a"] = get(f"blk.{n}.{changed[0]}.lora_a")
+            sizes = {"attn_q": Q, "attn_k": KVD, "attn_v": KVD}
+            b = [get(f"blk.{n}.{name}.lora_b") if name in changed else torch.zeros(sizes[name], len(a)) for name in names]
+            state[f"core.{n}_{ours}_b"] = torch.cat(b)
         if n in common:
             i = STEM.index(n)
             state[f"down.{n}"] = get(f"blk.{n}.ffn_down.weight")
@@ -164,6 +173,7 @@ def main():
     p.add_argument("--out", required=True)
     p.add_argument("--name", default="early-middle-ten")
     p.add_argument("--probe")
+    p.add_argument("--untouched", nargs="*", default=[], help="attention matrices to leave as the base has them, such as blk.1.attn_q")
     p.add_argument("--provenance", help="a JSON file that goes into `training`")
     a = p.parse_args()
     weights, tok = load_gguf(a.gguf)
@@ -173,7 +183,7 @@ def main():
     engram, ids = engram_of(saved.get("engram"), tok)
     student = Student(dense, state["tokens"], engram=engram)
     student.load_state_dict(state)
-    out, written = tensors_of(student)
+    out, written = tensors_of(student, set(a.untouched))
     training = json.load(open(a.provenance)) if a.provenance else {}
     if a.log:
         lines = [json.loads(line) for line in open(a.log)]
