@@ -100,17 +100,27 @@ default_model() {
   printf '%s\n' "$inputs" >"$stamp"
 }
 
-# The trace that the page shows before its model is there, as a module: the page may load scripts of its own only.
+# The traces that the page shows before its model is there, as modules: the page may load scripts of its own only.
 example() {
   local stamp inputs
   stamp=dist/.example-stamp
-  inputs="$(cat dist/model/.stamp) $(cat src/trace/*.rs src/cli/trace.rs | sha256)"
-  if stamped "$stamp" "$inputs" && [ -f dist/example.js ]; then return; fi
+  inputs="$(cat dist/model/.stamp) $(cat src/trace/*.rs src/cli/trace.rs scripts/build.sh | sha256)"
+  if stamped "$stamp" "$inputs" && [ -f dist/example-3.js ]; then return; fi
+  "$XYLEM" edit swap --bundle dist/model --subject Spain --with Germany --out dist/example.edits
+  example_of example "What is the capital of Spain, and which language is spoken there?"
+  example_of example-2 "What is the capital of Spain?" --edits dist/example.edits
+  example_of example-3 "How does water reach the leaves of a tree?"
+  rm dist/example.edits
+  printf '%s\n' "$inputs" >"$stamp"
+}
+
+# example_of NAME QUESTION OPTIONS...
+example_of() {
+  local name=$1 question=$2
+  shift 2
   {
     printf 'export default '
-    "$XYLEM" trace --bundle dist/model --chat --prompt "What is the capital of Spain, and which language is spoken there?" \
-      --max-tokens 40 --temperature 0 --json
+    "$XYLEM" trace --bundle dist/model --chat --prompt "$question" --max-tokens 40 --temperature 0 --json "$@"
   } >dist/example.part
-  mv dist/example.part dist/example.js
-  printf '%s\n' "$inputs" >"$stamp"
+  mv dist/example.part "dist/$name.js"
 }

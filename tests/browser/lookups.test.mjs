@@ -288,8 +288,15 @@ test("nobody is told anything while the view is out of sight, and the answer can
 
 test("an example is there before the model, and gives way to an answer", async (t) => {
   const example = await native("--json");
+  const another = { ...example, tokens: example.tokens.slice(0, -3) };
   const page = await lookupsPage(t, {
-    spoil: (site) => writeFile(join(site, "example.js"), `export default ${JSON.stringify(example)}`),
+    spoil: async (site) => {
+      for (const [name, trace] of [
+        ["example", example],
+        ["example-2", another],
+      ])
+        await writeFile(join(site, `${name}.js`), `export default ${JSON.stringify(trace)}`);
+    },
   });
   // A reader who saves data has no model yet.
   await page.addInitScript(() => Object.defineProperty(navigator, "connection", { value: { saveData: true } }));
@@ -300,6 +307,11 @@ test("an example is there before the model, and gives way to an answer", async (
   await read(page, 8, 2);
   await page.keyboard.press("Enter");
   await page.getByText("Where it was decided").waitFor();
+  await page.getByRole("button", { name: "Another example" }).click();
+  await page.waitForFunction(
+    (count) => document.querySelectorAll(".strip span").length === count,
+    another.tokens.length,
+  );
   await answered(page, "Short?");
   await page.waitForFunction(() => document.querySelector(".strip").textContent.includes("Short?"));
   assert.equal(await page.getByText("An example, made beforehand").count(), 0);

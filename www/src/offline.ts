@@ -7,7 +7,14 @@ type Fetched = Event & { request: Request; respondWith(response: Promise<Respons
 const PAGE = "xylem-page";
 const FILES = ["./", "app.js", "app.css", "worker.js", "icon.svg", "pkg/xylem.js", "pkg/xylem_bg.wasm"];
 // Not every page has them.
-const MORE = ["example.js", "team.js", "pkg/threads/xylem.js", "pkg/threads/xylem_bg.wasm"];
+const MORE = [
+  "example.js",
+  "example-2.js",
+  "example-3.js",
+  "team.js",
+  "pkg/threads/xylem.js",
+  "pkg/threads/xylem_bg.wasm",
+];
 const address = (file: string): string => new URL(file, self.location.href).href;
 const urls = new Set([...FILES, ...MORE].map(address));
 

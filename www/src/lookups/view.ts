@@ -20,6 +20,8 @@ import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 const KEEP_UP_MS = 200;
 /** The name of the trace that comes with the page. */
 const EXAMPLE = "An example, made beforehand";
+/** Traces that come with the page: a fact, the same fact edited, and an explanation. */
+const EXAMPLES = ["example.js", "example-2.js", "example-3.js"];
 const UNHEARD = "This token was read while nobody watched. Trace the text, and it is known.";
 /** So much of the card comes into sight when a cell is pinned, in pixels. */
 const CARD_IN_SIGHT = 180;
@@ -53,6 +55,7 @@ export class LookupsView {
   readonly #trace: HTMLButtonElement;
   readonly #export: HTMLButtonElement;
   readonly #back: HTMLButtonElement;
+  readonly #another: HTMLButtonElement;
   readonly #empty: HTMLElement;
   readonly #unseen: HTMLElement;
   readonly #body: HTMLElement;
@@ -73,6 +76,7 @@ export class LookupsView {
   #frame = 0;
   #timer = 0;
   #exampleTried = false;
+  #example = 0;
   #watching = false;
   /** Whether an answer was written that nobody watched. */
   #missed = false;
@@ -110,6 +114,7 @@ export class LookupsView {
     this.#trace = button("Trace the text", () => void this.#runTrace());
     this.#export = button("Export", () => void this.#save());
     this.#back = button("Back to the chat", () => this.#close());
+    this.#another = button("Another example", () => void this.openExample(true, 1));
     const openFile = (): HTMLButtonElement => button("Open a trace…", () => file.click());
     const file = h("input", {
       type: "file",
@@ -171,7 +176,7 @@ export class LookupsView {
       this.#strip.element,
       this.#grid.element,
       this.#readout,
-      h("div", { class: "row wrap actions" }, this.#trace, this.#export, openFile(), this.#back),
+      h("div", { class: "row wrap actions" }, this.#trace, this.#export, openFile(), this.#another, this.#back),
     );
     this.#cards = h("div", { class: "lookups-body" }, this.#cardBox, this.#nextBox);
     this.element = h(
@@ -306,12 +311,16 @@ export class LookupsView {
       void this.#runTrace();
   }
 
-  /** Shows the trace that comes with the page, made beforehand; the next answer takes its place. */
-  async openExample(wanted = true): Promise<void> {
+  /** Shows a trace that comes with the page, made beforehand, or one `further` on; the next answer takes its place. */
+  async openExample(wanted = true, further = 0): Promise<void> {
     this.#exampleTried = true;
+    const next = (this.#example + further) % EXAMPLES.length;
     try {
-      const { default: trace } = (await import(new URL("./example.js", import.meta.url).href)) as { default: unknown };
-      if (this.log.tokens.length > 0) return;
+      const { default: trace } = (await import(new URL(`./${EXAMPLES[next]}`, import.meta.url).href)) as {
+        default: unknown;
+      };
+      if (this.log.tokens.length > 0 && this.log.file?.name !== EXAMPLE) return;
+      this.#example = next;
       this.#open(EXAMPLE, JSON.stringify(trace));
     } catch (cause) {
       if (wanted) this.#say(`The example could not be shown: ${reasonOf(cause)}`);
@@ -494,6 +503,7 @@ export class LookupsView {
       if (this.#source.textContent !== source) this.#source.textContent = source;
       this.#source.hidden = !source;
       this.#back.hidden = !log.file;
+      this.#another.hidden = log.file?.name !== EXAMPLE;
       const cannot = this.#busy || log.file !== null || !this.#info || !some;
       this.#trace.disabled = cannot || log.isTraced;
       this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
