@@ -26,10 +26,24 @@ export async function xylem(...options) {
 /** What the native command needs to say what a backend does: a GPU keeps keys and values in half precision. */
 export const like = (backend) => (backend === "gpu" ? ["--kv-type", "f16"] : []);
 
+const endings = new WeakMap();
+
+/** Does `end` after the test, what was begun last first: a page goes before its host, and the host before its files. */
+function afterwards(t, end) {
+  if (!endings.has(t)) {
+    const mine = [];
+    endings.set(t, mine);
+    t.after(async () => {
+      while (mine.length > 0) await mine.pop()();
+    });
+  }
+  endings.get(t).push(end);
+}
+
 /** A folder that is removed after the test. */
 export async function scratch(t) {
   const folder = await mkdtemp(join(tmpdir(), "xylem-page-"));
-  t.after(() => rm(folder, { recursive: true, force: true }));
+  afterwards(t, () => rm(folder, { recursive: true, force: true }));
   return folder;
 }
 
@@ -59,7 +73,7 @@ export async function serve(t, folder, intercept = () => false) {
     files(request, response, () => response.writeHead(404).end("not found"));
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  t.after(() => {
+  afterwards(t, () => {
     server.close();
     server.closeAllConnections();
   });
@@ -142,7 +156,7 @@ export async function browser(t, { viewport = { width: 1280, height: 800 }, ...m
   page.on("console", (message) => {
     if (message.type() === "error") page.problems.push(message.text());
   });
-  t.after(async () => {
+  afterwards(t, async () => {
     context.off("request", note);
     await page.close();
   });
