@@ -28,6 +28,8 @@ export class Tour {
   #at = 0;
   #opener: Element | null = null;
   #pointed: Element | null = null;
+  /** What comes once a step has begun, such as a card, would push its target out of sight. */
+  readonly #around = new ResizeObserver(() => this.#reveal());
 
   constructor(steps: readonly TourStep[]) {
     this.#steps = steps;
@@ -95,7 +97,13 @@ export class Tour {
     this.#pointed?.classList.remove("pointed");
     this.#pointed = target;
     target?.classList.add("pointed");
+    this.#around.disconnect();
+    for (let around = target?.parentElement; around; around = around.parentElement) this.#around.observe(around);
+    this.#reveal();
+  }
+
+  #reveal(): void {
     // Where the panel covers the page, the tour covers the lower half of the panel.
-    target?.scrollIntoView({ block: NARROW.matches ? "start" : "center" });
+    this.#pointed?.scrollIntoView({ block: NARROW.matches ? "start" : "center" });
   }
 }
