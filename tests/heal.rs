@@ -391,7 +391,6 @@ fn turned_facts_are_learned() {
     }
     let (outcome, entries) = run(&mut trainer, None);
     let (first, last) = (&entries[0].turned, &entries.last().unwrap().turned);
-    println!("{first:?} {last:?} {:?}", entries.last().unwrap().losses);
     assert!(last["turned"].margin > first["turned"].margin + 2.0, "{first:?} {last:?}");
     assert!(last["turned"].likelier > 0.9, "{last:?}");
     // Two letters are never turned, which measures how far this carries.

@@ -128,16 +128,16 @@ impl Batches {
             for source in &batch.source {
                 let label = source.label();
                 if let Some(facts) = source.facts {
-                    let read = match truths.get(source.file.as_path()) {
-                        Some(read) => Arc::clone(read),
-                        None => Arc::new(Truths::read(&source.file, reader)?),
-                    };
-                    truths.insert(&source.file, Arc::clone(&read));
+                    if !truths.contains_key(source.file.as_path()) {
+                        truths.insert(&source.file, Arc::new(Truths::read(&source.file, reader)?));
+                    }
+                    let read = &truths[source.file.as_path()];
                     if facts == Facts::Turned && !read.turns() {
                         let reason = "has no two names of one relation to turn into one another";
                         return Err(crate::Error::invalid(format!("`{label}`"), reason));
                     }
-                    sources.push(Ready { settings: source.clone(), label, text: Text::Facts(read, facts) });
+                    let text = Text::Facts(Arc::clone(read), facts);
+                    sources.push(Ready { settings: source.clone(), label, text });
                     continue;
                 }
                 if !files.contains_key(source.file.as_path()) {

@@ -16,7 +16,7 @@ use super::load::{Choice, Model, Progress, load, on_cpu, warm};
 use super::look::{Look, Source, part};
 use super::rows::{PageSession, Rows};
 use crate::backend::{Backend, MAX_STEP_TOKENS};
-use crate::bundle::{Cost, Manifest, Table};
+use crate::bundle::{Cost, Manifest};
 use crate::config::Config;
 use crate::device::Device;
 use crate::edits::{Edited, Edits, Instead, KnockOut, Knocked, Overlay};
@@ -24,7 +24,7 @@ use crate::engram::{Hasher, WithEngram};
 use crate::error::{Error, Result};
 use crate::sampler::Sampling;
 use crate::session::{Finish, Observer, Parked, Session, StepReport};
-use crate::tables::{RowSource, Stats, Tables};
+use crate::tables::{RowSource, Stats, Store, Tables};
 use crate::text::{Message, Template, TextStream, Tokenizer, chat};
 use crate::trace::TracedToken;
 use crate::trace::record::TracedModel;
@@ -106,7 +106,8 @@ struct RowStats {
 }
 
 impl RowStats {
-    fn of(table: &Table, stats: Stats) -> Self {
+    fn of<S: Store>(tables: &Rc<Tables<Host, S>>) -> Self {
+        let (table, stats) = (tables.layout().table(), tables.stats());
         let Stats { rows: looked_up, hot: memory, stored, fetched, .. } = stats;
         let Stats { requests, bytes_fetched, stall_ms, hot_bytes: bytes_held, .. } = stats;
         let (record_bytes, table_bytes) = (table.record_bytes(), table.bytes());
@@ -243,8 +244,8 @@ impl Engine {
     pub fn info(&self) -> Result<JsValue, JsError> {
         let memory = wasm_bindgen::memory().unchecked_into::<js_sys::WebAssembly::Memory>();
         let wasm_bytes = memory.buffer().unchecked_into::<js_sys::ArrayBuffer>().byte_length();
-        let rows = self.tables.as_ref().map(|tables| RowStats::of(tables.layout().table(), tables.stats()));
-        let engram = self.engram.as_ref().map(|tables| RowStats::of(tables.layout().table(), tables.stats()));
+        let rows = self.tables.as_ref().map(RowStats::of);
+        let engram = self.engram.as_ref().map(RowStats::of);
         Ok(to_js(&Info { facts: &self.facts, wasm_bytes, rows, engram })?)
     }
 

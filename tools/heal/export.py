@@ -27,6 +27,15 @@ BASE = {
 LIMIT = 15_900_000
 
 
+# Matrices that one low-rank change is made for: their names in a recipe, and their rows.
+PARTS = {"qkv": {"attn_q": Q, "attn_k": KVD, "attn_v": KVD}, "o": {"attn_output": HIDDEN}, "gate": {"ffn_gate": FFN}}
+
+
+def parts_of(stem):
+    """The PARTS of a layer that is STEM or not."""
+    return {ours: parts for ours, parts in PARTS.items() if stem or ours != "gate"}
+
+
 def quantise(x, group=None):
     """I8 and F16 scales, one per row or per `group` columns; and the value they stand for."""
     rows, width = x.shape
@@ -59,22 +68,16 @@ def tensors_of(student, untouched=()):
     for n in range(FIRST, LAYERS):
         for ours, names in (("attn", "attn_norm"), ("ffn", "ffn_norm")):
             out[f"blk.{n}.{names}.weight"] = state[f"norms.{n}_{ours}"].float()
-        spans = {
-            "qkv": [("attn_q", 0, Q), ("attn_k", Q, Q + KVD), ("attn_v", Q + KVD, Q + 2 * KVD)],
-            "o": [("attn_output", 0, HIDDEN)],
-        }
-        if n in STEM:
-            spans["gate"] = [("ffn_gate", 0, FFN)]
-        for ours, parts in spans.items():
+        for ours, parts in parts_of(n in STEM).items():
             ka, kb = f"core.{n}_{ours}_a", f"core.{n}_{ours}_b"
             a, b = balanced(state[ka], state[kb])
             values = []
-            for name, lo, hi in parts:
+            for name, own in zip(parts, b.split(list(parts.values()))):
                 if f"blk.{n}.{name}" in untouched:
-                    values.append(torch.zeros_like(b[lo:hi]))
+                    values.append(torch.zeros_like(own))
                     continue
                 state[ka] = put(f"blk.{n}.{name}.lora_a", a)
-                values.append(put(f"blk.{n}.{name}.lora_b", b[lo:hi].contiguous()))
+                values.append(put(f"blk.{n}.{name}.lora_b", own.contiguous()))
             state[kb] = torch.cat(values)
         if n in STEM:
             i = n - FIRST
@@ -111,14 +114,12 @@ def read_recipe(folder):
     rows = torch.zeros(len(state["tokens"]) + 1, len(STEM) * FFN)
     for n in range(max(FIRST, head["stem_layers"][0]), LAYERS):
         state[f"norms.{n}_attn"], state[f"norms.{n}_ffn"] = get(f"blk.{n}.attn_norm.weight"), get(f"blk.{n}.ffn_norm.weight")
-        parts = {"qkv": ["attn_q", "attn_k", "attn_v"], "o": ["attn_output"]} | ({"gate": ["ffn_gate"]} if n in common else {})
-        for ours, names in parts.items():
-            changed = [name for name in names if f"blk.{n}.{name}.lora_a" in stored]
+        for ours, parts in parts_of(n in common).items():
+            changed = [name for name in parts if f"blk.{n}.{name}.lora_a" in stored]
             if not changed:
                 continue
             a = state[f"core.{n}_{ours}_a"] = get(f"blk.{n}.{changed[0]}.lora_a")
-            sizes = {"attn_q": Q, "attn_k": KVD, "attn_v": KVD}
-            b = [get(f"blk.{n}.{name}.lora_b") if name in changed else torch.zeros(sizes[name], len(a)) for name in names]
+            b = [get(f"blk.{n}.{name}.lora_b") if name in changed else torch.zeros(height, len(a)) for name, height in parts.items()]
             state[f"core.{n}_{ours}_b"] = torch.cat(b)
         if n in common:
             i = STEM.index(n)

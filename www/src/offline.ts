@@ -1,20 +1,15 @@
 // The service worker: keeps the files of the page, so that it opens without its host. The host goes first wherever it
 // answers, so that nobody is left with an old page. The model's files are none of its business.
 
+import { EXAMPLES } from "./lookups/examples";
+
 type Extended = Event & { waitUntil(work: Promise<unknown>): void };
 type Fetched = Event & { request: Request; respondWith(response: Promise<Response>): void };
 
 const PAGE = "xylem-page";
 const FILES = ["./", "app.js", "app.css", "worker.js", "icon.svg", "pkg/xylem.js", "pkg/xylem_bg.wasm"];
 // Not every page has them.
-const MORE = [
-  "example.js",
-  "example-2.js",
-  "example-3.js",
-  "team.js",
-  "pkg/threads/xylem.js",
-  "pkg/threads/xylem_bg.wasm",
-];
+const MORE = [...EXAMPLES, "team.js", "pkg/threads/xylem.js", "pkg/threads/xylem_bg.wasm"];
 const address = (file: string): string => new URL(file, self.location.href).href;
 const urls = new Set([...FILES, ...MORE].map(address));
 

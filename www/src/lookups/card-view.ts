@@ -113,7 +113,10 @@ export function cardBody(card: Card, pin: (place: Place) => void): HTMLElement[]
         "The strongest units",
         table(
           ["Unit", "Gate", card.stem ? "Row" : "Up", "Added"],
-          units.map(({ unit, gate, up: value, added }) => [String(unit), ...[gate, value, added].map(precise)]),
+          units.map(({ unit, gate, up: value, added }) => [
+            String(unit),
+            ...[gate, value, added].map((number) => signed(number, "", 3)),
+          ]),
         ),
       ),
     );
@@ -183,10 +186,6 @@ export function link(label: string, onclick: () => void): HTMLElement {
 
 function pushItem({ text, logit }: Push): HTMLElement {
   return piece(text, signed(logit, "+"));
-}
-
-function precise(value: number): string {
-  return `${value < 0 ? "−" : ""}${Math.abs(value).toFixed(3)}`;
 }
 
 function piece(text: string, value: string): HTMLElement {

@@ -8,10 +8,9 @@ const SWATCH = { width: 14, height: 14 } as const;
 const RAMP = { width: 120, height: 12 } as const;
 
 /** Colours first, then the shapes of cells: a layer that the quantity says nothing of stays empty. */
-export function legendOf({ id, legend, kinds }: Quantity, { engram }: Shape): HTMLElement[] {
-  const why = (kind: Kind): string => (id === "memory" ? "has no such gate" : EMPTY[kind]);
+export function legendOf({ legend, kinds, others }: Quantity, { engram }: Shape): HTMLElement[] {
   const key = (kind: Kind, label: string): HTMLElement =>
-    h("span", { class: `key ${kind}` }, kinds.includes(kind) ? label : `${label}, ${why(kind)}`);
+    h("span", { class: `key ${kind}` }, kinds.includes(kind) ? label : `${label}, ${others ?? EMPTY[kind]}`);
   const colours =
     legend.kind === "kinds"
       ? legend.entries.map(({ label, paint }) => h("span", { class: "legend-entry" }, swatch(paint), label))
@@ -21,8 +20,7 @@ export function legendOf({ id, legend, kinds }: Quantity, { engram }: Shape): HT
 }
 
 /** Why cells of a kind are empty. */
-const EMPTY: Record<Kind, string> = {
-  stem: "",
+const EMPTY: Partial<Record<Kind, string>> = {
   dense: "has no row",
   engram: "has no FFN",
 };

@@ -18,6 +18,8 @@ export type Quantity = {
   hint: string;
   /** Which cells have it. */
   kinds: readonly Kind[];
+  /** Why the others have none, where it is not what their kind lacks. */
+  others?: string;
   paint(token: Seen, column: Column): Paint | null;
   /** In words. */
   words(token: Seen, column: Column): string;
@@ -141,6 +143,7 @@ const memory: Quantity = {
   label: "Engram gate",
   hint: "How much of what was looked up for the last tokens together is let through: the gate of an Engram layer, from 0 to 1.",
   kinds: ["engram"],
+  others: "has no such gate",
   paint: (token, { at }) => {
     const value = token.engram[at]?.gate ?? null;
     return value === null ? null : { colour: rampColour(value), mark: null };
@@ -240,6 +243,6 @@ function codeOf(character: string): string {
 }
 
 /** A number with a sign that is as wide as a plus. */
-export function signed(value: number, plus = ""): string {
-  return `${value < 0 ? "−" : plus}${Math.abs(value).toFixed(2)}`;
+export function signed(value: number, plus = "", digits = 2): string {
+  return `${value < 0 ? "−" : plus}${Math.abs(value).toFixed(digits)}`;
 }

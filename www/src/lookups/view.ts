@@ -8,6 +8,7 @@ import { read, write } from "../storage";
 import { allLayers, cardBody, cellFacts } from "./card-view";
 import { columnIndex, firstColumn, KIND_NAMES, NO_SHAPE, type Place, placeIn, shapeOf } from "./columns";
 import { memoryBody, tracedMemory } from "./engram-card";
+import { EXAMPLES } from "./examples";
 import { Grid } from "./grid";
 import { legendOf } from "./legend";
 import { Log, type Seen } from "./log";
@@ -20,8 +21,6 @@ import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 const KEEP_UP_MS = 200;
 /** The name of the trace that comes with the page. */
 const EXAMPLE = "An example, made beforehand";
-/** Traces that come with the page: a fact, the same fact edited, and an explanation. */
-const EXAMPLES = ["example.js", "example-2.js", "example-3.js"];
 const UNHEARD = "This token was read while nobody watched. Trace the text, and it is known.";
 /** So much of the card comes into sight when a cell is pinned, in pixels. */
 const CARD_IN_SIGHT = 180;
@@ -107,7 +106,10 @@ export class LookupsView {
     this.#watch = h("input", {
       type: "checkbox",
       checked: read("watch") !== false,
-      onchange: () => this.updateWatch(),
+      onchange: () => {
+        write("watch", this.#watch.checked);
+        this.updateWatch();
+      },
     });
     const button = (label: string, onclick: () => void): HTMLButtonElement =>
       h("button", { type: "button", class: "button quiet", onclick }, label);
@@ -239,9 +241,7 @@ export class LookupsView {
     });
     this.log.version.watch(() => this.#changed());
     // It comes into sight with a size, and goes out of it with none.
-    new ResizeObserver(() => {
-      this.updateWatch();
-    }).observe(this.element);
+    new ResizeObserver(() => this.updateWatch()).observe(this.element);
     new MutationObserver(() => this.#grid.refresh()).observe(document.documentElement, {
       attributeFilter: ["data-theme"],
     });
@@ -353,7 +353,6 @@ export class LookupsView {
 
   /** Steps are told only while somebody sees it. An answer that begins at once needs this as soon as the view is shown. */
   updateWatch(): void {
-    write("watch", this.#watch.checked);
     const watching = this.#watch.checked && this.element.checkVisibility();
     if (watching !== this.#watching) {
       this.#watching = watching;
