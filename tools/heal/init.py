@@ -1,170 +1,171 @@
-"""A first student, in closed form and layer by layer: rows, their linear map, and W_d.
+"""A first student in closed form: rows, what makes them, and W_d.
 
-    init.py --gguf M --data *.jsonl --out init.pt [--recipe DIR]
+    init.py --gguf M --data DIR --out init.pt
 
-Rows start as gate²-weighted means of W_u x over the calibration text, with one pseudo-count from a sweep of every
-token after <|endoftext|>; the map from embeddings to rows is a weighted ridge; W_d is solved again towards the base's
-residual stream, so that each layer repairs what the ones before it broke. With --recipe only those of the first layers
-that the recipe lacks are made so; the others are the recipe's.
+Rows start as gate²-weighted means of W_u x over text, with one pseudo-count from a sweep of every token after <|endoftext|>.
+The map from embeddings is a weighted ridge; the features are the best low-rank part of what it leaves, for all layers
+at once; residual rows are what is left of it then. W_d is solved again, layer by layer, towards the base's stream, so that each
+layer repairs what the ones before it broke.
 """
 
 import argparse
 import json
-import random
+import os
 import time
-from collections import Counter
 
 import torch
 import torch.nn.functional as F
 
 import entities as en
-from export import read_recipe
-from model import EOT, FFN, HIDDEN, VOCAB, Dense, attention, dense_forward, load_gguf, rms, rope_table
-from student import STEM, Student
+from data import documents
+from model import DEVICE, DTYPE, EOT, FFN, HIDDEN, VOCAB, Dense, dense_forward, halves, load_gguf, rope_table
+from student import FIRST, STEM, Student
+from truths import Truths
+
+TEXTS = ("chat", "wiki", "passages", "told")
 
 
-def single_tokens(tok, names):
-    """Ids of the names that are one token after a space."""
-    ids = [tok.encode(" " + n.removeprefix("the ")).ids for n in names]
-    return sorted({i[0] for i in ids if len(i) == 1})
-
-
-def calibration_rows(files, limit, length=256):
-    """Documents of each file in turn, as rows of ids [n, length] that start where a document does."""
+def calibration_rows(folder, limit, length=256):
+    """Documents of each kind, as rows of ids [n, length] that start where a document does."""
     rows = []
-    for path in files:
-        docs = [json.loads(line)["ids"] for line in open(path)]
-        random.Random(0).shuffle(docs)
+    kinds = [k for k in TEXTS if any(True for _ in documents(folder, k))]
+    for kind in kinds:
         mine, row = [], []
-        for ids in docs:
-            row = row + ids + [EOT]
+        for doc in documents(folder, kind):
+            row = row + doc["ids"] + [EOT]
             if len(row) >= length:
                 mine.append(row[:length])
                 row = []
-            if len(mine) * length * len(files) >= limit:
+            if len(mine) * length * len(kinds) >= limit:
                 break
         rows += mine
-    return torch.tensor(rows)
+    return torch.tensor(rows, device=DEVICE)
 
 
-def choose_tokens(tok, files, count):
-    """The ids that get a residual row: single-token entities, then the most frequent ones."""
-    seen = Counter()
-    for path in files:
-        for line in open(path):
-            doc = json.loads(line)
-            seen.update(doc["ids"] if doc["kind"] != "wiki" else doc["ids"][:40])
-    chosen = single_tokens(tok, en.COUNTRIES + en.CITIES)
-    chosen += [t for t, _ in seen.most_common(count * 2) if t not in set(chosen)]
-    return sorted(chosen[:count])
-
-
-def halves(x, w, batch, length, cos, sin):
-    """Stream after attention, and the FFN's normalised input."""
-    x = x + F.linear(attention(F.linear(rms(x, w["n1"]).to(w["o"].dtype), w["qkv"]), batch, length, cos, sin), w["o"]).float()
-    return x, rms(x, w["n2"]).to(w["o"].dtype)
+def choose_tokens(tok, folder, rows, count):
+    """The ids that get a residual row: those of names that facts are taught about, then the most frequent ones."""
+    chosen = {i[0] for n in en.COUNTRIES + en.CITIES if len(i := tok.encode(" " + n.removeprefix("the ")).ids) == 1}
+    path = os.path.join(folder, "truths.json")
+    if os.path.exists(path):
+        with open(path) as f:
+            chosen |= set(Truths(tok, json.load(f), None).tokens())
+    frequent = torch.bincount(rows.flatten(), minlength=VOCAB).argsort(descending=True).tolist()
+    return sorted(list(chosen)[:count] + [t for t in frequent if t not in chosen][: max(0, count - len(chosen))])
 
 
 @torch.no_grad()
-def fit(dense, student, rows, layers=STEM, batch=16, ridge_map=0.02, ridge_down=0.02):
+def means_of(dense, rows, batch=64):
+    """The mean row of every token, for each STEM layer [VOCAB, FFN]; and the stream before the first, [n * length, HIDDEN]."""
+    n, length = rows.shape
+    cos, sin = rope_table(length)
+    start = torch.cat([dense_forward(dense, r, 0, FIRST) for r in rows.split(batch)])
+    sweep = torch.stack([torch.full((VOCAB,), EOT, device=DEVICE), torch.arange(VOCAB, device=DEVICE)], 1)
+    streams = [(start.clone(), rows, (batch, length)), (dense_forward(dense, sweep, 0, FIRST), sweep, (4096, 2))]
+    found = []
+    for layer in STEM:
+        w = dense.layers[layer]
+        top, bottom = torch.full((VOCAB, FFN), 1e-6, device=DEVICE), torch.full((VOCAB, FFN), 1e-6, device=DEVICE)
+        for stream, ids, (some, length) in streams:
+            flat, whole = ids.flatten(), torch.ones_like(ids)
+            if length == 2:
+                whole[:, 0] = 0  # of the sweep the token counts, not what stands before it
+            for i in range(0, len(flat), some * length):
+                s = slice(i, min(i + some * length, len(flat)))
+                x, h = halves(stream[s], w, (((s.stop - s.start) // length, length),), cos, sin)
+                gate, up = (v.float() for v in F.linear(h, w.ffn).chunk(2, -1))
+                gate = F.silu(gate)
+                g2 = (gate.square() + 1e-3) * whole.flatten()[s, None]
+                top.index_add_(0, flat[s], g2 * up)
+                bottom.index_add_(0, flat[s], g2)
+                stream[s] = x + F.linear((gate * up).to(DTYPE), w.down).float()
+        found.append(top / bottom)
+    return found, start
+
+
+@torch.no_grad()
+def fit_rows(dense, student, rows, means, ridge=0.02):
+    """The maps, the features and the residual rows."""
+    weight = (torch.bincount(rows.flatten(), minlength=VOCAB).float() + 0.3).sqrt()[:, None]
+    e, width = dense.embd32, student.features.shape[1]
+    gram = (e * weight).t() @ e
+    gram += ridge * gram.diagonal().mean() * torch.eye(HIDDEN, device=DEVICE)
+    left = []
+    for i, mean in enumerate(means):
+        student.maps[i][:, :HIDDEN] = torch.linalg.solve(gram, (e * weight).t() @ mean).t()
+        left.append(mean - e @ student.maps[i][:, :HIDDEN].t())
+        spread = (weight * (mean - (mean * weight).sum(0) / weight.sum()).square()).sum()
+        print(f"layer {STEM[i]}: the map explains {1 - (weight * left[-1].square()).sum() / spread:.3f} of the rows", flush=True)
+    size = [r.square().mean().sqrt() for r in left]
+    u, s, v = torch.svd_lowrank(torch.cat([r / z for r, z in zip(left, size)], 1) * weight.sqrt(), q=width + 16, niter=3)
+    features = u[:, :width] * s[:width] / weight.sqrt()
+    scale = features.square().mean(0).sqrt() / 0.1
+    student.features.copy_(features / scale)
+    for i, (residual, z) in enumerate(zip(left, size)):
+        own = slice(i * FFN, (i + 1) * FFN)
+        student.maps[i][:, HIDDEN:] = v[own, :width] * scale * z
+        before = (weight * residual.square()).sum()
+        residual -= student.features @ student.maps[i][:, HIDDEN:].t()
+        print(f"layer {STEM[i]}: features explain {1 - (weight * residual.square()).sum() / before:.3f} of the rest", flush=True)
+        student.rows[:-1, own] = residual[student.tokens]
+
+
+@torch.no_grad()
+def fit_down(dense, student, rows, start, batch=64, ridge=0.02):
+    """W_d of each layer, towards the base's stream; positions of huge norm count little."""
     n, length = rows.shape
     cos, sin = rope_table(length)
     flat = rows.flatten()
+    teacher, pupil = start.clone(), start
     slices = [slice(i * length, min(i + batch, n) * length) for i in range(0, n, batch)]
-    start = torch.cat([dense_forward(dense, rows[i : i + batch], 0, STEM[0]) for i in range(0, n, batch)])
-    teacher, pupil = start, start.clone()
-
-    ids = torch.arange(VOCAB)
-    sweep_ids = torch.stack([torch.full_like(ids, EOT), ids], 1)
-    sweep = torch.cat([dense_forward(dense, part, 0, STEM[0]) for part in sweep_ids.split(4096)])
-    count = torch.bincount(flat, minlength=VOCAB).float()
-    weight = (count + 0.3).sqrt()
-    gram = (dense.embd32 * weight[:, None]).t() @ dense.embd32
-    gram += ridge_map * gram.diagonal().mean() * torch.eye(HIDDEN)
-
-    for i, layer in enumerate(layers):
-        t0 = time.time()
-        w = dense.layers[layer]
-        top, bottom = torch.full((VOCAB, FFN), 1e-6), torch.full((VOCAB, FFN), 1e-6)
-        for part in range(0, 2 * VOCAB, 8192):  # the sweep: one pseudo-count for every token
-            s = slice(part, part + 8192)
-            x, h = halves(sweep[s], w, len(sweep[s]) // 2, 2, cos, sin)
-            gu = F.linear(h, w["gu"])
-            g, u = F.silu(gu[:, :FFN].float()), gu[:, FFN:].float()
-            t = sweep_ids.flatten()[s][1::2]
-            g2 = g[1::2].square() + 1e-3
-            top[t] += g2 * u[1::2]
-            bottom[t] += g2
-            sweep[s] = x + F.linear((g * u).to(dense.dtype), w["down"]).float()
-        mids = []
-        for s in slices:  # the calibration text, as the teacher reads it
-            x, h = halves(teacher[s], w, (s.stop - s.start) // length, length, cos, sin)
-            gu = F.linear(h, w["gu"])
-            g, u = F.silu(gu[:, :FFN].float()), gu[:, FFN:].float()
-            g2 = g.square() + 1e-3
-            top.index_add_(0, flat[s], g2 * u)
-            bottom.index_add_(0, flat[s], g2)
-            mids.append(x + F.linear((g * u).to(dense.dtype), w["down"]).float())
-        teacher = torch.cat(mids)
-        mean = top / bottom
-        cross = (mean * weight[:, None]).t() @ dense.embd32  # [FFN, HIDDEN]
-        student.maps[i].copy_(torch.linalg.solve(gram, cross.t()).t())
-        student.rows[:-1, i * FFN : (i + 1) * FFN] = (mean - dense.embd32 @ student.maps[i].t())[student.tokens]
-        total = (weight[:, None] * (mean - (mean * weight[:, None]).sum(0) / weight.sum()).square()).sum()
-        left = (weight[:, None] * (mean - dense.embd32 @ student.maps[i].t()).square()).sum()
-
-        # W_d towards the teacher's stream; positions of huge norm count little
-        table = dense.embd32 @ student.maps[i].t()
+    for i, layer in enumerate(STEM):
+        begin, w = time.time(), dense.layers[layer]
+        table = torch.cat([dense.embd32, student.features], 1) @ student.maps[i].t()  # [VOCAB, FFN]
         table[student.tokens] += student.rows[:-1, i * FFN : (i + 1) * FFN]
-        a, b, acts, afters = torch.zeros(FFN, FFN), torch.zeros(FFN, HIDDEN), [], []
+        a, b = torch.zeros(FFN, FFN, device=DEVICE), torch.zeros(FFN, HIDDEN, device=DEVICE)
+        acts = []
         for s in slices:
-            x, h = halves(pupil[s], w, (s.stop - s.start) // length, length, cos, sin)
-            act = F.silu(F.linear(h, w["gu"][:FFN]).float()) * table[flat[s]]
+            shape = (((s.stop - s.start) // length, length),)
+            x, h = halves(teacher[s], w, shape, cos, sin)
+            gate, up = F.linear(h, w.ffn).chunk(2, -1)
+            teacher[s] = x + F.linear((F.silu(gate.float()) * up.float()).to(DTYPE), w.down).float()
+            x, h = halves(pupil[s], w, shape, cos, sin)
+            act = F.silu(F.linear(h, w.ffn[:FFN]).float()) * table[flat[s]]
             goal = teacher[s] - x
             size = 1 / (goal.square().sum(-1) + 0.3 * teacher[s].square().sum(-1) + 1.0)
             a += (act * size[:, None]).t() @ act
             b += (act * size[:, None]).t() @ goal
-            acts.append(act.to(torch.bfloat16))  # to save memory
-            afters.append(x)
-        base = w["down"].float()
-        reg = ridge_down * a.diagonal().mean() * torch.eye(FFN)
+            acts.append(act.to(DTYPE))
+            pupil[s] = x
+        base = w.down.float()
+        reg = ridge * a.diagonal().mean() * torch.eye(FFN, device=DEVICE)
         student.down[str(layer)].copy_(torch.linalg.solve(a + reg, b + reg @ base.t()).t())
-        before = 0.0
-        err = norm = 0.0
-        for s, act, x in zip(slices, acts, afters):
-            act = act.float()
-            d0 = (x + act @ base.t() - teacher[s]).square().sum(-1)
-            pupil[s] = x + act @ student.down[str(layer)].t()
-            d1 = (pupil[s] - teacher[s]).square().sum(-1)
-            q = teacher[s].square().sum(-1)
-            before, err, norm = before + (d0 / q).sum().item(), err + (d1 / q).sum().item(), norm + len(q)
-        print(
-            f"layer {layer}: map explains {1 - left / total:.3f} of the rows; relative error of the stream "
-            f"{before / norm:.4f} with the base's W_d, {err / norm:.4f} with the new one; {time.time() - t0:.0f} s",
-            flush=True,
-        )
+        errors = torch.zeros(2, device=DEVICE)
+        for s, act in zip(slices, acts):
+            act, size = act.float(), teacher[s].square().sum(-1)
+            errors[0] += ((pupil[s] + act @ base.t() - teacher[s]).square().sum(-1) / size).sum()
+            pupil[s] += act @ student.down[str(layer)].t()
+            errors[1] += ((pupil[s] - teacher[s]).square().sum(-1) / size).sum()
+        before, after = (errors / len(flat)).tolist()
+        print(f"layer {layer}: error of the stream {before:.4f} with the base's W_d, {after:.4f} with its own; {time.time() - begin:.1f} s", flush=True)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gguf", required=True)
-    p.add_argument("--data", nargs="+", required=True)
+    p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
-    p.add_argument("--rows", type=int, default=1024, help="tokens with a residual row")
-    p.add_argument("--recipe", help="an earlier recipe, whose layers are kept")
-    p.add_argument("--limit", type=int, default=70_000, help="calibration tokens")
+    p.add_argument("--rows", type=int, default=1199, help="tokens with a residual row")
+    p.add_argument("--features", type=int, default=96, help="learned features of every token")
+    p.add_argument("--limit", type=int, default=400_000, help="tokens of text")
     a = p.parse_args()
     torch.manual_seed(0)
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
-    earlier = read_recipe(a.recipe) if a.recipe else None
-    layers = earlier["missing"] if earlier else STEM
-    if layers != STEM[: len(layers)]:
-        raise SystemExit(f"{a.recipe} lacks the layers {layers}, which are not the first of {STEM}")
-    student = Student(dense, earlier["student"]["tokens"] if earlier else choose_tokens(tok, a.data, a.rows))
-    if earlier:
-        student.start_from(earlier["student"])
-    fit(dense, student, calibration_rows(a.data, a.limit), layers)
+    rows = calibration_rows(a.data, a.limit)
+    student = Student(dense, choose_tokens(tok, a.data, rows, a.rows), a.features)
+    means, start = means_of(dense, rows)
+    fit_rows(dense, student, rows, means)
+    fit_down(dense, student, rows, start)
     torch.save(student.state_dict(), a.out)
 
 

@@ -1,28 +1,32 @@
-"""The base model from its GGUF file, its tokenizer, batched sampling, and the STEM student.
+"""The base model from its GGUF file, its tokenizer, one layer of a forward pass, and batched sampling.
 
 Matrices stay in GGUF row order: RoPE rotates the interleaved pairs (2i, 2i + 1).
 """
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 HIDDEN, FFN, HEADS, KV, HD, LAYERS, VOCAB = 576, 1536, 9, 3, 64, 30, 49152
 Q, KVD = HEADS * HD, KV * HD
 THETA, EPS = 100_000.0, 1e-5
 EOT, IM_START, IM_END = 0, 1, 2
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # What matrices are multiplied in: bf16 takes a sixth of the speed of fp32 where a CPU has no such instructions.
 CPU = torch.cpu.get_capabilities()
-DTYPE = torch.bfloat16 if CPU.get("amx_bf16") or CPU.get("avx512_bf16") else torch.float32
+FAST = DEVICE.type == "cuda" or CPU.get("amx_bf16") or CPU.get("avx512_bf16")
+DTYPE = torch.bfloat16 if FAST else torch.float32
 
 
 # ---------------------------------------------------------------- base weights and tokenizer
 
 
 def load_gguf(path):
-    """All tensors as fp32 torch tensors, and the tokenizer."""
+    """All tensors in fp32 on DEVICE, and the tokenizer."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
@@ -30,8 +34,16 @@ def load_gguf(path):
     weights = {}
     for t in reader.tensors:
         data = dequantize(t.data, t.tensor_type).astype(np.float32)
-        weights[t.name] = torch.from_numpy(np.ascontiguousarray(data.reshape(tuple(int(s) for s in t.shape[::-1]))))
+        data = torch.from_numpy(np.ascontiguousarray(data.reshape(tuple(int(s) for s in t.shape[::-1]))))
+        weights[t.name] = data.to(DEVICE)
     return weights, tokenizer_of(reader)
+
+
+def tokenizer(path):
+    """The tokenizer alone."""
+    from gguf import GGUFReader
+
+    return tokenizer_of(GGUFReader(path))
 
 
 def tokenizer_of(reader):
@@ -49,36 +61,43 @@ def tokenizer_of(reader):
     return tok
 
 
-class Dense:
-    """The base model's matrices in `dtype`, fused where it helps: qkv, gate and up."""
+class Weights(NamedTuple):
+    """What one layer multiplies with. `ffn`: gate and up, one above the other, or a STEM layer's gate alone."""
 
-    def __init__(self, weights, dtype=DTYPE):
-        self.dtype = dtype
+    norm1: torch.Tensor  # [HIDDEN]
+    norm2: torch.Tensor  # [HIDDEN]
+    qkv: torch.Tensor  # [Q + 2 KVD, HIDDEN]
+    o: torch.Tensor  # [HIDDEN, Q]
+    ffn: torch.Tensor  # [2 FFN or FFN, HIDDEN]
+    down: torch.Tensor  # [HIDDEN, FFN]
+
+
+class Dense:
+    """The base model: its matrices in DTYPE, and `full` as they are stored."""
+
+    def __init__(self, weights):
         self.embd32 = weights["token_embd.weight"]
-        self.embd = self.embd32.to(dtype)
+        self.embd = self.embd32.to(DTYPE)
         self.norm = weights["output_norm.weight"]
-        self.layers = []
+        self.full, self.layers = [], []
         for n in range(LAYERS):
             w = lambda name: weights[f"blk.{n}.{name}.weight"]
-            self.layers.append(
-                {
-                    "n1": w("attn_norm"),
-                    "n2": w("ffn_norm"),
-                    "qkv": torch.cat([w("attn_q"), w("attn_k"), w("attn_v")]).to(dtype),
-                    "o": w("attn_output").to(dtype),
-                    "gu": torch.cat([w("ffn_gate"), w("ffn_up")]).to(dtype),
-                    "down": w("ffn_down").to(dtype),
-                }
-            )
+            full = Weights(
+                w("attn_norm"), w("ffn_norm"), torch.cat([w("attn_q"), w("attn_k"), w("attn_v")]), w("attn_output"),
+                torch.cat([w("ffn_gate"), w("ffn_up")]), w("ffn_down"),
+            )  # fmt: skip
+            self.full.append(full)
+            self.layers.append(Weights(*full[:2], *(m.to(DTYPE) for m in full[2:])))
 
 
 # ---------------------------------------------------------------- pieces
 
 
+@lru_cache
 def rope_table(length):
     inv = THETA ** (-torch.arange(0, HD, 2, dtype=torch.float64) / HD)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * inv
-    return torch.cos(angle).float(), torch.sin(angle).float()
+    return torch.cos(angle).float().to(DEVICE), torch.sin(angle).float().to(DEVICE)
 
 
 def rms(x, gain):
@@ -92,7 +111,7 @@ def rotate(x, cos, sin):
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
-def attention(qkv, batch, length, cos, sin, rotate=rotate):
+def attention(qkv, batch, length, cos, sin):
     """Causal attention of a fused qkv [batch * length, Q + 2 KVD]."""
     qkv = qkv.view(batch, length, HEADS + 2 * KV, HD)
     qk = rotate(qkv[:, :, : HEADS + KV], cos[:length], sin[:length])
@@ -103,33 +122,34 @@ def attention(qkv, batch, length, cos, sin, rotate=rotate):
     return out.transpose(1, 2).reshape(batch * length, Q)
 
 
-# Plain versions; training passes compiled ones.
-def _norm(x, gain):
-    return rms(x, gain).to(DTYPE)
+def halves(x, w, shape, cos, sin):
+    """The stream x [tokens, HIDDEN] in fp32 after attention, and the FFN's normalised input. The tokens are those of texts
+    of several `shape`s, (batch, length), one after the other."""
+    qkv, at, parts = F.linear(rms(x, w.norm1).to(DTYPE), w.qkv), 0, []
+    for batch, length in shape:
+        parts.append(attention(qkv[at : at + batch * length], batch, length, cos, sin))
+        at += batch * length
+    x = x + F.linear(torch.cat(parts), w.o).float()
+    return x, rms(x, w.norm2).to(DTYPE)
 
 
-def _swiglu(g, u):
-    return (F.silu(g.float()) * u.float()).to(g.dtype)
-
-
-def dense_layer(x, w, batch, length, cos, sin, norm=_norm, swiglu=_swiglu, rotate=rotate):
-    """One layer of the base; x is the fp32 residual stream [batch * length, HIDDEN]."""
-    dtype = w["qkv"].dtype
-    att = attention(F.linear(norm(x, w["n1"]).to(dtype), w["qkv"]), batch, length, cos, sin, rotate)
-    x = x + F.linear(att, w["o"]).float()
-    gu = F.linear(norm(x, w["n2"]).to(dtype), w["gu"])
-    return x + F.linear(swiglu(gu[:, :FFN], gu[:, FFN:]), w["down"]).float()
+def layer(x, w, shape, cos, sin, up=None):
+    """One layer. `up` [tokens, FFN]: the rows of a STEM layer, in the place of an up-projection."""
+    x, h = halves(x, w, shape, cos, sin)
+    gate = F.linear(h, w.ffn)
+    if up is None:
+        gate, up = gate.chunk(2, -1)
+    return x + F.linear((F.silu(gate.float()) * up.float()).to(DTYPE), w.down).float()
 
 
 @torch.no_grad()
-def dense_forward(dense, ids, start=0, end=LAYERS, x=None, norm=_norm, swiglu=_swiglu, rotate=rotate):
-    """Residual stream after layers [start, end) of ids [batch, length]."""
-    batch, length = ids.shape
-    cos, sin = rope_table(length)
+def dense_forward(dense, ids, start=0, end=LAYERS, x=None, layer=layer):
+    """The base's stream after layers [start, end) of ids [batch, length]."""
+    cos, sin = rope_table(ids.shape[1])
     if x is None:
         x = dense.embd[ids.flatten()].float()
     for n in range(start, end):
-        x = dense_layer(x, dense.layers[n], batch, length, cos, sin, norm, swiglu, rotate)
+        x = layer(x, dense.layers[n], (tuple(ids.shape),), cos, sin)
     return x
 
 
@@ -142,22 +162,22 @@ def generate(dense, prompts, max_new, temperature=0.0, top_k=80, stop=(EOT, IM_E
 
     A text ends at its `turns`-th stop token, or at the end of text.
     """
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=DEVICE)
     batch, plen = ids.shape
     total = plen + max_new
     cos, sin = rope_table(total)
-    keys = [torch.zeros(batch, KV, total, HD, dtype=dense.dtype) for _ in range(LAYERS)]
-    vals = [torch.zeros(batch, KV, total, HD, dtype=dense.dtype) for _ in range(LAYERS)]
-    alive = torch.arange(batch)
+    keys = [torch.zeros(batch, KV, total, HD, dtype=DTYPE, device=DEVICE) for _ in range(LAYERS)]
+    vals = [torch.zeros(batch, KV, total, HD, dtype=DTYPE, device=DEVICE) for _ in range(LAYERS)]
+    alive = torch.arange(batch, device=DEVICE)
     out = [[] for _ in prompts]
-    stop = torch.tensor(list(stop))
-    left = torch.full((batch,), turns)
+    stop = torch.tensor(list(stop), device=DEVICE)
+    left = torch.full((batch,), turns, device=DEVICE)
     step, pos = ids, 0
     while True:
         b, t = step.shape
         x = dense.embd[step.flatten()].float()
         for n, w in enumerate(dense.layers):
-            qkv = F.linear(rms(x, w["n1"]).to(dense.dtype), w["qkv"]).view(b, t, HEADS + 2 * KV, HD)
+            qkv = F.linear(rms(x, w.norm1).to(DTYPE), w.qkv).view(b, t, HEADS + 2 * KV, HD)
             qk = rotate(qkv[:, :, : HEADS + KV], cos[pos : pos + t], sin[pos : pos + t])
             keys[n][:, :, pos : pos + t] = qk[:, :, HEADS:].transpose(1, 2)
             vals[n][:, :, pos : pos + t] = qkv[:, :, HEADS + KV :].transpose(1, 2)
@@ -172,11 +192,11 @@ def generate(dense, prompts, max_new, temperature=0.0, top_k=80, stop=(EOT, IM_E
                     q, k.repeat_interleave(g, 1), v.repeat_interleave(g, 1), is_causal=True
                 )
                 att = att.transpose(1, 2).reshape(b * t, Q)
-            x = x + F.linear(att, w["o"]).float()
-            gu = F.linear(rms(x, w["n2"]).to(dense.dtype), w["gu"])
-            x = x + F.linear(F.silu(gu[:, :FFN]) * gu[:, FFN:], w["down"]).float()
+            x = x + F.linear(att, w.o).float()
+            gate, up = F.linear(rms(x, w.norm2).to(DTYPE), w.ffn).chunk(2, -1)
+            x = x + F.linear(F.silu(gate) * up, w.down).float()
         pos += t
-        last = rms(x.view(b, t, HIDDEN)[:, -1], dense.norm).to(dense.dtype)
+        last = rms(x.view(b, t, HIDDEN)[:, -1], dense.norm).to(DTYPE)
         logits = F.linear(last, dense.embd).float()
         if temperature > 0:
             top, index = logits.topk(top_k, -1)

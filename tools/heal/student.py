@@ -1,106 +1,64 @@
-"""The STEM student: frozen base matrices, low-rank changes, rows U_l[t] = A_l e(t) + R_l[t]."""
+"""The STEM student: frozen base matrices, low-rank changes, and rows that are linear in what is known of a token.
+
+    U_l[t] = A_l [e(t); p(t)] + R_l[t]
+
+e: the base's embedding; p: learned features, the same in all layers; R: residual rows of some tokens. FFNs that training
+changes are rounded to four bits in every step, as a bundle stores them; gradients pass the rounding unchanged (Bengio et al.,
+arXiv 1308.3432).
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import DTYPE, EPS, FFN, HD, HEADS, HIDDEN, KV, LAYERS, Q, VOCAB, rope_table, rotate
+from model import DEVICE, DTYPE, FFN, HIDDEN, LAYERS, VOCAB, Weights, layer, rms, rope_table
 
 STEM = list(range(1, 11))
 FIRST = STEM[0]  # the layers below are the base's own, and are never touched
 
-compiled = torch.compile(dynamic=True)
+RANGES = (15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0)
 
 
-@compiled
-def norm_forward(x, gain):
-    r = torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
-    return (x * r * gain).to(DTYPE), r
+def four_bits(w):
+    """w [out, in] as `q4` of `src/bundle/quant.rs` stores it: of a few ranges that whose least-squares scale d and minimum m, both
+    in f16, leave the least error of d q + m in a block of 32."""
+    block = w.view(-1, 32)
+    least, most, total = block.amin(-1, keepdim=True), block.amax(-1, keepdim=True), block.sum(-1, keepdim=True)
+    inverse = lambda d: torch.where(d == 0, 0.0, 1.0 / d)
+    level = lambda d, m: ((block - m) * inverse(d)).round().clamp(0, 15)
+    best = found = None
+    for r in RANGES:
+        q = level((most - least) / r, least)
+        sum_q, sum_qq, sum_qw = q.sum(-1, keepdim=True), (q * q).sum(-1, keepdim=True), (q * block).sum(-1, keepdim=True)
+        det = 32 * sum_qq - sum_q * sum_q
+        d = torch.where(det > 0, (32 * sum_qw - sum_q * total) / det, 0.0).half().float()
+        m = ((total - d * sum_q) / 32).half().float()
+        value = d * level(d, m) + m
+        error = (value - block).square().sum(-1, keepdim=True)
+        found = value if best is None else torch.where(error < best, value, found)
+        best = error if best is None else torch.minimum(error, best)
+    return found.view(w.shape)
 
 
-@compiled
-def norm_backward(dy, x, r, gain):
-    g = dy.float() * gain
-    dot = (g * x).mean(-1, keepdim=True)
-    return (g - x * (dot * r * r)) * r
+class Rounded(torch.autograd.Function):
+    """`four_bits` in DTYPE."""
 
-
-@compiled
-def norm_gain(dy, x, r):
-    return (dy.float() * x * r).sum(0)
-
-
-class Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, gain):
-        y, r = norm_forward(x, gain)
-        ctx.save_for_backward(x, r, gain)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, r, gain = ctx.saved_tensors
-        return norm_backward(dy, x, r, gain), norm_gain(dy, x, r)
-
-
-@compiled
-def swiglu_forward(g, u):
-    return (F.silu(g.float()) * u.float()).to(DTYPE)
-
-
-@compiled
-def swiglu_backward(dy, g, u):
-    dy, g, u = dy.float(), g.float(), u.float()
-    s = torch.sigmoid(g)
-    silu = g * s
-    return (dy * u * (s + silu * (1 - s))).to(DTYPE), (dy * silu).to(DTYPE)
-
-
-class Swiglu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, g, u):
-        ctx.save_for_backward(g, u)
-        return swiglu_forward(g, u)
+    def forward(ctx, w):
+        return fused_four_bits(w).to(DTYPE)
 
     @staticmethod
     def backward(ctx, dy):
-        return swiglu_backward(dy, *ctx.saved_tensors)
+        return dy.float()
 
 
-rotate_c = torch.compile(rotate, dynamic=True)
+fused_four_bits = torch.compile(four_bits, dynamic=True)
+fused_layer = torch.compile(layer, dynamic=False)
 
 
-class Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return rotate_c(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, dy):
-        cos, sin = ctx.saved_tensors
-        return rotate_c(dy, cos, -sin), None, None
-
-
-class LoraLinear(torch.autograd.Function):
-    """x Wᵀ + (x aᵀ) bᵀ with a frozen W."""
-
-    @staticmethod
-    def forward(ctx, x, w, a, b):
-        h = x @ a.t()
-        ctx.save_for_backward(x, w, a, b, h)
-        return torch.addmm(x @ w.t(), h, b.t())
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, w, a, b, h = ctx.saved_tensors
-        g = dy @ b
-        return torch.addmm(dy @ w, g, a), None, g.t() @ x, dy.t() @ h
-
-
-@compiled
+@torch.compile(dynamic=False)
 def kl_rows(zs, zt):
-    """KL(teacher ‖ student) per row, its gradient in the student's logits, and whether the top-1 agree."""
+    """KL(teacher ‖ student) of each row of logits, and its gradient in the student's."""
     zs, zt = zs.float(), zt.float()
     ls, lt = zs.log_softmax(-1), zt.log_softmax(-1)
     pt = lt.exp()
@@ -111,18 +69,13 @@ class KlHead(torch.autograd.Function):
     """Weighted mean of KL over positions, from the two models' normalised states, in slices."""
 
     @staticmethod
-    def forward(ctx, hs, ht, embd, weight, exchange=None, slice_=256):
+    def forward(ctx, hs, ht, embd, weight, slice_=6144):
         dh = torch.empty_like(hs)
         total = hs.new_zeros((), dtype=torch.float32)
         share = weight / weight.sum()
         for i in range(0, len(hs), slice_):
             s = slice(i, i + slice_)
-            zt = ht[s] @ embd.t()
-            if exchange is not None:  # the teacher's distribution with two ids exchanged
-                a, b = exchange[s, :1], exchange[s, 1:]
-                za, zb = zt.gather(1, a), zt.gather(1, b)
-                zt.scatter_(1, a, zb).scatter_(1, b, za)
-            kl, dz = kl_rows(hs[s] @ embd.t(), zt)
+            kl, dz = kl_rows(hs[s] @ embd.t(), ht[s] @ embd.t())
             total += (kl * share[s]).sum()
             dh[s] = (dz @ embd) * share[s, None].to(DTYPE)
         ctx.save_for_backward(dh)
@@ -131,104 +84,127 @@ class KlHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dloss):
         (dh,) = ctx.saved_tensors
-        return dh * dloss.to(dh.dtype), None, None, None, None, None
+        return dh * dloss.to(dh.dtype), None, None, None, None
+
+
+class Tokens:
+    """Whose rows each of n positions reads: position `at[i]` that of token `of[i]`, `share[i]` of it."""
+
+    def __init__(self, at, of, share, n):
+        self.at, self.of, self.share, self.n = at, of, share, n
+
+    @classmethod
+    def own(cls, ids):
+        """Each position that of its id; ids [n]."""
+        return cls(torch.arange(len(ids), device=ids.device), ids, torch.ones(len(ids), device=ids.device), len(ids))
+
+    def __add__(self, other):
+        cat = lambda a, b: torch.cat([a, b.to(a.device)])
+        return Tokens(cat(self.at, other.at + self.n), cat(self.of, other.of), cat(self.share, other.share), self.n + other.n)
 
 
 class Student(nn.Module):
-    def __init__(self, dense, tokens, rank=32, wide=48, engram=None):
-        """`tokens`: the ids that have a residual row. `wide`: rank where several matrices share a factor.
+    def __init__(self, dense, tokens, features=96, ranks=None, engram=None):
+        """`tokens`: the ids that have a residual row. `ranks` of low-rank changes: attention's `qkv` and `o`, the STEM layers'
+        `gate`, the dense FFNs' `ffn` (gate and up) and `down`; without a rank a matrix stays the base's own.
 
         `engram`: Engram layers (`engram.py`), from FIRST on, or none.
         """
         super().__init__()
+        ranks = ranks or RANKS
         self.dense, self.engram = dense, engram
         if engram is not None and min(engram.layers) < FIRST:
             raise SystemExit(f"Engram layers {list(engram.layers)}: those below {FIRST} are the base's own")
         self.register_buffer("tokens", torch.as_tensor(tokens, dtype=torch.long))
         slot = torch.full((VOCAB,), len(tokens), dtype=torch.long)
-        slot[self.tokens] = torch.arange(len(tokens))
+        slot[self.tokens.cpu()] = torch.arange(len(tokens))
         self.register_buffer("slot", slot, persistent=False)
         self.core, self.norms, self.down = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        self.gate = {}
         for n in range(FIRST, LAYERS):
-            w = dense.layers[n]
-            stem = n in STEM
-            self.norms[f"{n}_attn"] = nn.Parameter(w["n1"].clone())
-            self.norms[f"{n}_ffn"] = nn.Parameter(w["n2"].clone())
-            if stem:
-                self.gate[n] = w["gu"][:FFN].contiguous()
-                self.down[str(n)] = nn.Parameter(w["down"].float().clone())  # in fp32 it would be the base's own
-            # Dense FFNs stay the base's own, so that a bundle holds them at the base's four bits without rounding again.
-            shapes = {"qkv": (wide, w["qkv"]), "o": (rank, w["o"])}
-            if stem:
-                shapes["gate"] = (wide, self.gate[n])
-            for name, (r, m) in shapes.items():
-                self.core[f"{n}_{name}_a"] = nn.Parameter(torch.randn(r, m.shape[1]) * m.shape[1] ** -0.5)
-                self.core[f"{n}_{name}_b"] = nn.Parameter(torch.zeros(m.shape[0], r))
+            w = dense.full[n]
+            self.norms[f"{n}_attn"] = nn.Parameter(w.norm1.clone())
+            self.norms[f"{n}_ffn"] = nn.Parameter(w.norm2.clone())
+            if n in STEM:
+                self.down[str(n)] = nn.Parameter(w.down.clone())
+            for name in changed(n):
+                if not ranks[name]:
+                    continue
+                high, wide = self.base(n, name).shape
+                self.core[f"{n}_{name}_a"] = nn.Parameter(torch.randn(ranks[name], wide) * wide**-0.5)
+                self.core[f"{n}_{name}_b"] = nn.Parameter(torch.zeros(high, ranks[name]))
         self.norms["out"] = nn.Parameter(dense.norm.clone())
-        self.maps = nn.ParameterList([nn.Parameter(torch.zeros(FFN, HIDDEN)) for _ in STEM])
+        self.features = nn.Parameter(torch.randn(VOCAB, features) * 0.1)
+        self.maps = nn.ParameterList([nn.Parameter(torch.zeros(FFN, HIDDEN + features)) for _ in STEM])
         self.rows = nn.Parameter(torch.zeros(len(tokens) + 1, len(STEM) * FFN))  # the last one stays zero
+        self.to(DEVICE)
 
-    def start_from(self, state):
-        """Takes over an earlier student, also one that had changed its dense FFNs: these changes are dropped."""
-        state = {k.replace("_gu_", "_gate_") if k.startswith("core.") else k: v for k, v in state.items()}
-        mine = self.state_dict()
-        self.load_state_dict(mine | {k: v for k, v in state.items() if k in mine})
+    def base(self, n, name):
+        """The base's own matrix of layer n, as it is stored."""
+        w = self.dense.full[n]
+        return w.ffn[:FFN] if name == "gate" else getattr(w, name)
 
-    def lora(self, x, n, name, w):
-        return LoraLinear.apply(x, w, self.core[f"{n}_{name}_a"].to(DTYPE), self.core[f"{n}_{name}_b"].to(DTYPE))
+    def changed_matrix(self, n, name):
+        """W + b a in fp32, or none where there is no change."""
+        b = self.core[f"{n}_{name}_b"] if f"{n}_{name}_b" in self.core else None
+        return None if b is None else self.base(n, name) + b @ self.core[f"{n}_{name}_a"]
 
-    def table(self, ids):
-        """Rows of every STEM layer for the ids [n]: a list of [n, FFN]."""
-        e = self.dense.embd[ids]
-        r = F.embedding(self.slot[ids], self.rows, padding_idx=len(self.tokens)).to(DTYPE).view(-1, len(STEM), FFN)
-        return [torch.addmm(r[:, i], e, self.maps[i].to(DTYPE).t()) for i in range(len(STEM))]
-
-    def layer(self, x, n, batch, length, cos, sin, up=None):
-        w = self.dense.layers[n]
-        qkv = self.lora(Norm.apply(x, self.norms[f"{n}_attn"]), n, "qkv", w["qkv"])
-        qkv = qkv.view(batch, length, HEADS + 2 * KV, HD)
-        qk = Rope.apply(qkv[:, :, : HEADS + KV], cos, sin)
-        g = HEADS // KV
-        q = qk[:, :, :HEADS].transpose(1, 2)
-        k = qk[:, :, HEADS:].repeat_interleave(g, 2).transpose(1, 2)
-        v = qkv[:, :, HEADS + KV :].repeat_interleave(g, 2).transpose(1, 2)
-        att = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch * length, Q)
-        x = x + self.lora(att, n, "o", w["o"])
-        h = Norm.apply(x, self.norms[f"{n}_ffn"])
-        if up is None:
-            gu = F.linear(h, w["gu"])
-            return x + F.linear(Swiglu.apply(gu[:, :FFN], gu[:, FFN:]), w["down"])
-        act = Swiglu.apply(self.lora(h, n, "gate", self.gate[n]), up)
-        return x + F.linear(act, self.down[str(n)].to(DTYPE))
-
-    def mixed(self, ids, mixes):
-        """As `table`; an id beyond the vocabulary stands for the mean of the rows of a mix, a tuple of ids."""
-        members = [mixes[i - VOCAB] if i >= VOCAB else (i,) for i in ids.tolist()]
-        plain = sorted({i for m in members for i in m})
-        place = {i: n for n, i in enumerate(plain)}
-        mean = torch.zeros(len(members), len(plain), dtype=DTYPE)
-        for row, m in zip(mean, members):
-            for i in m:
-                row[place[i]] += 1 / len(m)
-        return [mean @ t for t in self.table(torch.tensor(plain))]
-
-    def forward(self, x, row_ids, ids=None, mixes=()):
-        """Normalised last states [batch * length, HIDDEN] from the base's stream x before layer FIRST.
-
-        row_ids [batch, length]: whose rows each position reads (see `mixed`); ids: the input tokens, which these are unless
-        edited.
-        N-grams are those of the input.
-        """
-        batch, length = row_ids.shape
-        if self.engram is not None:
-            records = self.engram.records(row_ids if ids is None else ids)
-        cos, sin = (t[:length].contiguous() for t in rope_table(length))
-        unique, back = row_ids.flatten().unique(return_inverse=True)
-        table = self.mixed(unique, mixes) if mixes else self.table(unique)
+    def weights(self):
+        """What the layers from FIRST on multiply with."""
+        out = []
         for n in range(FIRST, LAYERS):
+            own, w = self.dense.layers[n], {name: self.changed_matrix(n, name) for name in changed(n)}
+            plain = lambda name: getattr(own, name) if w[name] is None else w[name].to(DTYPE)
+            few = lambda name: getattr(own, name) if w[name] is None else Rounded.apply(w[name])
+            if n in STEM:
+                ffn, down = Rounded.apply(w["gate"]), Rounded.apply(self.down[str(n)])
+            else:
+                ffn, down = few("ffn"), few("down")
+            out.append(Weights(self.norms[f"{n}_attn"], self.norms[f"{n}_ffn"], plain("qkv"), plain("o"), ffn, down))
+        return out
+
+    def known(self, tokens):
+        """What rows are made of, for each position: [e; p] and which residual row. Linear, so that a mean of rows is one of these."""
+        share, of = tokens.share[:, None], tokens.of
+        width = self.features.shape[1]
+        e = self.dense.embd32.new_zeros(tokens.n, HIDDEN).index_add(0, tokens.at, self.dense.embd32[of] * share)
+        p = self.features.new_zeros(tokens.n, width).index_add(0, tokens.at, F.embedding(of, self.features) * share)
+        one = torch.zeros(tokens.n, len(self.rows), device=DEVICE, dtype=DTYPE)
+        slot = self.slot[of]
+        own = tokens.share * (slot < len(self.tokens))
+        one.index_put_((tokens.at, slot), own.to(DTYPE), accumulate=True)
+        return torch.cat([e, p], -1).to(DTYPE), one
+
+    def up(self, known, i):
+        """The rows of the i-th STEM layer, [tokens, FFN]."""
+        features, one = known
+        rows = self.rows[:, i * FFN : (i + 1) * FFN].to(DTYPE)
+        return torch.addmm(one @ rows, features, self.maps[i].to(DTYPE).t())
+
+    def forward(self, x, ids, shape, tokens=None, layer=layer):
+        """Normalised last states [tokens, HIDDEN] from the base's stream x before layer FIRST.
+
+        ids: the input tokens [tokens] of texts of several `shape`s, (batch, length), one after the other; tokens: whose
+        rows they read, their own if none. N-grams are those of the input.
+        """
+        cos, sin = rope_table(max(length for _, length in shape))
+        known = self.known(Tokens.own(ids) if tokens is None else tokens)
+        spans, at = [], 0
+        for batch, length in shape:
+            spans.append((slice(at, at + batch * length), batch))
+            at += batch * length
+        if self.engram is not None:
+            records = [self.engram.records(ids[s].view(batch, -1)) for s, batch in spans]
+        for n, w in zip(range(FIRST, LAYERS), self.weights()):
             if self.engram is not None and n in self.engram.layers:
-                x = self.engram(n, x, records, batch)
-            up = F.embedding(back, table[n - FIRST]) if n in STEM else None
-            x = self.layer(x, n, batch, length, cos, sin, up)
-        return Norm.apply(x, self.norms["out"])
+                x = torch.cat([self.engram(n, x[s], r, batch) for (s, batch), r in zip(spans, records)])
+            x = layer(x, w, shape, cos, sin, self.up(known, n - FIRST) if n in STEM else None)
+        return rms(x, self.norms["out"]).to(DTYPE)
+
+
+# Of attention's changes; of a STEM layer's gate; of dense FFNs, gate and up together.
+RANKS = {"qkv": 64, "o": 48, "gate": 64, "ffn": 32, "down": 32}
+
+
+def changed(n):
+    """The matrices of layer n that have a low-rank change; a STEM layer's W_d is trained whole."""
+    return ("qkv", "o", "gate") if n in STEM else ("qkv", "o", "ffn", "down")
