@@ -70,6 +70,7 @@ pub fn write(
             config: config.clone(),
             ids_sha256: sha256(&compressed.to_bytes()),
         }),
+        storage: BTreeMap::new(),
         files,
         training,
     };
