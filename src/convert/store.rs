@@ -108,6 +108,8 @@ fn kept(kind: GgmlType) -> Dtype {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::quant::dequantize;
+    use crate::bundle::random;
     use crate::config::tests::tiny;
 
     #[test]
@@ -127,6 +129,24 @@ mod tests {
             }
         }
         assert_eq!(stored("blk.0.attn_norm", Precision::Keep, Some(Dtype::Q4)), Dtype::F32);
+    }
+
+    #[test]
+    fn what_is_rounded_is_stored_as_it_is() {
+        let expand = |(dtype, planes): (Dtype, Vec<u8>)| {
+            let mut values = vec![0f32; 4096];
+            let (quants, scales) = planes.split_at(dtype.planes(values.len())[0]);
+            dequantize(dtype, quants, scales, 0, &mut values);
+            values
+        };
+        let weights = random::weights("blk.1.ffn_gate", &[64, 64], 3);
+        for dtype in [Dtype::Q4, Dtype::Q8] {
+            let store =
+                |values: &[f32]| store("blk.1.ffn_gate", values, &tiny(), Precision::Keep, Some(dtype));
+            let rounded = expand(store(&weights));
+            assert_ne!(rounded, weights);
+            assert_eq!(expand(store(&rounded)), rounded, "{dtype:?}");
+        }
     }
 
     #[test]
