@@ -174,18 +174,18 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// Writes a recipe for the checkpoint at `base` that makes layer 1 STEM.
-fn write_recipe(dir: &Path, base: &Path, raw: &[Raw], engram: Value) -> PathBuf {
+/// Writes a recipe for the checkpoint at `base` that makes layer 1 STEM; `more` is what else its head says.
+fn write_recipe(dir: &Path, base: &Path, raw: &[Raw], more: Value) -> PathBuf {
     let views = raw.iter().map(|(n, t, s, b)| (*n, TensorView::new(*t, s.clone(), b).unwrap()));
     let file = serialize(views, None).unwrap();
     let whole = fs::read(base).unwrap();
-    let head = serde_json::json!({
+    let mut head = serde_json::json!({
         "format": "xylem-recipe", "version": 1, "name": "test",
         "base": {"name": "Tiny", "bytes": whole.len(), "sha256": sha256(&whole)},
         "stem_layers": [1],
-        "engram": engram,
         "files": [{"file": "part-0.safetensors", "bytes": file.len(), "sha256": sha256(&file)}],
     });
+    head.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let recipe = dir.join("recipe");
     fs::create_dir_all(&recipe).unwrap();
     fs::write(recipe.join("part-0.safetensors"), file).unwrap();
@@ -204,7 +204,7 @@ fn a_recipe_can_bring_engram_layers() {
     assert!(compressed.count < VOCAB - 20, "letters of both cases share an id");
     let sizes = Sizes { layers: vec![1], tables: vec![50, 90], heads: 1, head_width: 16, kernel: 4, seed: 5 };
     let engram = sizes.draw(compressed.count, compressed.ids[256]).unwrap();
-    let head = |sha: &str| serde_json::json!({"config": engram, "ids_sha256": sha});
+    let head = |sha: &str| serde_json::json!({"engram": {"config": engram, "ids_sha256": sha}});
     let ids_sha256 = sha256(&compressed.to_bytes());
 
     let mut rng = StdRng::seed_from_u64(9);
@@ -224,8 +224,8 @@ fn a_recipe_can_bring_engram_layers() {
         ("blk.1.engram_rows.0", Type::F32, vec![53, 16], bytes_of(&pairs)),
         ("blk.1.engram_rows.1", Type::F32, vec![97, 16], bytes_of(&triples)),
     ];
-    let build = |raw: &[Raw], engram: Value, name: &str| {
-        let folder = write_recipe(dir.path(), &path, raw, engram);
+    let build = |raw: &[Raw], more: Value, name: &str| {
+        let folder = write_recipe(dir.path(), &path, raw, more);
         let out = dir.path().join(name);
         let recipe = Recipe::open(&folder, &base).unwrap();
         let manifest = build::write(&base, &recipe, Precision::Keep, "tiny", &out, &()).unwrap();
@@ -249,20 +249,20 @@ fn a_recipe_can_bring_engram_layers() {
     assert!(difference(&rows[FFN..], &expected.concat()) < 1e-2);
 
     // Without values nothing changes, whatever else there is.
-    let (_, plain) = build(&raw[..1], Value::Null, "plain");
+    let (_, plain) = build(&raw[..1], serde_json::json!({}), "plain");
     let plain = bundle_logits(&plain);
     assert!(difference(&bundle_logits(&out), &plain) > 1e-2);
     let mut zero = raw.clone();
     zero[2].3 = vec![0; HIDDEN * 32 * 4];
     assert_eq!(bundle_logits(&build(&zero, head(&ids_sha256), "zero").1), plain);
 
-    let refused = |raw: &[Raw], engram: Value, what: &str| {
-        let folder = write_recipe(dir.path(), &path, raw, engram);
+    let refused = |raw: &[Raw], more: Value, what: &str| {
+        let folder = write_recipe(dir.path(), &path, raw, more);
         let says = Recipe::open(&folder, &base).unwrap_err().to_string();
         assert!(says.contains(what), "{says}");
     };
     refused(&raw, head(&sha256(b"")), "compressed ids of SHA-256");
-    refused(&raw, Value::Null, "`blk.1.engram_conv.weight` is unknown");
+    refused(&raw, serde_json::json!({}), "`blk.1.engram_conv.weight` is unknown");
     refused(&raw[..8], head(&ids_sha256), "`blk.1.engram_rows.1` is missing");
     refused(&[&raw[..6], &raw[7..]].concat(), head(&ids_sha256), "`blk.1.engram_conv.weight` is missing");
     let mut odd = raw.clone();
@@ -317,7 +317,7 @@ fn a_recipe_changes_what_it_says() {
         ("blk.1.stem_rows.scale", Type::F32, vec![2, 16], bytes_of(&scales)),
         ("stem_tokens", Type::I32, vec![2], tokens.iter().flat_map(|t| t.to_le_bytes()).collect()),
     ];
-    let write = |raw: &[Raw]| write_recipe(dir.path(), &path, raw, Value::Null);
+    let write = |raw: &[Raw]| write_recipe(dir.path(), &path, raw, serde_json::json!({}));
     let folder = write(&raw);
     let recipe = Recipe::open(&folder, &base).unwrap();
 
@@ -369,6 +369,9 @@ fn a_recipe_changes_what_it_says() {
     refused(&odd, "blk.0.stem_map");
     refused(&raw[1..], "no lora_a");
     let mut odd = raw.clone();
+    odd[0].2 = vec![8, HIDDEN / 2];
+    refused(&odd, "`blk.0.attn_k.lora_a` is [8, 128], expected [0, 256]");
+    let mut odd = raw.clone();
     odd[5].3 = [17u32, 999].iter().flat_map(|t| t.to_le_bytes()).collect();
     refused(&odd, "token 999");
     let folder = write(&raw);
@@ -378,4 +381,111 @@ fn a_recipe_changes_what_it_says() {
     checkpoint(&path, TYPES[0], true, 4);
     let other = Base::open(&path).unwrap();
     assert!(Recipe::open(&folder, &other).unwrap_err().to_string().contains("belongs to Tiny"));
+}
+
+#[test]
+fn a_recipe_can_bring_features_of_tokens_and_types_of_storage() {
+    const R: usize = 6;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    checkpoint(&path, TYPES[0], true, 3);
+    let base = Base::open(&path).unwrap();
+    let mut rng = StdRng::seed_from_u64(11);
+    let mut floats = |n: usize| (0..n).map(|_| rng.random_range(-0.1..0.1f32)).collect::<Vec<f32>>();
+    let (map, residual, scales) = (floats(FFN * (HIDDEN + R)), floats(FFN), floats(VOCAB));
+    let quants: Vec<i8> = (0..VOCAB * R).map(|i| (i % 251) as i8).collect();
+    let mut factor = |name, rows: usize, width: usize| -> Raw {
+        (name, Type::F32, vec![rows, width], bytes_of(&floats(rows * width)))
+    };
+    let raw: Vec<Raw> = vec![
+        ("stem_embd", Type::I8, vec![VOCAB, R], quants.iter().map(|q| *q as u8).collect()),
+        ("stem_embd.scale", Type::F32, vec![VOCAB, 1], bytes_of(&scales)),
+        ("blk.1.stem_map", Type::F32, vec![FFN, HIDDEN + R], bytes_of(&map)),
+        ("blk.1.stem_rows", Type::F32, vec![1, FFN], bytes_of(&residual)),
+        ("stem_tokens", Type::I32, vec![1], 17i32.to_le_bytes().to_vec()),
+        factor("blk.0.attn_v.lora_a", 2, HIDDEN),
+        factor("blk.0.attn_v.lora_b", KV, 2),
+        factor("blk.0.ffn_down.lora_a", 2, FFN),
+        factor("blk.0.ffn_down.lora_b", HIDDEN, 2),
+        factor("blk.1.ffn_down.lora_a", 2, FFN),
+        factor("blk.1.ffn_down.lora_b", HIDDEN, 2),
+        factor("blk.1.ffn_gate.lora_a", 2, HIDDEN),
+        factor("blk.1.ffn_gate.lora_b", FFN, 2),
+    ];
+    let write = |raw: &[Raw], more: Value| write_recipe(dir.path(), &path, raw, more);
+    let storage = serde_json::json!({"storage": {"ffn_gate": "q4", "ffn_down": "q8", "attn_output": "f32"}});
+    let folder = write(&raw, storage);
+    let recipe = Recipe::open(&folder, &base).unwrap();
+
+    // Of token 17, which has a residual row, and of two that have none, one the last.
+    let tokens = [17, 5, VOCAB as u32 - 1];
+    let embedding = base.tensor("token_embd").unwrap();
+    let mut rows = vec![0f32; tokens.len() * FFN];
+    xylem::convert::Changes::rows(&recipe, &tokens, &mut rows).unwrap();
+    for (token, row) in tokens.iter().zip(rows.chunks_exact(FFN)) {
+        let t = *token as usize;
+        for unit in 0..FFN {
+            let map = &map[unit * (HIDDEN + R)..][..HIDDEN + R];
+            let mut expected: f32 = (0..HIDDEN).map(|h| map[h] * embedding[t * HIDDEN + h]).sum();
+            expected +=
+                (0..R).map(|i| map[HIDDEN + i] * f32::from(quants[t * R + i]) * scales[t]).sum::<f32>();
+            expected += if t == 17 { residual[unit] } else { 0.0 };
+            assert!((row[unit] - expected).abs() < 1e-4, "{t} {unit}");
+        }
+    }
+
+    // What is changed is stored as the recipe says, or as usual; what isn't, as the base has it.
+    let out = dir.path().join("bundle");
+    let manifest = build::write(&base, &recipe, Precision::Keep, "tiny", &out, &()).unwrap();
+    let dense = dir.path().join("dense");
+    let usual =
+        build::write(&base, &Dense(base.config().clone()), Precision::Keep, "tiny", &dense, &()).unwrap();
+    let stored = |name: &str| manifest.tensor(name).unwrap().dtype;
+    assert_eq!(stored("blk.1.ffn_gate"), Dtype::Q4);
+    assert_eq!((stored("blk.0.ffn_down"), stored("blk.1.ffn_down")), (Dtype::Q8, Dtype::Q8));
+    assert_eq!(stored("blk.0.attn_qkv"), Dtype::Q8);
+    for name in ["blk.0.ffn_gate", "blk.0.attn_output", "blk.1.attn_output", "blk.1.attn_qkv"] {
+        assert_eq!(stored(name), usual.tensor(name).unwrap().dtype, "{name}");
+    }
+    let bundle = Bundle::open(&out).unwrap();
+    let mut gathered = Vec::new();
+    pollster::block_on(bundle.tables().unwrap().gather(&tokens, &mut gathered)).unwrap();
+    assert!(difference(&gathered, &rows) < 1e-2);
+    assert!(bundle_logits(&out).iter().all(|l| l.is_finite()));
+    // A type that is asked for wins.
+    let all = build::write(&base, &recipe, Precision::All(Dtype::Q8), "tiny", &out, &()).unwrap();
+    assert_eq!(all.tensor("blk.1.ffn_gate").unwrap().dtype, Dtype::Q8);
+
+    let refused = |raw: &[Raw], more: Value, what: &str| {
+        let error = Recipe::open(&write(raw, more), &base).unwrap_err();
+        assert!(matches!(error, xylem::Error::Invalid { .. }), "{error:?}");
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    for (storage, what) in [
+        (serde_json::json!({"attn_q": "q4"}), "`attn_q`; layers have the matrices attn_output, attn_qkv"),
+        (serde_json::json!({"ffn_norm": "f32"}), "`ffn_norm`"),
+        (serde_json::json!({"ffn_gate": "q5"}), "`q5`"),
+    ] {
+        refused(&raw, serde_json::json!({"storage": storage}), what);
+    }
+    let none = || serde_json::json!({});
+    let mut odd = raw.clone();
+    odd[2].2 = vec![HIDDEN + R, FFN];
+    refused(&odd, none(), "expected [512, 262]");
+    refused(&raw[2..], none(), "expected [512, 256]");
+    let with = |shape: [usize; 2], value: f32| {
+        let values = bytes_of(&vec![value; shape[0] * shape[1]]);
+        [&[("stem_embd", Type::F32, shape.to_vec(), values)], &raw[2..]].concat()
+    };
+    Recipe::open(&write(&with([VOCAB, R], 1.0), none()), &base).unwrap();
+    refused(&with([VOCAB, R], f32::NAN), none(), "not finite");
+    refused(&with([VOCAB - 1, R], 1.0), none(), "expected [280, 6]");
+    refused(&with([VOCAB, HIDDEN + 1], 1.0), none(), "257 features a token, from 1 to 256");
+    refused(&with([VOCAB, 0], 1.0), none(), "0 features");
+    let mut odd = raw.clone();
+    (odd[0].2, odd[0].3) = (vec![VOCAB, 0], Vec::new());
+    refused(&odd, none(), "0 features");
+    let mut dense = none();
+    dense["stem_layers"] = serde_json::json!([]);
+    refused(&raw[..2], dense, "`stem_embd` is unknown");
 }

@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use checkpoint::{TYPES, VOCAB, checkpoint};
+use checkpoint::{FFN, HIDDEN, TYPES, VOCAB, checkpoint};
 use common::{fails, prints, xylem};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as Type, TensorView, serialize};
+use sha2::{Digest, Sha256};
 use xylem::Error;
 use xylem::backend::{Backend, Output, Step, Want};
 use xylem::bundle::manifest::{Tensor, expected_tensors};
@@ -25,6 +28,8 @@ use xylem::heal::checkpoint::{Position, folder};
 use xylem::heal::{Device, Entry, Listener, Outcome, Settings, Trainer};
 
 const TOKENS: [u32; 12] = [5, 250, 17, 17, 99, 260, 3, 128, 44, 201, 0, 77];
+/// Features of a token.
+const R: usize = 6;
 
 /// A folder with a checkpoint, data and settings.
 struct Place {
@@ -276,18 +281,87 @@ fn a_stopped_run_goes_on_as_if_it_had_not_been() {
     let mut rest = place.trainer(&base, "parts", None).unwrap();
     assert_eq!(rest.position().step, 3);
     run(&mut rest, None);
-    let parts = |run: &str| {
-        let mut all = Vec::new();
-        for number in 0.. {
-            let path = folder(&place.path(run)).join(format!("part-{number}.safetensors"));
-            let Ok(bytes) = fs::read(path) else { break };
-            assert!(bytes.len() <= 16_000_000);
-            all.push(bytes);
-        }
-        all
-    };
+    let parts = |run: &str| parts(&folder(&place.path(run)));
     assert!(!parts("whole").is_empty());
     assert!(parts("whole") == parts("parts"), "parameters or means differ");
+}
+
+/// The safetensors files in `dir`.
+fn parts(dir: &Path) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for number in 0.. {
+        let Ok(bytes) = fs::read(dir.join(format!("part-{number}.safetensors"))) else { break };
+        assert!(bytes.len() <= 16_000_000);
+        all.push(bytes);
+    }
+    all
+}
+
+/// Gives the recipe in `dir`, which has one file, `R` features of each token and types of storage.
+fn add_features(dir: &Path) {
+    let file = fs::read(dir.join("part-0.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&file).unwrap();
+    let bytes = |name: &str, rows: usize, width: usize| -> Vec<u8> {
+        let values = xylem::bundle::random::weights(name, &[rows, width], 7);
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    };
+    let (map, features) = (bytes("map", FFN, HIDDEN + R), bytes("features", VOCAB, R));
+    let view = |shape: [usize; 2], bytes| TensorView::new(Type::F32, shape.into(), bytes).unwrap();
+    let mut all: Vec<_> = stored.tensors();
+    all.retain(|(name, _)| !name.starts_with("blk.1.stem_map"));
+    all.push(("blk.1.stem_map".into(), view([FFN, HIDDEN + R], &map)));
+    all.push(("stem_embd".into(), view([VOCAB, R], &features)));
+    let new = serialize(all, None).unwrap();
+    fs::write(dir.join("part-0.safetensors"), &new).unwrap();
+    let path = dir.join("recipe.json");
+    let mut head: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(head["files"].as_array().unwrap().len(), 1);
+    let sha256: String = Sha256::digest(&new).iter().map(|b| format!("{b:02x}")).collect();
+    head["files"][0]["bytes"] = new.len().into();
+    head["files"][0]["sha256"] = sha256.into();
+    head["storage"] = serde_json::json!({"ffn_down": "q4", "attn_qkv": "q4"});
+    fs::write(path, head.to_string()).unwrap();
+}
+
+#[test]
+fn features_of_tokens_are_trained_and_storage_is_carried_on() {
+    let place = Place::new();
+    let base = place.base();
+    place.settings(0);
+    let (outcome, _) = run(&mut place.trainer(&base, "first", None).unwrap(), None);
+    let dir = outcome.recipe.unwrap();
+    add_features(&dir);
+    let recipe = Recipe::open(&dir, &base).unwrap();
+    assert_eq!(recipe.head().storage["ffn_down"], Dtype::Q4);
+
+    // It begins as the recipe says.
+    place.settings(4);
+    let mut whole = place.trainer(&base, "whole", Some(&dir)).unwrap();
+    let error = difference(&whole.logits(&TOKENS).unwrap(), &logits(&base, &recipe));
+    assert!(error < 1e-5, "{error}");
+    let (outcome, _) = run(&mut whole, None);
+    let trained = Recipe::open(&outcome.recipe.unwrap(), &base).unwrap();
+    assert_eq!(trained.head().storage, recipe.head().storage);
+    let features = |recipe: &Recipe<'_>| recipe.matrix("stem_embd").unwrap().clone();
+    let (old, new) = (features(&recipe), features(&trained));
+    assert_eq!((new.rows, new.width), (VOCAB, R));
+    assert!(difference(&new.values, &old.values) > 1e-2, "features weren't trained");
+    let error = difference(&whole.logits(&TOKENS).unwrap(), &logits(&base, &trained));
+    assert!(error < 3e-2, "{error}");
+
+    // A stopped run goes on with them.
+    run(&mut place.trainer(&base, "parts", Some(&dir)).unwrap(), Some(2));
+    let mut rest = place.trainer(&base, "parts", Some(&dir)).unwrap();
+    assert_eq!(rest.position().step, 2);
+    let (outcome, _) = run(&mut rest, None);
+    assert!(parts(&outcome.recipe.unwrap()) == parts(&place.path("whole/recipe")), "recipes differ");
+    // Not without them, and not for another storage.
+    let says = |init: Option<&Path>| place.trainer(&base, "parts", init).err().unwrap().to_string();
+    assert!(says(None).contains("another student"));
+    let path = dir.join("recipe.json");
+    let head = fs::read_to_string(&path).unwrap().replace("attn_qkv", "ffn_gate");
+    fs::write(&path, head).unwrap();
+    assert!(says(Some(&dir)).contains("another student"));
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub struct Args {
 /// How matrices are stored.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Storage {
-    /// As the checkpoint has them where a bundle can, else no coarser; what changes gets 8 bits.
+    /// As the checkpoint has them where a bundle can, else no coarser; what changes gets 8 bits, or what its recipe says.
     Keep,
     /// 4 bits, a scale and a minimum for 32 weights.
     Q4,

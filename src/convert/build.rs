@@ -8,7 +8,7 @@ use super::store::{Precision, store, stored};
 use super::{Base, engram};
 use crate::bundle::Manifest;
 use crate::bundle::manifest::{Source, expected_tensors};
-use crate::bundle::quant::{quantize_row, row_bytes};
+use crate::bundle::quant::{Dtype, quantize_row, row_bytes};
 use crate::bundle::writer::{TableSpec, Writer};
 use crate::config::Config;
 use crate::engram::compress::Compressed;
@@ -49,6 +49,11 @@ pub trait Changes: Sync {
 
     /// Tokens that are used often: their records come first in the table, in this order.
     fn hot(&self) -> &[u32];
+
+    /// The type that the bundle's matrix `name` is stored in where it is changed, or `None` for the usual one.
+    fn storage(&self, _name: &str) -> Option<Dtype> {
+        None
+    }
 }
 
 /// Changes nothing: the dense model.
@@ -107,7 +112,7 @@ pub fn write(
     let core = writer.core(tensors.into_iter().enumerate().map(|(i, (name, shape))| {
         progress.update("Core", i as u64, count);
         let (dtype, planes) = match changes.tensor(&name)? {
-            Some(values) => store(&name, &values, config, precision),
+            Some(values) => store(&name, &values, config, precision, changes.storage(&name)),
             None => stored(base, &name, precision)?,
         };
         Ok((name, dtype, shape, planes))

@@ -6,7 +6,7 @@ use super::Base;
 use super::build::{Changes, Progress};
 use super::recipe::{Matrix, sha256};
 use crate::bundle::manifest::expected_tensors;
-use crate::bundle::quant::quantize_row;
+use crate::bundle::quant::{Dtype, quantize_row};
 use crate::bundle::writer::{TableSpec, Writer};
 use crate::bundle::{Table, random};
 use crate::config::Config;
@@ -75,6 +75,10 @@ impl Changes for Untrained<'_> {
 
     fn hot(&self) -> &[u32] {
         self.inner.hot()
+    }
+
+    fn storage(&self, name: &str) -> Option<Dtype> {
+        self.inner.storage(name)
     }
 }
 

@@ -10,7 +10,10 @@
 //!   (source: LoRA, arXiv 2106.09685);
 //! - `blk.N.stem_map` \[ffn, hidden] is `A` of a STEM layer, `stem_tokens` \[n] (i32) are the tokens that have a
 //!   residual row and the first records of the table, and `blk.N.stem_rows` \[n, ffn] are these: the row of token `t` is
-//!   `A · token_embd[t] + R[t]`, with `R` zero for all other tokens.
+//!   `A · token_embd[t] + R[t]`, with `R` zero for all other tokens;
+//! - `stem_embd` \[vocab, r], with r from 1 to hidden, may hold learned features of every token, which all STEM layers
+//!   share. Then each `blk.N.stem_map` is \[ffn, hidden + r], and the row of token `t` is
+//!   `A · [token_embd[t]; stem_embd[t]] + R[t]`.
 //!
 //! - A recipe with [Engram layers](crate::engram) has, for each, `blk.N.engram_key.weight` and the other tensors of its own
 //!   in a bundle's core ([`crate::bundle::manifest`]), and `blk.N.engram_rows.H` \[prime, head_width], the rows of head
@@ -18,21 +21,24 @@
 //!
 //! Values are f32, f16 or i8; an i8 tensor `X` comes with `X.scale` \[rows, groups] (f32 or f16), one scale for
 //! each `in / groups` consecutive values of a row.
+//!
+//! `recipe.json` may say in which type a bundle stores changed matrices, where training rounded them so:
+//! `"storage": {"ffn_gate": "q4", "ffn_down": "q4"}`. Names are those of the bundle's core after `blk.N.`
+//! ([`expected_tensors`]), so that Q, K and V are one, `attn_qkv`; each stands for the matrices of all layers, STEM or
+//! not. Types are those of [`Dtype`]. What isn't named is stored as [`store::store`] says.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use half::f16;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::build::Changes;
-use super::{Base, engram};
+use super::raw::Raw;
+use super::{Base, engram, store};
 use crate::bundle::manifest::expected_tensors;
+use crate::bundle::quant::Dtype;
 use crate::config::Config;
 use crate::cpu::linear::gemm_xwt;
 use crate::engram::compress::Compressed;
@@ -59,6 +65,9 @@ pub struct Head {
     /// The Engram layers, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engram: Option<engram::Head>,
+    /// The types that changed matrices are stored in, by their names after `blk.N.`, where they aren't the usual ones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub storage: BTreeMap<String, Dtype>,
     /// The safetensors files.
     pub files: Vec<File>,
     /// How it was trained, in whatever words.
@@ -127,6 +136,8 @@ pub struct Recipe<'a> {
     hot: Vec<u32>,
     // [vocab, hidden]
     embedding: Vec<f32>,
+    // Values of a token in `stem_embd`, 0 without it.
+    features: usize,
     engram: Option<engram::Rows>,
 }
 
@@ -154,6 +165,7 @@ impl<'a> Recipe<'a> {
         let config =
             Config { stem_layers: head.stem_layers.clone(), engram: layers, ..base.config().clone() };
         config.validate()?;
+        store::check(&head.storage, &config).map_err(|reason| wrong(&path, reason))?;
         let compressed = head.engram.as_ref().map(|engram| engram.compressed(base));
         let compressed = compressed.transpose().map_err(|reason| wrong(&path, reason))?;
         let mut all = Raw::default();
@@ -161,8 +173,10 @@ impl<'a> Recipe<'a> {
             all.add(&dir.join(&file.file), &file.read(&path)?)?;
         }
         let Raw { mut matrices, tokens } = all;
+        let features = features(&matrices, config.hidden_size).map_err(|reason| wrong(dir, reason))?;
         let mut recipe = Self {
             base,
+            features,
             tensors: BTreeMap::new(),
             residual: tokens.iter().enumerate().map(|(i, t)| (*t, i)).collect(),
             embedding: base.tensor("token_embd")?,
@@ -174,7 +188,8 @@ impl<'a> Recipe<'a> {
         recipe.check_tokens().map_err(|reason| wrong(dir, reason))?;
         for (name, [rows, width]) in recipe.expected() {
             if let Some(matrix) = matrices.remove(&name) {
-                if (matrix.rows, matrix.width) != (rows, width) && rows != 0 && width != 0 {
+                let fits = |found: usize, expected: usize| expected == 0 || found == expected;
+                if !fits(matrix.rows, rows) || !fits(matrix.width, width) {
                     let found = [matrix.rows, matrix.width];
                     return Err(wrong(dir, format!("`{name}` is {found:?}, expected [{rows}, {width}]")));
                 }
@@ -229,8 +244,12 @@ impl<'a> Recipe<'a> {
             }
         }
         all.extend(c.engram.iter().flat_map(engram::tensors));
+        if self.features > 0 && !c.stem_layers.is_empty() {
+            all.push(("stem_embd".into(), [c.vocab_size, self.features]));
+        }
         for layer in &c.stem_layers {
-            all.push((format!("blk.{layer}.stem_map"), [c.intermediate_size, c.hidden_size]));
+            let width = c.hidden_size + self.features;
+            all.push((format!("blk.{layer}.stem_map"), [c.intermediate_size, width]));
             all.push((format!("blk.{layer}.stem_rows"), [self.hot.len(), c.intermediate_size]));
         }
         all
@@ -348,13 +367,19 @@ impl Changes for Recipe<'_> {
     fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<()> {
         let c = &self.config;
         let (hidden, ffn, n) = (c.hidden_size, c.intermediate_size, tokens.len());
-        let mut x = Vec::with_capacity(n * hidden); // [n, hidden]
+        let width = hidden + self.features;
+        let own = self.tensors.get("stem_embd"); // [vocab, features]
+        let mut x = Vec::with_capacity(n * width); // [n, hidden + features]
         for token in tokens {
-            x.extend_from_slice(&self.embedding[*token as usize * hidden..][..hidden]);
+            let token = *token as usize;
+            x.extend_from_slice(&self.embedding[token * hidden..][..hidden]);
+            if let Some(own) = own {
+                x.extend_from_slice(&own.values[token * own.width..][..own.width]);
+            }
         }
         let mut mapped = vec![0f32; n * ffn]; // [n, ffn]
         for (i, layer) in c.stem_layers.iter().enumerate() {
-            gemm_xwt(&x, &self.tensors[&format!("blk.{layer}.stem_map")].values, n, ffn, hidden, &mut mapped);
+            gemm_xwt(&x, &self.tensors[&format!("blk.{layer}.stem_map")].values, n, ffn, width, &mut mapped);
             let residual = self.tensors.get(&format!("blk.{layer}.stem_rows"));
             let records = out.chunks_exact_mut(c.stem_width()).zip(mapped.chunks_exact(ffn));
             for (token, (record, mapped)) in tokens.iter().zip(records) {
@@ -380,74 +405,21 @@ impl Changes for Recipe<'_> {
     fn hot(&self) -> &[u32] {
         &self.hot
     }
-}
 
-/// The tensors of all files, scales applied.
-#[derive(Default)]
-struct Raw {
-    matrices: BTreeMap<String, Matrix>,
-    tokens: Vec<u32>,
-}
-
-impl Raw {
-    fn add(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(path, e))?;
-        for (name, view) in file.tensors() {
-            if name.ends_with(".scale") {
-                continue;
-            }
-            if name == "stem_tokens" {
-                if view.dtype() != Dtype::I32 {
-                    return Err(wrong(path, "stem_tokens is not of type I32"));
-                }
-                let ids = view.data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
-                self.tokens = ids.collect();
-                continue;
-            }
-            let scale = file.tensor(&format!("{name}.scale")).ok();
-            let matrix = matrix(&view, scale.as_ref())
-                .ok_or_else(|| wrong(path, format!("`{name}` is stored in a way that isn't known")))?;
-            if !matrix.values.iter().all(|v| v.is_finite()) {
-                return Err(wrong(path, format!("`{name}` holds numbers that are not finite")));
-            }
-            self.matrices.insert(name, matrix);
-        }
-        Ok(())
+    fn storage(&self, name: &str) -> Option<Dtype> {
+        self.head.storage.get(store::part(name)?).copied()
     }
 }
 
-fn matrix(view: &TensorView<'_>, scale: Option<&TensorView<'_>>) -> Option<Matrix> {
-    let (rows, width) = match view.shape() {
-        [width] => (1, *width),
-        [rows, width] => (*rows, *width),
-        _ => return None,
-    };
-    let values = match (view.dtype(), scale) {
-        (Dtype::I8, Some(scale)) => {
-            let [scale_rows, groups] = *scale.shape() else { return None };
-            if scale_rows != rows || groups == 0 || !width.is_multiple_of(groups) {
-                return None;
-            }
-            let scales = floats(scale)?;
-            let quants = view.data().chunks_exact(width / groups);
-            quants
-                .zip(scales.iter())
-                .flat_map(|(q, s)| q.iter().map(move |q| f32::from(*q as i8) * s))
-                .collect()
+/// The width of `stem_embd`, 0 if there is none.
+fn features(matrices: &BTreeMap<String, Matrix>, most: usize) -> Result<usize, String> {
+    match matrices.get("stem_embd") {
+        None => Ok(0),
+        Some(Matrix { width, .. }) if (1..=most).contains(width) => Ok(*width),
+        Some(Matrix { width, .. }) => {
+            Err(format!("`stem_embd` has {width} features a token, from 1 to {most} were expected"))
         }
-        (_, None) => floats(view)?.into_owned(),
-        _ => return None,
-    };
-    Some(Matrix { rows, width, values })
-}
-
-fn floats<'a>(view: &TensorView<'a>) -> Option<Cow<'a, [f32]>> {
-    let data = view.data();
-    Some(match view.dtype() {
-        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => data.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        _ => return None,
-    })
+    }
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -462,6 +434,6 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn wrong(path: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Error {
+pub(crate) fn wrong(path: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Error {
     Error::invalid(path.into().display().to_string(), reason.to_string())
 }

@@ -1,6 +1,9 @@
 //! How each tensor of the core is stored: as the checkpoint has it where the bundle can say the same.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::Base;
+use crate::bundle::manifest::expected_tensors;
 use crate::bundle::quant::{Dtype, quantize};
 use crate::config::{BLOCK, Config};
 use crate::error::Result;
@@ -48,16 +51,45 @@ pub fn stored(base: &Base, name: &str, precision: Precision) -> Result<(Dtype, V
 ///
 /// Rounding to four bits costs a changed matrix more than it cost the base, whose training may have known of it. So
 /// attention and the FFNs of the STEM layers get eight bits, which leaves the core of a healed SmolLM2-135M below
-/// 110 MB; dense FFNs, half of the weights, stay at four. A recipe had better not change them.
-pub fn store(name: &str, values: &[f32], config: &Config, precision: Precision) -> (Dtype, Vec<u8>) {
+/// 110 MB; dense FFNs, half of the weights, stay at four. A recipe had better not change them, unless it says that
+/// training rounded them as they are stored: `trained` takes the place of that rule.
+pub fn store(
+    name: &str,
+    values: &[f32],
+    config: &Config,
+    precision: Precision,
+    trained: Option<Dtype>,
+) -> (Dtype, Vec<u8>) {
     let stem_ffn = config.stem_layers.iter().any(|layer| name.starts_with(&format!("blk.{layer}.ffn_")));
     let dtype = match precision {
         _ if is_vector(name) => Dtype::F32,
         Precision::All(dtype) => dtype,
-        Precision::Keep if name.contains(".ffn_") && !stem_ffn => Dtype::Q4,
-        Precision::Keep => Dtype::Q8,
+        Precision::Keep if name.contains(".ffn_") && !stem_ffn => trained.unwrap_or(Dtype::Q4),
+        Precision::Keep => trained.unwrap_or(Dtype::Q8),
     };
     (dtype, quantize(dtype, values))
+}
+
+/// Which part of a layer the bundle's tensor `name` is: `ffn_down` of `blk.3.ffn_down`, none outside of layers.
+pub fn part(name: &str) -> Option<&str> {
+    name.strip_prefix("blk.")?.split_once('.').map(|(_, part)| part)
+}
+
+/// Every name in `storage` must be that of a layer's matrix.
+///
+/// # Errors
+/// Which one isn't, and what there is.
+pub fn check(storage: &BTreeMap<String, Dtype>, config: &Config) -> Result<(), String> {
+    let tensors = expected_tensors(config);
+    let known = tensors.iter().filter_map(|(name, _)| part(name).filter(|_| !is_vector(name)));
+    let known: BTreeSet<&str> = known.collect();
+    match storage.keys().find(|name| !known.contains(name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let known: Vec<_> = known.into_iter().collect();
+            Err(format!("`storage` names `{name}`; layers have the matrices {}", known.join(", ")))
+        }
+    }
 }
 
 /// Whether the bundle's tensor `name` is a vector, which is stored in single precision.
@@ -70,5 +102,64 @@ fn kept(kind: GgmlType) -> Dtype {
     match kind {
         GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q4K => Dtype::Q4,
         _ => Dtype::Q8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::quant::dequantize;
+    use crate::bundle::random;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn storage_takes_the_place_of_the_usual_types() {
+        // Layer 1 is STEM.
+        let stored = |name: &str, precision, trained| store(name, &[0.5; 32], &tiny(), precision, trained).0;
+        for (name, usual) in [
+            ("blk.1.ffn_down", Dtype::Q8),
+            ("blk.0.ffn_down", Dtype::Q4),
+            ("blk.0.attn_qkv", Dtype::Q8),
+            ("token_embd", Dtype::Q8),
+        ] {
+            assert_eq!(stored(name, Precision::Keep, None), usual, "{name}");
+            for dtype in [Dtype::Q4, Dtype::Q8, Dtype::F32] {
+                assert_eq!(stored(name, Precision::Keep, Some(dtype)), dtype, "{name}");
+                assert_eq!(stored(name, Precision::All(Dtype::Q8), Some(dtype)), Dtype::Q8, "{name}");
+            }
+        }
+        assert_eq!(stored("blk.0.attn_norm", Precision::Keep, Some(Dtype::Q4)), Dtype::F32);
+    }
+
+    #[test]
+    fn what_is_rounded_is_stored_as_it_is() {
+        let expand = |(dtype, planes): (Dtype, Vec<u8>)| {
+            let mut values = vec![0f32; 4096];
+            let (quants, scales) = planes.split_at(dtype.planes(values.len())[0]);
+            dequantize(dtype, quants, scales, 0, &mut values);
+            values
+        };
+        let weights = random::weights("blk.1.ffn_gate", &[64, 64], 3);
+        for dtype in [Dtype::Q4, Dtype::Q8] {
+            let store =
+                |values: &[f32]| store("blk.1.ffn_gate", values, &tiny(), Precision::Keep, Some(dtype));
+            let rounded = expand(store(&weights));
+            assert_ne!(rounded, weights);
+            assert_eq!(expand(store(&rounded)), rounded, "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn storage_names_matrices_of_layers() {
+        let check = |names: &[&str]| {
+            check(&names.iter().map(|name| ((*name).to_owned(), Dtype::Q4)).collect(), &tiny())
+        };
+        check(&[]).unwrap();
+        check(&["attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]).unwrap();
+        for name in ["attn_q", "attn_norm", "blk.1.ffn_gate", "output_norm", "token_embd", "engram_key", ""] {
+            let says = check(&["ffn_gate", name]).unwrap_err();
+            assert!(says.contains(&format!("`{name}`")) && says.contains("attn_qkv, ffn_down"), "{says}");
+        }
+        assert_eq!((part("blk.12.ffn_down"), part("output_norm")), (Some("ffn_down"), None));
     }
 }

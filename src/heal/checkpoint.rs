@@ -11,6 +11,7 @@ use super::files;
 use super::optimiser::{Parameter, Parameters};
 use super::start::Start;
 use super::student::{download, upload};
+use crate::bundle::quant::Dtype;
 use crate::config::Config;
 use crate::convert::recipe::{File, Matrix};
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ struct Head {
     version: u32,
     config: Config,
     stem_tokens: Vec<u32>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    storage: BTreeMap<String, Dtype>,
     position: Position,
     files: Vec<File>,
 }
@@ -80,6 +83,7 @@ pub fn write(run: &Path, start: &Start, parameters: &Parameters, position: &Posi
         version: VERSION,
         config: start.config.clone(),
         stem_tokens: start.tokens.clone(),
+        storage: start.storage.clone(),
         position: position.clone(),
         files,
     };
@@ -108,7 +112,8 @@ pub fn read(run: &Path, start: &Start, device: &Device) -> Result<Option<(Parame
         let found = format!("format `{}`, version {}", head.format, head.version);
         return Err(wrong(format!("{found}; `{FORMAT}`, version {VERSION} is known")));
     }
-    if head.config != start.config || head.stem_tokens != start.tokens {
+    let same = head.config == start.config && head.storage == start.storage;
+    if !same || head.stem_tokens != start.tokens {
         let reason =
             "is of another student; go on with the settings that it was made with, or choose another folder";
         return Err(wrong(reason.into()));
@@ -153,6 +158,7 @@ mod tests {
             tokens: vec![3, 5],
             compressed: None,
             tensors: [("a".to_owned(), matrix(2, 3)), ("b".to_owned(), matrix(1, 4))].into(),
+            storage: [("ffn_down".to_owned(), Dtype::Q4)].into(),
         };
         let device = Device::flex();
         assert!(read(dir.path(), &start, &device).unwrap().is_none());
@@ -175,6 +181,9 @@ mod tests {
         start.tensors.insert("a".into(), rank);
         start.tensors.insert("c".into(), matrix(1, 1));
         assert!(message(&start).contains("lacks `value/c`"));
+        let storage = std::mem::take(&mut start.storage);
+        assert!(message(&start).contains("another student"));
+        start.storage = storage;
         start.tokens.pop();
         assert!(message(&start).contains("another student"));
         fs::write(older(dir.path()).join(HEAD), "{").unwrap();

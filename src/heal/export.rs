@@ -49,6 +49,9 @@ pub fn write(
         self::layer(base, c, tensors, layer, &mut groups)?;
     }
     groups.push(plain("output_norm", get(tensors, "output_norm")?));
+    if let Some(features) = tensors.get("stem_embd") {
+        groups.push(quantised("stem_embd", features, features.width)?);
+    }
     let files = files::write(dir, groups.into_iter().map(Ok))?;
     // An older recipe there may have had more.
     for number in files.len().. {
@@ -70,6 +73,7 @@ pub fn write(
             config: config.clone(),
             ids_sha256: sha256(&compressed.to_bytes()),
         }),
+        storage: start.storage.clone(),
         files,
         training,
     };
@@ -78,8 +82,8 @@ pub fn write(
     fs::write(&path, json).map_err(|e| Error::io(&path, e))
 }
 
-/// How many residual rows of `width` values a recipe holds: a layer's lie in one file, with a scale each.
-pub fn residual_rows(width: usize) -> usize {
+/// How many rows of `width` values a recipe holds: those of a tensor lie in one file, with a scale each.
+pub fn most_rows(width: usize) -> usize {
     (files::LIMIT - 2 * files::ENTRY) / (width + size_of::<f16>())
 }
 

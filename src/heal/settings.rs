@@ -122,7 +122,7 @@ pub struct Rates {
     pub down: f64,
     /// Maps from embeddings to rows.
     pub maps: f64,
-    /// Residual rows.
+    /// Residual rows, and features of tokens.
     pub rows: f64,
     /// Projections, gains and convolutions of Engram layers.
     pub engram: f64,

@@ -3,12 +3,14 @@
 //! Tensors have the names of a bundle's core (`blk.N.ffn_down`; Q, K and V are one, `blk.N.attn_qkv`), with `.lora_a`
 //! `[rank, in]` and `.lora_b` `[out, rank]` where the base's matrix stays and is changed by their product; beside them
 //! `blk.N.stem_map` `[ffn, hidden]`, `blk.N.stem_rows` `[tokens, ffn]` and `blk.N.engram_rows` `[records, head_width]`.
+//! From a recipe that has them come `stem_embd` `[vocab, r]`, and maps of `hidden + r` columns.
 //! Vectors are matrices of one row, the convolution's taps `[taps, hidden]`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::export;
 use super::settings::{self, Settings};
+use crate::bundle::quant::Dtype;
 use crate::bundle::random;
 use crate::config::Config;
 use crate::convert::recipe::{Matrix, Recipe};
@@ -39,7 +41,7 @@ pub enum Group {
     Down,
     /// Maps from embeddings to rows.
     Maps,
-    /// Residual rows.
+    /// Residual rows, and features of tokens.
     Rows,
     /// Projections, gains and convolutions of Engram layers.
     Engram,
@@ -53,7 +55,7 @@ impl Group {
         let part = name.rsplit_once("blk.").map_or(name, |(_, part)| part);
         match part.split_once('.').map_or(part, |(_, part)| part) {
             "stem_map" => Self::Maps,
-            "stem_rows" => Self::Rows,
+            "stem_rows" | "stem_embd" => Self::Rows,
             "engram_rows" => Self::EngramTables,
             "ffn_down" => Self::Down,
             part if part.starts_with("engram_") => Self::Engram,
@@ -87,6 +89,8 @@ pub struct Start {
     pub compressed: Option<Compressed>,
     /// What is trained, by name.
     pub tensors: BTreeMap<String, Matrix>,
+    /// The types that a bundle stores changed matrices in, as the recipe said that it began with.
+    pub storage: BTreeMap<String, Dtype>,
 }
 
 /// The lowest layer that differs from the base's; those below are shared.
@@ -116,6 +120,7 @@ pub fn start(
     if let (Some(sizes), None) = (&settings.engram, &start.config.engram) {
         start.add_engram(base, sizes, settings.seed)?;
     }
+    start.check_features()?;
     start.add_rows(names)?;
     start.complete(base, settings)?;
     Ok(start)
@@ -146,7 +151,7 @@ impl Start {
         let have: BTreeSet<u32> = self.tokens.iter().copied().collect();
         self.tokens.extend(tokens.difference(&have));
         let (count, ffn) = (self.tokens.len(), self.config.intermediate_size);
-        let most = export::residual_rows(ffn);
+        let most = export::most_rows(ffn);
         if count > most {
             return Err(Error::invalid(
                 format!("{count} tokens with a residual row"),
@@ -162,6 +167,19 @@ impl Start {
             rows.values.resize(count * ffn, 0.0);
         }
         Ok(())
+    }
+
+    /// Features of tokens must fit into the recipe at the end, better found out now.
+    fn check_features(&self) -> Result<()> {
+        let Some(features) = self.tensors.get("stem_embd") else { return Ok(()) };
+        let most = export::most_rows(features.width);
+        if features.rows <= most {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            format!("{} features for each of {} tokens", features.width, features.rows),
+            format!("a recipe holds those of at most {most} tokens; start from one that has fewer features"),
+        ))
     }
 
     /// Fills in what the recipe or the closed form says nothing of: the base's own values, and changes that are zero.
@@ -274,6 +292,7 @@ fn of_recipe(base: &Base, recipe: &Recipe<'_>) -> Result<Start> {
         }
     }
     add("output_norm".into(), take("output_norm.weight"));
+    add("stem_embd".into(), take("stem_embd"));
     for engram in config.engram.iter() {
         let mut record = 0;
         for layer in &engram.layers {
@@ -302,7 +321,8 @@ fn of_recipe(base: &Base, recipe: &Recipe<'_>) -> Result<Start> {
         ));
     }
     let compressed = recipe.compressed().cloned();
-    Ok(Start { config, tokens: recipe.hot().to_vec(), compressed, tensors })
+    let storage = recipe.head().storage.clone();
+    Ok(Start { config, tokens: recipe.hot().to_vec(), compressed, tensors, storage })
 }
 
 /// One change of matrices that lie one below the other, from a change of each: factors `(a [r, in], b [out, r])`.
@@ -398,7 +418,7 @@ fn closed(
             tensors.insert(down, Matrix { rows: hidden, width: ffn, values });
         }
     }
-    Ok(Start { config, tokens, compressed: None, tensors })
+    Ok(Start { config, tokens, compressed: None, tensors, storage: BTreeMap::new() })
 }
 
 #[cfg(test)]
@@ -415,11 +435,25 @@ mod tests {
             ("blk.3.ffn_down", Group::Down),
             ("blk.3.stem_map", Group::Maps),
             ("blk.3.stem_rows", Group::Rows),
+            ("stem_embd", Group::Rows),
             ("blk.3.engram_key_norm", Group::Engram),
             ("blk.3.engram_rows", Group::EngramTables),
         ] {
             assert_eq!(Group::of(name), group, "{name}");
         }
+    }
+
+    #[test]
+    fn features_that_no_recipe_holds_are_refused() {
+        let check = |width: usize| {
+            let features = Matrix { rows: 49152, width, values: Vec::new() };
+            let tensors = [("stem_embd".to_owned(), features)].into();
+            let (config, storage) = (crate::config::tests::tiny(), BTreeMap::new());
+            Start { config, tokens: vec![], compressed: None, tensors, storage }.check_features()
+        };
+        check(321).unwrap();
+        let says = check(322).unwrap_err().to_string();
+        assert!(says.contains("322 features") && says.contains("at most 49072 tokens"), "{says}");
     }
 
     #[test]

@@ -206,7 +206,11 @@ impl Model {
         let mixes = [texts.mixes.len(), rows.distinct.len()];
         let shares =
             (mixes[0] > 0).then(|| Tensor::<2>::from_data(TensorData::new(rows.shares, mixes), &self.device));
-        let embedding = self.embedding.clone().select(0, indices(rows.distinct, &self.device));
+        let distinct = indices(rows.distinct, &self.device);
+        let mut inputs = self.embedding.clone().select(0, distinct.clone());
+        if let Some(features) = tensors.get("stem_embd") {
+            inputs = Tensor::cat(vec![inputs, features.clone().select(0, distinct)], 1);
+        }
         let places = indices(rows.places, &self.device);
         let slots = indices(rows.slots, &self.device);
         let count = rows.own.len();
@@ -239,7 +243,7 @@ impl Model {
             let h = blocks::rms_norm(x.clone(), get("ffn_norm"), eps);
             let gate = layer.gate.clone();
             let (gate, up, down) = if c.stem_index(n).is_some() {
-                let mapped = blocks::linear(embedding.clone(), get("stem_map"));
+                let mapped = blocks::linear(inputs.clone(), get("stem_map"));
                 let table = match tensors.get(&format!("blk.{n}.stem_rows")) {
                     Some(residual) => mapped + residual.clone().select(0, slots.clone()) * own.clone(),
                     None => mapped,

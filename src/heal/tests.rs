@@ -25,6 +25,9 @@ fn config() -> Config {
     Config { engram: Some(tiny_engram()), ..tiny() }
 }
 
+/// Learned features of each token.
+const FEATURES: usize = 5;
+
 /// A student whose every tensor is random.
 fn start() -> Start {
     let c = config();
@@ -45,7 +48,7 @@ fn start() -> Start {
         if c.stem_index(layer).is_some() {
             parts.push(("ffn_gate", ffn, hidden));
             add(name("ffn_down"), hidden, ffn, 1.0);
-            add(name("stem_map"), ffn, hidden, 1.0);
+            add(name("stem_map"), ffn, hidden + FEATURES, 1.0);
             add(name("stem_rows"), tokens.len(), ffn, 3.0);
         }
         for (part, rows, width) in parts {
@@ -67,8 +70,10 @@ fn start() -> Start {
         add(name("rows"), records, engram.head_width, 4.0);
     }
     add("output_norm".into(), 1, hidden, 1.0);
+    add("stem_embd".into(), c.vocab_size, FEATURES, 1.0);
     let ids = (0..300).map(|t| t * 7 % 290).collect();
-    Start { config: c, tokens, compressed: Some(Compressed { ids, count: 290 }), tensors }
+    let compressed = Some(Compressed { ids, count: 290 });
+    Start { config: c, tokens, compressed, tensors, storage: BTreeMap::new() }
 }
 
 fn model(start: &Start, device: &Device) -> Model {
@@ -194,6 +199,26 @@ fn a_row_is_learned_only_where_it_is_read() {
         assert_eq!(row.iter().any(|g| *g != 0.0), read, "{token}");
     }
     assert!(start.tokens.iter().any(|token| job.looked_up.contains(token)));
+    // Features are, of every token.
+    let features = download(&found["stem_embd"]).unwrap();
+    for (token, features) in (0u32..).zip(features.values.chunks_exact(FEATURES)) {
+        let read = job.looked_up.contains(&token) || job.mixes.iter().flatten().any(|t| *t == token);
+        assert_eq!(features.iter().any(|g| *g != 0.0), read, "{token}");
+    }
+}
+
+#[test]
+fn a_student_without_features_is_one_whose_features_are_zero() {
+    let (mut zero, mut without) = (start(), start());
+    zero.tensors.get_mut("stem_embd").unwrap().values.fill(0.0);
+    without.tensors.remove("stem_embd");
+    let map = without.tensors.get_mut("blk.1.stem_map").unwrap();
+    let hidden = map.width - FEATURES;
+    map.values = map.values.chunks_exact(map.width).flat_map(|row| &row[..hidden]).copied().collect();
+    map.width = hidden;
+    let (found, expected) = (states(&without).values, states(&zero).values);
+    assert!(found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-5));
+    assert_ne!(states(&start()).values, expected);
 }
 
 #[test]
