@@ -2,6 +2,8 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+#[cfg(feature = "native")]
+use rayon::prelude::*;
 
 use super::manifest::{Tensor, expected_tensors};
 use super::quant::{Dtype, quantize};
@@ -24,17 +26,25 @@ pub fn weights(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     }
 }
 
-/// All tensors of a random core with their planes, matrices stored as `dtype` says by name.
+/// All tensors of a random core with their planes, matrices stored as `dtype` says by name. Natively all cores work on it.
 pub fn core(config: &Config, seed: u64, dtype: impl Fn(&str) -> Dtype) -> Vec<(Tensor, Vec<u8>)> {
     let mut offset = 0;
-    let make = |(name, shape): (String, Vec<usize>)| {
+    let place = |(name, shape): (String, Vec<usize>)| {
         let dtype = if shape.len() == 1 { Dtype::F32 } else { dtype(&name) };
-        let planes = quantize(dtype, &weights(&name, &shape, seed));
         let tensor = Tensor { name, dtype, shape, offset };
-        offset += planes.len() as u64;
+        offset += dtype.bytes(tensor.shape.iter().product()) as u64;
+        tensor
+    };
+    let tensors: Vec<_> = expected_tensors(config).into_iter().map(place).collect();
+    let fill = |tensor: Tensor| {
+        let planes = quantize(tensor.dtype, &weights(&tensor.name, &tensor.shape, seed));
         (tensor, planes)
     };
-    expected_tensors(config).into_iter().map(make).collect()
+    #[cfg(feature = "native")]
+    let tensors = tensors.into_par_iter();
+    #[cfg(not(feature = "native"))]
+    let tensors = tensors.into_iter();
+    tensors.map(fill).collect()
 }
 
 /// The random row of `record` of the Engram table, `[head_width]`.
