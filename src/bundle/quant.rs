@@ -13,8 +13,11 @@
 //! `q8` and `q4` hold the same numbers as ggml's `Q8_0` and `Q4_1` (source: ggml's `ggml-common.h`), apart
 //! from the split into planes, so weights of those types are taken over bit by bit.
 
+use std::array::from_fn;
+
 use bytemuck::{cast_slice, pod_collect_to_vec};
 use half::f16;
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BLOCK;
@@ -67,10 +70,13 @@ pub fn quantize(dtype: Dtype, weights: &[f32]) -> Vec<u8> {
             }
         }
         Dtype::Q4 => {
-            for block in weights.as_chunks::<BLOCK>().0 {
-                let (d, m, q) = fit_q4(block);
-                scales.extend([d, m]);
-                quants.extend((0..BLOCK / 2).map(|i| q[i] | q[i + BLOCK / 2] << 4));
+            for blocks in weights.as_chunks::<BLOCK>().0.chunks(LANES) {
+                let fit = fit_q4(blocks);
+                for lane in 0..blocks.len() {
+                    scales.extend([fit.d[lane], fit.m[lane]]);
+                    let q = |i: usize| fit.q[i][lane] as u8;
+                    quants.extend((0..BLOCK / 2).map(|i| q(i) | q(i + BLOCK / 2) << 4));
+                }
             }
         }
     }
@@ -79,36 +85,88 @@ pub fn quantize(dtype: Dtype, weights: &[f32]) -> Vec<u8> {
     quants
 }
 
-/// Scale, minimum and quants of a block of four bits.
+/// Replaces `weights` (whole blocks) by what `q4` stores of them, which is [`quantize`] and [`dequantize`] in one.
+pub fn round_q4(weights: &mut [f32]) {
+    for blocks in weights.as_chunks_mut::<BLOCK>().0.chunks_mut(LANES) {
+        let fit = fit_q4(blocks);
+        for (lane, block) in blocks.iter_mut().enumerate() {
+            let (d, m) = (fit.d[lane].to_f32(), fit.m[lane].to_f32());
+            block.iter_mut().zip(&fit.q).for_each(|(w, q)| *w = d * q[lane] + m);
+        }
+    }
+}
+
+/// Blocks that are fitted side by side, one in each lane of a vector register.
+const LANES: usize = 8;
+
+/// A number for each of [`LANES`] blocks.
+type Lanes = [f32; LANES];
+
+/// What up to [`LANES`] blocks of four bits hold.
+struct FitQ4 {
+    d: [f16; LANES],
+    m: [f16; LANES],
+    // Whole numbers from 0 to 15.
+    q: [Lanes; BLOCK],
+}
+
+/// Scales, minima and quants of up to [`LANES`] blocks of four bits.
 ///
 /// For a few ranges about that from the least to the largest weight: round, solve scale and minimum by least
 /// squares for these quants, and round again (the idea is ggml's, in `make_qkx2_quants`).
-fn fit_q4(block: &[f32; BLOCK]) -> (f16, f16, [u8; BLOCK]) {
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
     const RANGES: [f32; 7] = [15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0];
-    let min = block.iter().copied().fold(f32::INFINITY, f32::min);
-    let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let round = |d: f32, m: f32| {
-        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-        block.map(|w| ((w - m) * inverse).round().clamp(0.0, 15.0))
-    };
-    let mut best = (f32::INFINITY, f16::ZERO, f16::ZERO, [0; BLOCK]);
-    for range in RANGES {
-        let q = round((max - min) / range, min);
-        let n = BLOCK as f32;
-        let (sum_q, sum_w) = (q.iter().sum::<f32>(), block.iter().sum::<f32>());
-        let sum_qq: f32 = q.iter().map(|q| q * q).sum();
-        let sum_qw: f32 = q.iter().zip(block).map(|(q, w)| q * w).sum();
-        let determinant = n * sum_qq - sum_q * sum_q;
-        let d = if determinant > 0.0 { (n * sum_qw - sum_q * sum_w) / determinant } else { 0.0 };
-        let (d, m) = (f16::from_f32(d), f16::from_f32((sum_w - d * sum_q) / n));
-        let q = round(d.to_f32(), m.to_f32());
-        let error = |(q, w): (&f32, &f32)| (d.to_f32() * q + m.to_f32() - w).powi(2);
-        let error: f32 = q.iter().zip(block).map(error).sum();
-        if error < best.0 {
-            best = (error, d, m, q.map(|q| q as u8));
+    let mut w = [[0f32; LANES]; BLOCK];
+    for (lane, block) in blocks.iter().enumerate() {
+        w.iter_mut().zip(block).for_each(|(w, value)| w[lane] = *value);
+    }
+    let (mut min, mut max, mut sum_w) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0f32; LANES]);
+    for w in &w {
+        for i in 0..LANES {
+            (min[i], max[i], sum_w[i]) = (min[i].min(w[i]), max[i].max(w[i]), sum_w[i] + w[i]);
         }
     }
-    (best.1, best.2, best.3)
+    let inverse = |d: f32| if d == 0.0 { 0.0 } else { 1.0 / d };
+    let mut least = [f32::INFINITY; LANES];
+    let mut best = FitQ4 { d: [f16::ZERO; LANES], m: [f16::ZERO; LANES], q: [[0f32; LANES]; BLOCK] };
+    for range in RANGES {
+        let inverses: Lanes = from_fn(|i| inverse((max[i] - min[i]) / range));
+        let (mut sum_q, mut sum_qq, mut sum_qw) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+        for w in &w {
+            for i in 0..LANES {
+                let q = ((w[i] - min[i]) * inverses[i]).round().clamp(0.0, 15.0);
+                (sum_q[i], sum_qq[i], sum_qw[i]) = (sum_q[i] + q, sum_qq[i] + q * q, sum_qw[i] + q * w[i]);
+            }
+        }
+        let n = BLOCK as f32;
+        let d: Lanes = from_fn(|i| {
+            let determinant = n * sum_qq[i] - sum_q[i] * sum_q[i];
+            if determinant > 0.0 { (n * sum_qw[i] - sum_q[i] * sum_w[i]) / determinant } else { 0.0 }
+        });
+        let m: [f16; LANES] = from_fn(|i| f16::from_f32((sum_w[i] - d[i] * sum_q[i]) / n));
+        let d = d.map(f16::from_f32);
+        let (scale, minimum) = (d.map(f16::to_f32), m.map(f16::to_f32));
+        let inverses = scale.map(inverse);
+        let mut error = [0f32; LANES];
+        let mut q = [[0f32; LANES]; BLOCK];
+        for (w, q) in w.iter().zip(&mut q) {
+            for i in 0..LANES {
+                q[i] = ((w[i] - minimum[i]) * inverses[i]).round().clamp(0.0, 15.0);
+                error[i] += (scale[i] * q[i] + minimum[i] - w[i]).powi(2);
+            }
+        }
+        let better: [bool; LANES] = from_fn(|i| error[i] < least[i]);
+        for i in (0..LANES).filter(|i| better[*i]) {
+            (least[i], best.d[i], best.m[i]) = (error[i], d[i], m[i]);
+        }
+        for (best, q) in best.q.iter_mut().zip(&q) {
+            for i in 0..LANES {
+                best[i] = if better[i] { q[i] } else { best[i] };
+            }
+        }
+    }
+    best
 }
 
 fn inverse(d: f16) -> f32 {
@@ -253,6 +311,58 @@ mod tests {
             })
             .collect();
         assert!(square(&found, &w) < 0.9 * square(&plain, &w));
+    }
+
+    /// Of one block alone, one operation after the other.
+    fn fit_alone(block: &[f32; BLOCK]) -> (f16, f16, [f32; BLOCK]) {
+        let min = block.iter().copied().fold(f32::INFINITY, f32::min);
+        let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let round = |d: f32, m: f32| {
+            let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+            block.map(|w| ((w - m) * inverse).round().clamp(0.0, 15.0))
+        };
+        let mut best = (f32::INFINITY, f16::ZERO, f16::ZERO, [0.0; BLOCK]);
+        for range in [15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0] {
+            let q = round((max - min) / range, min);
+            let n = BLOCK as f32;
+            let (sum_q, sum_w) = (q.iter().sum::<f32>(), block.iter().sum::<f32>());
+            let sum_qq: f32 = q.iter().map(|q| q * q).sum();
+            let sum_qw: f32 = q.iter().zip(block).map(|(q, w)| q * w).sum();
+            let determinant = n * sum_qq - sum_q * sum_q;
+            let d = if determinant > 0.0 { (n * sum_qw - sum_q * sum_w) / determinant } else { 0.0 };
+            let (d, m) = (f16::from_f32(d), f16::from_f32((sum_w - d * sum_q) / n));
+            let q = round(d.to_f32(), m.to_f32());
+            let error = |(q, w): (&f32, &f32)| (d.to_f32() * q + m.to_f32() - w).powi(2);
+            let error: f32 = q.iter().zip(block).map(error).sum();
+            if error < best.0 {
+                best = (error, d, m, q);
+            }
+        }
+        (best.1, best.2, best.3)
+    }
+
+    #[test]
+    fn blocks_side_by_side_are_fitted_as_each_alone() {
+        for blocks in [1, 7, 8, 8 * 40 + 3] {
+            let mut w: Vec<f32> = weights(BLOCK * blocks).iter().map(|v| v * v * v).collect();
+            w[..BLOCK].fill(0.3);
+            let expected: Vec<f32> = w
+                .as_chunks::<BLOCK>()
+                .0
+                .iter()
+                .flat_map(|block| {
+                    let (d, m, q) = fit_alone(block);
+                    q.map(|q| d.to_f32() * q + m.to_f32())
+                })
+                .collect();
+            let stored = quantize(Dtype::Q4, &w);
+            let (quants, scales) = stored.split_at(Dtype::Q4.planes(w.len())[0]);
+            let mut found = vec![0.0; w.len()];
+            dequantize(Dtype::Q4, quants, scales, 0, &mut found);
+            assert_eq!(found, expected);
+            round_q4(&mut w);
+            assert_eq!(w, expected);
+        }
     }
 
     #[test]

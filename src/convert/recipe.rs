@@ -319,17 +319,7 @@ impl<'a> Recipe<'a> {
             Some(values) => values,
             None => self.base.gguf().tensor(part, shape)?,
         };
-        let (rows, width, rank) = (b.rows, a.width, a.rows);
-        // gemm_xwt takes the second factor transposed: [in, r].
-        let mut transposed = vec![0f32; a.values.len()];
-        for (r, row) in a.values.chunks_exact(width).enumerate() {
-            for (i, value) in row.iter().enumerate() {
-                transposed[i * rank + r] = *value;
-            }
-        }
-        let mut change = vec![0f32; rows * width];
-        gemm_xwt(&b.values, &transposed, rows, width, rank, &mut change);
-        values.iter_mut().zip(&change).for_each(|(v, c)| *v += c);
+        add_product(&mut values, a, b);
         Ok(Some(values))
     }
 }
@@ -409,6 +399,21 @@ impl Changes for Recipe<'_> {
     fn storage(&self, name: &str) -> Option<Dtype> {
         self.head.storage.get(store::part(name)?).copied()
     }
+}
+
+/// Adds `b · a` to `values` `[out, in]`; `a` is `[r, in]`, `b` is `[out, r]`.
+pub(crate) fn add_product(values: &mut [f32], a: &Matrix, b: &Matrix) {
+    let (rows, width, rank) = (b.rows, a.width, a.rows);
+    // gemm_xwt takes the second factor transposed: [in, r].
+    let mut transposed = vec![0f32; a.values.len()];
+    for (r, row) in a.values.chunks_exact(width).enumerate() {
+        for (i, value) in row.iter().enumerate() {
+            transposed[i * rank + r] = *value;
+        }
+    }
+    let mut change = vec![0f32; rows * width];
+    gemm_xwt(&b.values, &transposed, rows, width, rank, &mut change);
+    values.iter_mut().zip(&change).for_each(|(v, c)| *v += c);
 }
 
 /// The width of `stem_embd`, 0 if there is none.

@@ -47,12 +47,7 @@ pub fn stored(base: &Base, name: &str, precision: Precision) -> Result<(Dtype, V
     Ok((dtype, quantize(dtype, &base.tensor(name)?)))
 }
 
-/// Dtype and planes of changed `values` of the tensor `name`.
-///
-/// Rounding to four bits costs a changed matrix more than it cost the base, whose training may have known of it. So
-/// attention and the FFNs of the STEM layers get eight bits, which leaves the core of a healed SmolLM2-135M below
-/// 110 MB; dense FFNs, half of the weights, stay at four. A recipe had better not change them, unless it says that
-/// training rounded them as they are stored: `trained` takes the place of that rule.
+/// Dtype and planes of changed `values` of the tensor `name`, as [`changed`] says.
 pub fn store(
     name: &str,
     values: &[f32],
@@ -60,14 +55,27 @@ pub fn store(
     precision: Precision,
     trained: Option<Dtype>,
 ) -> (Dtype, Vec<u8>) {
-    let stem_ffn = config.stem_layers.iter().any(|layer| name.starts_with(&format!("blk.{layer}.ffn_")));
     let dtype = match precision {
-        _ if is_vector(name) => Dtype::F32,
-        Precision::All(dtype) => dtype,
-        Precision::Keep if name.contains(".ffn_") && !stem_ffn => trained.unwrap_or(Dtype::Q4),
-        Precision::Keep => trained.unwrap_or(Dtype::Q8),
+        Precision::All(dtype) if !is_vector(name) => dtype,
+        _ => changed(name, config, trained),
     };
     (dtype, quantize(dtype, values))
+}
+
+/// The type that a changed tensor `name` is stored in, unless all are wanted in another.
+///
+/// Rounding to four bits costs a changed matrix more than it cost the base, whose training may have known of it. So
+/// attention and the FFNs of the STEM layers get eight bits, which leaves the core of a healed SmolLM2-135M below
+/// 110 MB; dense FFNs, half of the weights, stay at four. Training had better round what is stored so, as `xylem heal`
+/// does; where it rounded other matrices, or none, `trained` takes the place of that rule.
+pub fn changed(name: &str, config: &Config, trained: Option<Dtype>) -> Dtype {
+    let stem_ffn = config.stem_layers.iter().any(|layer| name.starts_with(&format!("blk.{layer}.ffn_")));
+    match trained {
+        _ if is_vector(name) => Dtype::F32,
+        Some(dtype) => dtype,
+        None if name.contains(".ffn_") && !stem_ffn => Dtype::Q4,
+        None => Dtype::Q8,
+    }
 }
 
 /// Which part of a layer the bundle's tensor `name` is: `ffn_down` of `blk.3.ffn_down`, none outside of layers.

@@ -10,6 +10,7 @@ use half::f16;
 use safetensors::tensor::Dtype;
 
 use super::files::{self, Stored};
+use super::rounding::factors;
 use super::start::{Start, first_changed};
 use crate::config::{BLOCK, Config};
 use crate::convert::Base;
@@ -109,9 +110,9 @@ fn layer(
     for part in ["attn_norm", "ffn_norm"] {
         groups.push(plain(&name(part), get(tensors, &name(part))?));
     }
-    for part in ["attn_qkv", "attn_output", "ffn_gate"] {
-        let (a, b) = (format!("{}.lora_a", name(part)), format!("{}.lora_b", name(part)));
-        let Some((a, b)) = tensors.get(&a).zip(tensors.get(&b)) else { continue };
+    for part in ["attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down"] {
+        let [a, b] = factors(&name(part)).map(|factor| tensors.get(&factor));
+        let Some((a, b)) = a.zip(b) else { continue };
         if b.values.iter().all(|v| *v == 0.0) {
             continue;
         }

@@ -94,10 +94,7 @@ pub fn compare(
         let positions: Vec<Position> =
             slice.iter().map(|p| Position { weight: p.weight, exchange: p.exchange, next: p.next }).collect();
         let scale = 1.0 / total;
-        let students = logits(student);
-        // From itself the student does not diverge.
-        let bases = base.map_or_else(|| students.clone(), logits);
-        let (figures, slope) = figures_and_slope(students, bases, &positions, c, scale)?;
+        let (figures, slope) = figures_and_slope(logits(student), base.map(logits), &positions, c, scale)?;
         for (p, f) in positions.iter().zip(figures) {
             let w = f64::from(p.weight);
             sums.weight += w;
@@ -121,10 +118,11 @@ pub fn on_cpu(device: &Device) -> bool {
     device.clone().inner() == Device::flex()
 }
 
-/// Figures and weighted slopes in the student's logits, by tensor operations.
+/// Figures and weighted slopes in the student's logits, by tensor operations. Without a base the student takes its place:
+/// from itself it does not diverge.
 fn on_device(
     student: Tensor<2>,
-    base: Tensor<2>,
+    base: Option<Tensor<2>>,
     positions: &[Position],
     c: f32,
     scale: f32,
@@ -134,16 +132,21 @@ fn on_device(
         let column: Vec<f32> = positions.iter().map(f).collect();
         Tensor::<2>::from_data(TensorData::new(column, [n, 1]), &device)
     };
-    let exchanged = indices(positions.iter().flat_map(|p| p.exchange), &device).reshape([n, 2]);
-    let two = base.clone().gather(1, exchanged.clone());
-    let (a, b) = (two.clone().narrow(1, 0, 1), two.narrow(1, 1, 1));
-    // Adding the difference to each exchanges them, and to one and the same token adds nothing.
-    let change = Tensor::cat(vec![b.clone() - a.clone(), a - b], 1);
-    let base = base.scatter(1, exchanged, change, IndexingUpdateOp::Add);
     let next: Tensor<2, Int> =
         indices(positions.iter().map(|p| p.next.unwrap_or(0)), &device).reshape([n, 1]);
     let given = column(&|p| if p.next.is_some() { c } else { 0.0 });
-    let (ls, lb) = (activation::log_softmax(student, 1), activation::log_softmax(base, 1));
+    let ls = activation::log_softmax(student, 1);
+    let lb = match base {
+        None => ls.clone(),
+        Some(base) => {
+            let exchanged = indices(positions.iter().flat_map(|p| p.exchange), &device).reshape([n, 2]);
+            let two = base.clone().gather(1, exchanged.clone());
+            let (a, b) = (two.clone().narrow(1, 0, 1), two.narrow(1, 1, 1));
+            // Adding the difference to each exchanges them, and to one and the same token adds nothing.
+            let change = Tensor::cat(vec![b.clone() - a.clone(), a - b], 1);
+            activation::log_softmax(base.scatter(1, exchanged, change, IndexingUpdateOp::Add), 1)
+        }
+    };
     let p = lb.clone().exp();
     let kl = (p.clone() * (lb.clone() - ls.clone())).sum_dim(1);
     let nll = ls.clone().gather(1, next.clone()).neg();
@@ -161,13 +164,19 @@ fn on_device(
 /// The same in one pass over the logits.
 fn on_host(
     student: Tensor<2>,
-    base: Tensor<2>,
+    base: Option<Tensor<2>>,
     positions: &[Position],
     c: f32,
     scale: f32,
 ) -> Result<(Vec<Figures>, Tensor<2>)> {
     let ([n, vocab], device) = (student.dims(), student.device());
-    let (mut student, mut base) = (values(student)?, values(base)?);
+    let mut student = values(student)?;
+    let Some(base) = base else {
+        let figures = student.par_chunks_exact_mut(vocab).zip(positions).map(|(z, p)| alone(z, p, c, scale));
+        let figures = figures.collect();
+        return Ok((figures, Tensor::from_data(TensorData::new(student, [n, vocab]), &device)));
+    };
+    let mut base = values(base)?;
     let rows = student.par_chunks_exact_mut(vocab).zip(base.par_chunks_exact_mut(vocab)).zip(positions);
     let figures = rows.map(|((zs, zb), p)| {
         let [a, b] = p.exchange.map(|id| id as usize);
@@ -186,6 +195,18 @@ fn on_host(
     Ok((figures, Tensor::from_data(TensorData::new(student, [n, vocab]), &device)))
 }
 
+/// Figures of a row of the student's `logits` without a base's, which its slopes replace.
+fn alone(logits: &mut [f32], p: &Position, c: f32, scale: f32) -> Figures {
+    let Some(next) = p.next.map(|id| id as usize) else {
+        logits.fill(0.0);
+        return Figures { kl: 0.0, nll: 0.0, base_nll: 0.0, same: true };
+    };
+    let (logit, scale) = (logits[next], c * p.weight * scale);
+    let nll = softmax(logits, scale) - logit;
+    logits[next] -= scale;
+    Figures { kl: 0.0, nll, base_nll: nll, same: true }
+}
+
 struct RowFigures {
     kl: f32,
     // ln Σ eᶻ of student and base.
@@ -196,17 +217,46 @@ struct RowFigures {
 /// Lanes in which a row is summed.
 const LANES: usize = 8;
 
+/// The largest of a row.
+#[inline(always)]
+fn largest(z: &[f32]) -> f32 {
+    let mut lanes = [f32::MIN; LANES];
+    let (chunks, rest) = z.as_chunks::<LANES>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(l, z)| *l = if *z > *l { *z } else { *l });
+    }
+    lanes.iter().chain(rest).fold(f32::MIN, |m, z| if *z > m { *z } else { m })
+}
+
+/// Replaces logits by `scale` times their probabilities. Gives ln Σ eᶻ.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
+fn softmax(logits: &mut [f32], scale: f32) -> f32 {
+    let most = largest(logits);
+    let mut sum = 0f64;
+    for part in logits.chunks_mut(64 * LANES) {
+        let (chunks, rest) = part.as_chunks_mut::<LANES>();
+        let mut lanes = [0f32; LANES];
+        for z in chunks {
+            for lane in 0..LANES {
+                z[lane] = exp(z[lane] - most);
+                lanes[lane] += z[lane];
+            }
+        }
+        for z in rest {
+            *z = exp(*z - most);
+            sum += f64::from(*z);
+        }
+        // Sums of a part are exact enough in f32, those of all parts less so.
+        sum += lanes.iter().map(|v| f64::from(*v)).sum::<f64>();
+    }
+    let scale = (f64::from(scale) / sum) as f32;
+    logits.iter_mut().for_each(|z| *z *= scale);
+    (sum.ln() + f64::from(most)) as f32
+}
+
 /// Replaces the student's logits by `scale · (total · p_student − p_base)`, and the base's by its probabilities.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 fn slopes(student: &mut [f32], base: &mut [f32], total: f32, scale: f32) -> RowFigures {
-    let largest = |z: &[f32]| {
-        let mut lanes = [f32::MIN; LANES];
-        let (chunks, rest) = z.as_chunks::<LANES>();
-        for chunk in chunks {
-            lanes.iter_mut().zip(chunk).for_each(|(l, z)| *l = if *z > *l { *z } else { *l });
-        }
-        lanes.iter().chain(rest).fold(f32::MIN, |m, z| if *z > m { *z } else { m })
-    };
     let (ms, mb) = (largest(student), largest(base));
     let first = |z: &[f32], m: f32| z.iter().position(|z| *z == m);
     let same = first(student, ms) == first(base, mb);
@@ -280,43 +330,48 @@ mod tests {
             .iter()
             .map(|p| Position { weight: p.weight, exchange: p.exchange, next: p.next })
             .collect();
-        let (a, da) = on_host(logits(&student), logits(&base), &positions, 0.3, 0.7).unwrap();
-        let (b, db) = on_device(logits(&student), logits(&base), &positions, 0.3, 0.7).unwrap();
-        for ((a, b), p) in a.iter().zip(&b).zip(&positions) {
-            assert!((a.kl - b.kl).abs() < 1e-4 * b.kl.abs().max(1.0), "{a:?} {b:?}");
-            assert_eq!(a.same, b.same);
-            if p.next.is_some() {
-                assert!(
-                    (a.nll - b.nll).abs() < 1e-4 && (a.base_nll - b.base_nll).abs() < 1e-4,
-                    "{a:?} {b:?}"
-                );
+        for base in [Some(&base), None] {
+            let (a, da) = on_host(logits(&student), base.map(logits), &positions, 0.3, 0.7).unwrap();
+            let (b, db) = on_device(logits(&student), base.map(logits), &positions, 0.3, 0.7).unwrap();
+            for ((a, b), p) in a.iter().zip(&b).zip(&positions) {
+                assert!((a.kl - b.kl).abs() < 1e-4 * b.kl.abs().max(1.0), "{a:?} {b:?}");
+                assert_eq!(a.same, b.same);
+                if p.next.is_some() {
+                    assert!(
+                        (a.nll - b.nll).abs() < 1e-4 && (a.base_nll - b.base_nll).abs() < 1e-4,
+                        "{a:?} {b:?}"
+                    );
+                }
             }
+            let (da, db) = (download(&da).unwrap().values, download(&db).unwrap().values);
+            assert!(da.iter().any(|v| v.abs() > 0.01));
+            assert!(da.iter().zip(&db).all(|(a, b)| (a - b).abs() < 1e-6));
         }
-        let (da, db) = (download(&da).unwrap().values, download(&db).unwrap().values);
-        assert!(da.iter().any(|v| v.abs() > 0.01));
-        assert!(da.iter().zip(&db).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 
     #[test]
     fn the_gradient_is_the_losss() {
         let (student, base, head) = (states("s", 4, 8), states("b", 4, 8), states("h", 1001, 8));
         let c = 0.4;
-        let loss = |states: &Tensor<2>| {
-            compare(states, Some(&base), &head, &compared(), c, false).unwrap().0.loss(f64::from(c))
-        };
-        let (sums, gradient) = compare(&student, Some(&base), &head, &compared(), c, true).unwrap();
-        assert!((sums.weight - 2.75).abs() < 1e-6 && (sums.nll_weight - 1.5).abs() < 1e-6);
-        let (gradient, at) = (download(&gradient.unwrap()).unwrap(), download(&student).unwrap());
-        let step = 1e-2;
-        for i in 0..at.values.len() {
-            let moved = |by: f32| {
-                let mut at = at.clone();
-                at.values[i] += by;
-                loss(&upload(&at, &Device::flex()))
+        for base in [Some(&base), None] {
+            let loss = |states: &Tensor<2>| {
+                compare(states, base, &head, &compared(), c, false).unwrap().0.loss(f64::from(c))
             };
-            let expected = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
-            let found = f64::from(gradient.values[i]);
-            assert!((found - expected).abs() < 2e-3 * expected.abs().max(0.5), "{i}: {found} for {expected}");
+            let (sums, gradient) = compare(&student, base, &head, &compared(), c, true).unwrap();
+            assert!((sums.weight - 2.75).abs() < 1e-6 && (sums.nll_weight - 1.5).abs() < 1e-6);
+            let (gradient, at) = (download(&gradient.unwrap()).unwrap(), download(&student).unwrap());
+            let step = 1e-2;
+            for i in 0..at.values.len() {
+                let moved = |by: f32| {
+                    let mut at = at.clone();
+                    at.values[i] += by;
+                    loss(&upload(&at, &Device::flex()))
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+                let found = f64::from(gradient.values[i]);
+                let close = (found - expected).abs() < 2e-3 * expected.abs().max(0.5);
+                assert!(close, "{i}: {found} for {expected}");
+            }
         }
     }
 

@@ -44,12 +44,6 @@ impl Parameters {
     pub fn values(&self) -> Tensors {
         self.0.iter().map(|(name, p)| (name.clone(), p.value.clone())).collect()
     }
-
-    /// The values as leaves whose gradients are kept.
-    pub fn leaves(&self) -> Tensors {
-        let leaf = |p: &Parameter| Tensor::from_inner(p.value.clone()).require_grad();
-        self.0.iter().map(|(name, p)| (name.clone(), leaf(p))).collect()
-    }
 }
 
 /// How the rates go: up in the first steps, flat, then down to 0. `done` is the share of the run that is over.

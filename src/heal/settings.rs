@@ -78,6 +78,8 @@ pub struct Student {
     pub output_rank: usize,
     /// Rank of the change of a STEM layer's gate.
     pub gate_rank: usize,
+    /// Rank of the changes of a dense FFN's gate, up and down, from the first STEM or Engram layer on.
+    pub ffn_rank: usize,
 }
 
 impl Default for Student {
@@ -89,6 +91,7 @@ impl Default for Student {
             qkv_rank: 48,
             output_rank: 32,
             gate_rank: 48,
+            ffn_rank: 0,
         }
     }
 }
@@ -114,7 +117,7 @@ pub struct Engram {
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rates {
-    /// Low-rank changes of attention and gates.
+    /// Low-rank changes of attention and FFNs.
     pub core: f64,
     /// Gains of RMSNorm.
     pub norms: f64,

@@ -195,9 +195,14 @@ impl Start {
             }
             self.low_rank(&name("attn_qkv"), ranks.qkv_rank, [c.qkv_dim(), hidden], seed);
             self.low_rank(&name("attn_output"), ranks.output_rank, [hidden, c.q_dim()], seed);
+            let ffn = c.intermediate_size;
             if stem {
-                self.low_rank(&name("ffn_gate"), ranks.gate_rank, [c.intermediate_size, hidden], seed);
-                self.base_value(base, &name("ffn_down"), [hidden, c.intermediate_size])?;
+                self.low_rank(&name("ffn_gate"), ranks.gate_rank, [ffn, hidden], seed);
+                self.base_value(base, &name("ffn_down"), [hidden, ffn])?;
+            } else {
+                self.low_rank(&name("ffn_gate"), ranks.ffn_rank, [ffn, hidden], seed);
+                self.low_rank(&name("ffn_up"), ranks.ffn_rank, [ffn, hidden], seed);
+                self.low_rank(&name("ffn_down"), ranks.ffn_rank, [hidden, ffn], seed);
             }
         }
         self.base_value(base, "output_norm", [1, hidden])?;
@@ -262,9 +267,10 @@ fn of_recipe(base: &Base, recipe: &Recipe<'_>) -> Result<Start> {
         for part in ["attn_norm", "ffn_norm"] {
             add(format!("blk.{layer}.{part}"), take(&format!("blk.{layer}.{part}.weight")));
         }
-        let mut changed = vec!["attn_qkv", "attn_output"];
-        if stem {
-            changed.push("ffn_gate");
+        let mut changed = vec!["attn_qkv", "attn_output", "ffn_gate"];
+        if !stem {
+            changed.extend(["ffn_up", "ffn_down"]);
+        } else {
             add(format!("blk.{layer}.ffn_down"), take(&format!("blk.{layer}.ffn_down.weight")));
             for part in ["stem_map", "stem_rows"] {
                 add(format!("blk.{layer}.{part}"), take(&format!("blk.{layer}.{part}")));
@@ -315,8 +321,8 @@ fn of_recipe(base: &Base, recipe: &Recipe<'_>) -> Result<Start> {
         return Err(Error::invalid(
             format!("the recipe `{}`", recipe.head().name),
             format!(
-                "changes `{name}`, which is not trained: layers below {first}, dense FFNs, the embedding and the head \
-                 stay the base's; start from another recipe"
+                "changes `{name}`, which is not trained: layers below {first}, the embedding and the head stay the \
+                 base's, and dense FFNs change in low rank alone; start from another recipe"
             ),
         ));
     }
@@ -433,6 +439,7 @@ mod tests {
             ("blk.13.attn_qkv.lora_a", Group::Core),
             ("blk.3.ffn_gate.lora_b", Group::Core),
             ("blk.3.ffn_down", Group::Down),
+            ("blk.13.ffn_down.lora_a", Group::Core),
             ("blk.3.stem_map", Group::Maps),
             ("blk.3.stem_rows", Group::Rows),
             ("stem_embd", Group::Rows),

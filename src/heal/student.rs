@@ -7,6 +7,7 @@ use burn_tensor::{Device, Int, Tensor, TensorData};
 
 use super::batch::Job;
 use super::blocks::{self, EngramLayer, Positions};
+use super::rounding::{Rounding, factors};
 use super::start::{Start, first_changed};
 use crate::config::Config;
 use crate::convert::recipe::Matrix;
@@ -53,6 +54,20 @@ struct Layer {
     down: Tensor<2>,
 }
 
+impl Layer {
+    /// The matrix that a bundle's core calls `blk.N.{part}`.
+    fn matrix(&self, part: &str) -> Option<&Tensor<2>> {
+        Some(match part {
+            "attn_qkv" => &self.qkv,
+            "attn_output" => &self.output,
+            "ffn_gate" => &self.gate,
+            "ffn_up" => &self.up,
+            "ffn_down" => &self.down,
+            _ => return None,
+        })
+    }
+}
+
 /// The student's tensors by name, tracked or not.
 pub type Tensors = BTreeMap<String, Tensor<2>>;
 
@@ -70,6 +85,7 @@ pub struct Model {
     // Of a token that has a residual row, its place.
     slots: HashMap<u32, u32>,
     hasher: Option<Hasher>,
+    rounding: Rounding,
     // By texts and their length.
     positions: Mutex<HashMap<[usize; 2], Positions>>,
 }
@@ -112,7 +128,7 @@ impl Model {
         };
         let embedding = load("token_embd", c.vocab_size, hidden)?;
         let head = if c.tied_head { embedding.clone() } else { load("output", c.vocab_size, hidden)? };
-        let layers = (0..c.n_layers).map(|layer| {
+        let layers = (0..c.n_layers).map(|layer| -> Result<Layer> {
             let name = |part: &str| format!("blk.{layer}.{part}");
             Ok(Layer {
                 attn_norm: load(&name("attn_norm"), 1, hidden)?,
@@ -126,12 +142,18 @@ impl Model {
         });
         let compressed = start.compressed.as_ref().zip(c.engram.as_ref());
         let hasher = compressed.map(|(ids, engram)| Hasher::new(engram, ids.ids.clone())).transpose()?;
+        let layers: Vec<Layer> = layers.collect::<Result<_>>()?;
+        let own = |name: &str| {
+            let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+            layers.get(layer.parse::<usize>().ok()?)?.matrix(part).cloned()
+        };
         Ok(Self {
+            rounding: Rounding::new(start, own, device),
             device: device.clone(),
             embedding,
             head,
             output_norm: load("output_norm", 1, hidden)?,
-            layers: layers.collect::<Result<_>>()?,
+            layers,
             first: first_changed(&c),
             slots: start.tokens.iter().zip(0..).map(|(token, slot)| (*token, slot)).collect(),
             hasher,
@@ -153,6 +175,11 @@ impl Model {
     /// The output embedding `[vocab, hidden]`.
     pub fn head(&self) -> &Tensor<2> {
         &self.head
+    }
+
+    /// What is rounded while it is trained.
+    pub fn rounding(&self) -> &Rounding {
+        &self.rounding
     }
 
     fn positions(&self, texts: Texts<'_>) -> Positions {
@@ -193,7 +220,8 @@ impl Model {
 
     /// The student's normalised last states, from the base's stream `x` before the first changed layer.
     ///
-    /// It is tracked where `tensors` are.
+    /// `tensors` are those that are trained, after [`Rounding::apply`]: a matrix among them takes the place of the base's,
+    /// factors change it. The states are tracked where `tensors` are.
     ///
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) for a token outside the vocabulary.
@@ -217,9 +245,13 @@ impl Model {
         let own = Tensor::<2>::from_data(TensorData::new(rows.own, [count, 1]), &self.device);
         for (n, layer) in self.layers.iter().enumerate().skip(self.first) {
             let get = |part: &str| tensors[&format!("blk.{n}.{part}")].clone();
-            let change = |part: &str| {
-                let name = |factor: &str| format!("blk.{n}.{part}.lora_{factor}");
-                tensors.get(&name("a")).cloned().zip(tensors.get(&name("b")).cloned())
+            let product = |x: Tensor<2>, part: &str, own: &Tensor<2>| {
+                let name = format!("blk.{n}.{part}");
+                if let Some(whole) = tensors.get(&name) {
+                    return blocks::linear(x, whole.clone());
+                }
+                let [a, b] = factors(&name).map(|factor| tensors.get(&factor).cloned());
+                blocks::changed(x, own.clone(), a.zip(b))
             };
             if let Some((engram, index)) = c.engram.as_ref().and_then(|e| Some((e, e.index(n)?))) {
                 let heads = engram.heads();
@@ -237,12 +269,10 @@ impl Model {
                 x = x.clone() + blocks::engram(&x, e, &layer, engram.order(), eps, &at);
             }
             let h = blocks::rms_norm(x.clone(), get("attn_norm"), eps);
-            let qkv = blocks::changed(h, layer.qkv.clone(), change("attn_qkv"));
-            let mixed = blocks::attention(c, qkv, &at);
-            x = x + blocks::changed(mixed, layer.output.clone(), change("attn_output"));
+            let mixed = blocks::attention(c, product(h, "attn_qkv", &layer.qkv), &at);
+            x = x + product(mixed, "attn_output", &layer.output);
             let h = blocks::rms_norm(x.clone(), get("ffn_norm"), eps);
-            let gate = layer.gate.clone();
-            let (gate, up, down) = if c.stem_index(n).is_some() {
+            let up = if c.stem_index(n).is_some() {
                 let mapped = blocks::linear(inputs.clone(), get("stem_map"));
                 let table = match tensors.get(&format!("blk.{n}.stem_rows")) {
                     Some(residual) => mapped + residual.clone().select(0, slots.clone()) * own.clone(),
@@ -252,13 +282,12 @@ impl Model {
                     Some(shares) => Tensor::cat(vec![table.clone(), shares.clone().matmul(table)], 0),
                     None => table,
                 };
-                let up = table.select(0, places.clone());
-                (blocks::changed(h, gate, change("ffn_gate")), up, get("ffn_down"))
+                table.select(0, places.clone())
             } else {
-                let up = blocks::linear(h.clone(), layer.up.clone());
-                (blocks::linear(h, gate), up, layer.down.clone())
+                product(h.clone(), "ffn_up", &layer.up)
             };
-            x = x + blocks::linear(blocks::gated(gate, up), down);
+            let gated = blocks::gated(product(h, "ffn_gate", &layer.gate), up);
+            x = x + product(gated, "ffn_down", &layer.down);
         }
         Ok(blocks::rms_norm(x, tensors["output_norm"].clone(), eps))
     }

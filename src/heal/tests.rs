@@ -8,15 +8,17 @@ use super::batch::{Compared, Job};
 use super::data::Row;
 use super::loss;
 use super::optimiser::{self, Parameters};
+use super::rounding::factors;
 use super::settings::{Optimiser, Rates};
 use super::start::Start;
 use super::student::{Model, Tensors, Texts, download, indices, upload};
 use super::train::gradients;
 use crate::bundle::manifest::expected_tensors;
+use crate::bundle::quant::{Dtype, dequantize, quantize};
 use crate::bundle::random::weights;
 use crate::config::Config;
 use crate::config::tests::tiny;
-use crate::convert::recipe::Matrix;
+use crate::convert::recipe::{Matrix, add_product};
 use crate::engram::compress::Compressed;
 use crate::engram::config::tests::tiny_engram;
 
@@ -28,7 +30,10 @@ fn config() -> Config {
 /// Learned features of each token.
 const FEATURES: usize = 5;
 
-/// A student whose every tensor is random.
+/// The matrices of FFNs.
+const FFN: [&str; 3] = ["ffn_gate", "ffn_up", "ffn_down"];
+
+/// A student whose every tensor is random and none is rounded, since the loss that is rounded has steps.
 fn start() -> Start {
     let c = config();
     let (hidden, ffn, rank) = (c.hidden_size, c.intermediate_size, 4);
@@ -46,10 +51,13 @@ fn start() -> Start {
         add(name("attn_norm"), 1, hidden, 1.0);
         add(name("ffn_norm"), 1, hidden, 1.0);
         if c.stem_index(layer).is_some() {
-            parts.push(("ffn_gate", ffn, hidden));
             add(name("ffn_down"), hidden, ffn, 1.0);
             add(name("stem_map"), ffn, hidden + FEATURES, 1.0);
             add(name("stem_rows"), tokens.len(), ffn, 3.0);
+        }
+        parts.push(("ffn_gate", ffn, hidden));
+        if c.stem_index(layer).is_none() {
+            parts.extend([("ffn_up", ffn, hidden), ("ffn_down", hidden, ffn)]);
         }
         for (part, rows, width) in parts {
             add(format!("{}.lora_a", name(part)), rank, width, 1.0);
@@ -73,13 +81,30 @@ fn start() -> Start {
     add("stem_embd".into(), c.vocab_size, FEATURES, 1.0);
     let ids = (0..300).map(|t| t * 7 % 290).collect();
     let compressed = Some(Compressed { ids, count: 290 });
-    Start { config: c, tokens, compressed, tensors, storage: BTreeMap::new() }
+    Start { config: c, tokens, compressed, tensors, storage: storage(Dtype::F32) }
+}
+
+/// All FFNs stored in one type.
+fn storage(dtype: Dtype) -> BTreeMap<String, Dtype> {
+    FFN.map(|part| (part.to_owned(), dtype)).into()
 }
 
 fn model(start: &Start, device: &Device) -> Model {
+    Model::new(start, &|name| Ok(own(start, name)), device).unwrap()
+}
+
+/// The base's tensor `name`.
+fn own(start: &Start, name: &str) -> Vec<f32> {
     let dense = Config { stem_layers: vec![], engram: None, ..start.config.clone() };
     let shapes: BTreeMap<_, _> = expected_tensors(&dense).into_iter().collect();
-    Model::new(start, &|name| Ok(weights(name, &shapes[name], 2)), device).unwrap()
+    weights(name, &shapes[name], 2)
+}
+
+/// The loss of a job, and its gradients in all that is trained.
+fn both(model: &Model, parameters: &Parameters, job: &Job) -> (f64, Tensors) {
+    let tensors = parameters.values();
+    let multiplied = model.rounding().apply(tensors.clone()).unwrap();
+    gradients(model, &tensors, &multiplied, job).unwrap()
 }
 
 /// Two texts, in which the student reads another token at one place, and the rows of a third one or the means of several at
@@ -158,7 +183,7 @@ fn check_gradients(job: &Job) {
     let start = start();
     let model = model(&start, &device);
     let parameters = Parameters::new(&start.tensors, &device);
-    let (loss, found) = gradients(&model, &parameters.leaves(), job).unwrap();
+    let (loss, found) = both(&model, &parameters, job);
     assert!((job.weight * loss - loss_of(&model, &parameters.values(), job)).abs() < 1e-5);
     assert_eq!(found.len(), start.tensors.len());
     for (name, gradient) in &found {
@@ -191,8 +216,7 @@ fn a_row_is_learned_only_where_it_is_read() {
     let device = Device::flex();
     let (start, job) = (start(), job());
     let model = model(&start, &device);
-    let leaves = Parameters::new(&start.tensors, &device).leaves();
-    let (_, found) = gradients(&model, &leaves, &job).unwrap();
+    let (_, found) = both(&model, &Parameters::new(&start.tensors, &device), &job);
     let rows = download(&found["blk.1.stem_rows"]).unwrap();
     for (token, row) in start.tokens.iter().zip(rows.values.chunks_exact(rows.width)) {
         let read = job.looked_up.contains(token) || job.mixes.iter().flatten().any(|t| t == token);
@@ -247,17 +271,100 @@ fn a_mix_is_the_mean_of_its_rows() {
     assert!(!close(states(14, vec![])));
 }
 
+/// Of a start, what each of its rounded matrices is before and after that, by name.
+fn rounded(start: &Start) -> Vec<(String, [Vec<f32>; 2])> {
+    let device = Device::flex();
+    let tensors = Parameters::new(&start.tensors, &device).values();
+    let multiplied = model(start, &device).rounding().apply(tensors).unwrap();
+    let changed = expected_tensors(&start.config).into_iter().filter_map(|(name, _)| {
+        let mut whole = start.tensors.get(&name).map(|m| m.values.clone());
+        let [a, b] = factors(&name).map(|factor| start.tensors.get(&factor));
+        if let Some((a, b)) = a.zip(b) {
+            whole = Some(own(start, &name));
+            add_product(whole.as_mut().unwrap(), a, b);
+        }
+        let after = download(multiplied.get(&name)?).unwrap().values;
+        Some((name, [whole?, after])).filter(|(_, [before, after])| before != after)
+    });
+    changed.collect()
+}
+
+#[test]
+fn what_is_stored_in_four_bits_is_rounded() {
+    let names = |storage: BTreeMap<String, Dtype>| -> Vec<String> {
+        rounded(&Start { storage, ..start() }).into_iter().map(|(name, _)| name).collect()
+    };
+    let dense = [0, 2].map(|layer| FFN.map(|part| format!("blk.{layer}.{part}"))).concat();
+    assert_eq!(names(storage(Dtype::F32)), [""; 0]);
+    assert_eq!(names(storage(Dtype::Q8)), [""; 0]);
+    assert_eq!(names(BTreeMap::new()), dense);
+    let all = names(storage(Dtype::Q4));
+    assert_eq!(all.len(), dense.len() + 2);
+    assert!(["blk.1.ffn_gate", "blk.1.ffn_down"].iter().all(|name| all.contains(&(*name).to_owned())));
+    let attention = names([("attn_qkv".to_owned(), Dtype::Q4)].into());
+    assert_eq!(attention.len(), dense.len() + 3);
+    // As a bundle stores it.
+    let start = Start { storage: storage(Dtype::Q4), ..start() };
+    for (name, [before, after]) in rounded(&start) {
+        let stored = quantize(Dtype::Q4, &before);
+        let (quants, scales) = stored.split_at(Dtype::Q4.planes(before.len())[0]);
+        let mut expected = vec![0f32; before.len()];
+        dequantize(Dtype::Q4, quants, scales, 0, &mut expected);
+        assert_eq!(after, expected, "{name}");
+    }
+}
+
+#[test]
+fn gradients_pass_the_rounding_unchanged() {
+    // Of facts, about which the base isn't asked.
+    let (device, job) = (Device::flex(), taught());
+    let rounding = Start { storage: storage(Dtype::Q4), ..start() };
+    let found = both(&model(&rounding, &device), &Parameters::new(&rounding.tensors, &device), &job);
+    // A student that isn't rounded, but whose matrices are what rounding made of the other's.
+    let mut plain = start();
+    let mut base: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for (name, [before, after]) in rounded(&rounding) {
+        match plain.tensors.get_mut(&name) {
+            Some(whole) => whole.values = after,
+            None => {
+                let moved = after.iter().zip(&before).map(|(after, before)| after - before);
+                base.insert(name.clone(), own(&plain, &name).iter().zip(moved).map(|(w, m)| w + m).collect());
+            }
+        }
+    }
+    assert_eq!(base.len(), 7);
+    let tensor = |name: &str| Ok(base.get(name).cloned().unwrap_or_else(|| own(&plain, name)));
+    let moved = Model::new(&plain, &tensor, &device).unwrap();
+    let expected = both(&moved, &Parameters::new(&plain.tensors, &device), &job);
+    assert!((found.0 - expected.0).abs() < 1e-5, "{} for {}", found.0, expected.0);
+    assert_eq!(found.1.len(), expected.1.len());
+    for (name, expected) in expected.1 {
+        let (found, expected) = (download(&found.1[&name]).unwrap(), download(&expected).unwrap());
+        let largest = expected.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let close = |(f, e): (&f32, &f32)| (f - e).abs() < 1e-3 * largest + 1e-7;
+        assert!(found.values.iter().zip(&expected.values).all(close), "{name}");
+    }
+}
+
 #[test]
 fn the_loss_falls() {
-    let device = Device::flex();
-    let (start, job) = (start(), job());
-    let model = model(&start, &device);
+    falls(&start());
+}
+
+#[test]
+fn the_loss_falls_while_matrices_are_rounded() {
+    falls(&Start { storage: storage(Dtype::Q4), ..start() });
+}
+
+fn falls(start: &Start) {
+    let (device, job) = (Device::flex(), job());
+    let model = model(start, &device);
     let mut parameters = Parameters::new(&start.tensors, &device);
     let settings = Optimiser { clip: 1.0, ..Optimiser::default() };
     let rates = Rates { rows: 2e-2, engram_tables: 2e-2, down: 2e-3, maps: 2e-3, ..Rates::default() };
     let mut losses = Vec::new();
     for step in 0..12 {
-        let (loss, found) = gradients(&model, &parameters.leaves(), &job).unwrap();
+        let (loss, found) = both(&model, &parameters, &job);
         losses.push(loss);
         optimiser::step(&mut parameters, found, &settings, &rates, step, 1.0).unwrap();
     }

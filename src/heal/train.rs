@@ -138,8 +138,13 @@ impl<'a> Trainer<'a> {
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let texts = Texts { ids: tokens, looked_up: tokens, mixes: &[], length: tokens.len() };
         let shared = self.model.shared(texts);
-        let states = self.model.student(&self.parameters.values(), texts, shared)?;
+        let states = self.model.student(&self.multiplied()?, texts, shared)?;
         values(states.matmul(self.model.head().clone().transpose()))
+    }
+
+    /// What the student multiplies with.
+    fn multiplied(&self) -> Result<Tensors> {
+        self.model.rounding().apply(self.parameters.values())
     }
 
     /// Trains until the run is over or `stop` is set; then writes a checkpoint and, if it is over, the recipe.
@@ -201,13 +206,16 @@ impl<'a> Trainer<'a> {
     /// One step at `share` of the peak rates.
     fn step(&mut self, share: f64) -> Result<()> {
         let jobs = self.batches.step(self.position.step)?;
-        let work = |job: &Job| gradients(&self.model, &self.parameters.leaves(), job);
+        let (tensors, multiplied) = (self.parameters.values(), self.multiplied()?);
+        let work = |job: &Job| gradients(&self.model, &tensors, &multiplied, job);
         // Much of a job has no parallel form on a CPU: jobs run side by side there. A GPU takes one after the other.
         let results: Vec<_> = if on_cpu(self.model.device()) {
             jobs.par_iter().map(work).collect()
         } else {
             jobs.iter().map(work).collect()
         };
+        // The optimiser need not copy what nobody else holds.
+        drop((tensors, multiplied));
         let mut total = Tensors::new();
         for (job, result) in jobs.iter().zip(results) {
             let (loss, gradients) = result?;
@@ -235,7 +243,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn entry(&self, rate: f64, share: f64) -> Result<Entry> {
-        let tensors = self.parameters.values();
+        let tensors = self.multiplied()?;
         let held = self.evaluation.measure(&self.model, &tensors)?;
         let turned = self.evaluation.turned(&self.model, &tensors)?;
         let round = |v: f64| (v * 1e4).round() / 1e4;
@@ -303,11 +311,19 @@ pub fn entries(run: &Path) -> Result<Vec<Entry>> {
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
-/// The loss of a job, and the gradients of its weighted mean in `leaves`.
+/// The loss of a job, and the gradients of its weighted mean in the `tensors` that are trained, of which
+/// [`Rounding::apply`](super::rounding::Rounding::apply) makes what is `multiplied`.
 ///
 /// # Errors
 /// As [`Model::student`].
-pub fn gradients(model: &Model, leaves: &Tensors, job: &Job) -> Result<(f64, Tensors)> {
+pub fn gradients(
+    model: &Model,
+    tensors: &Tensors,
+    multiplied: &Tensors,
+    job: &Job,
+) -> Result<(f64, Tensors)> {
+    let leaf = |tensor: &Tensor<2>| Tensor::from_inner(tensor.clone()).require_grad();
+    let leaves: Tensors = multiplied.iter().map(|(name, tensor)| (name.clone(), leaf(tensor))).collect();
     let device = model.device().clone();
     let (told, read) = (Texts::told(job), Texts::read(job));
     let stream = model.shared(read);
@@ -317,7 +333,7 @@ pub fn gradients(model: &Model, leaves: &Tensors, job: &Job) -> Result<(f64, Ten
         model.teacher(told, stream).select(0, there)
     });
     let here = indices(job.compared.iter().map(|c| c.read), &device);
-    let states = model.student(leaves, read, stream)?.select(0, here);
+    let states = model.student(&leaves, read, stream)?.select(0, here);
     let c = job.cross_entropy;
     let (sums, slope) =
         loss::compare(&states.clone().inner(), base.as_ref(), model.head(), &job.compared, c as f32, true)?;
@@ -328,5 +344,5 @@ pub fn gradients(model: &Model, leaves: &Tensors, job: &Job) -> Result<(f64, Ten
     let gradients = leaves.iter().filter_map(|(name, leaf)| {
         leaf.grad_remove(&mut found).map(|gradient| (name.clone(), gradient.inner()))
     });
-    Ok((sums.loss(c), gradients.collect()))
+    Ok((sums.loss(c), model.rounding().gradients(tensors, gradients.collect())))
 }
