@@ -1,0 +1,139 @@
+"""Teaches the rows of names the facts that a recipe's model gets wrong when it is asked for them in a chat.
+
+    mend.py --gguf M --recipe DIR --data DATA --steps 60
+
+The base begins some answers wrongly ("El Salvador" for the capital of Spain), and distillation copies that. Capitals are asked for
+in plain words; where the right sentence is not the model's likeliest, residual rows of the names' tokens, and nothing else, are
+trained until it is: on the sentence as it is, on it with the rows of the name at another one, and on the facts in other words, so that
+they stay. The recipe is written anew.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+
+from data import ASSISTANT, END, SYSTEM, USER
+from export import read_recipe, tensors_of, write
+from model import DEVICE, EOT, VOCAB, Dense, dense_forward, load_gguf
+from student import FIRST, Student, Tokens
+from truths import Truths
+import engram as ng
+
+ASK, SAY = "What is the capital of {X}?", "The capital of {X} is"
+
+
+def padded(texts, length):
+    """texts: (ids, whose rows, where the answer begins); ids and rows [n, length], and (place, token) of the answers."""
+    ids = torch.full((len(texts), length), EOT)
+    rows, wanted = ids.clone(), []
+    for i, (text, whose, begin) in enumerate(texts):
+        ids[i, : len(text)], rows[i, : len(text)] = torch.tensor(text), torch.tensor(whose)
+        wanted += [(i * length + j - 1, text[j]) for j in range(begin, len(text))]
+    return ids.to(DEVICE), rows, torch.tensor(wanted, device=DEVICE)
+
+
+def whose_rows(rows, mixes):
+    """`Tokens` of rows [n, length], in which what lies beyond the vocabulary stands for one of `mixes`."""
+    at, of, share = [], [], []
+    for place, token in enumerate(rows.flatten().tolist()):
+        members = mixes[token - VOCAB] if token >= VOCAB else (token,)
+        at += [place] * len(members)
+        of += members
+        share += [1 / len(members)] * len(members)
+    put = lambda x: torch.tensor(x, device=DEVICE)
+    return Tokens(put(at), put(of), put(share), rows.numel())
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--gguf", required=True)
+    p.add_argument("--recipe", required=True)
+    p.add_argument("--data", required=True, help="the folder with truths.json")
+    p.add_argument("--steps", type=int, default=60)
+    p.add_argument("--lr", type=float, default=2e-3)
+    a = p.parse_args()
+    torch.manual_seed(0)
+    weights, tok = load_gguf(a.gguf)
+    dense = Dense(weights)
+    head, state, ranks = read_recipe(a.recipe)
+    engram, _ = ng.engram_of(head["engram"]["config"] if "engram" in head else None, tok)
+    student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, engram)
+    student.load_state_dict(state)
+    with torch.no_grad():
+        fixed = student.weights()  # nothing in them changes
+    student.weights = lambda: fixed
+    with open(os.path.join(a.data, "truths.json")) as f:
+        truths = Truths(tok, json.load(f), random.Random(0))
+    truths.phrasings |= {"asked": [USER + ASK + END + ASSISTANT, SYSTEM + USER + ASK + END + ASSISTANT]}
+    rng = truths.rng
+
+    def asked(about, rows_of, mixes):
+        """The question about one name with the rows of another, whose capital is wanted, in a whole sentence."""
+        fact = truths.facts[rows_of]
+        fact["asked"] = SAY.format(X=about) + " " + fact["capital"]
+        made = truths.statement("asked", about, rows_of, mixes)
+        del fact["asked"]
+        return made
+
+    def answers(texts, mixes):
+        """(logits of the answers, their tokens, which text each is of)."""
+        length = max(len(text) for text, *_ in texts)
+        ids, rows, wanted = padded(texts, length)
+        start = dense_forward(dense, ids, 0, FIRST)
+        states = student(start, ids.flatten(), (tuple(ids.shape),), whose_rows(rows, mixes))
+        return F.linear(states[wanted[:, 0]], dense.embd).float(), wanted[:, 1], wanted[:, 0] // length
+
+    @torch.no_grad()
+    def wrong(names):
+        found = []
+        for i in range(0, len(names), 24):
+            some = names[i : i + 24]
+            texts = [asked(name, name, []) for name in some]
+            logits, wanted, text = answers(texts, [])
+            bad = set(text[logits.argmax(-1) != wanted].tolist())
+            found += [name for j, name in enumerate(some) if j in bad]
+        return found
+
+    names = [n for n in truths.names if "capital" in truths.facts[n]]
+    fail = wrong(names)
+    print(f"{len(fail)} of {len(names)} capitals are not said: {', '.join(fail)}", flush=True)
+    mine = torch.zeros(len(student.rows), 1, device=DEVICE)
+    mine[student.slot[torch.tensor(sorted({t for n in fail for form in truths.forms(n) for t in form}), device=DEVICE)]] = 1
+    mine[-1] = 0
+    optim = torch.optim.Adam([student.rows], lr=a.lr, betas=(0.9, 0.98))
+    swappable = [n for n in fail if n in truths.swapped]
+    relations = [r for r in truths.phrasings if r != "asked"]
+    begin = time.time()
+    for step in range(a.steps):
+        for g in optim.param_groups:
+            g["lr"] = a.lr * min(1.0, 2 * (1 - step / a.steps))
+        mixes, texts = [], []
+        for name in rng.sample(fail, min(10, len(fail))):
+            texts.append(asked(name, name, mixes))
+            if name in swappable:
+                texts.append(asked(rng.choice([n for n in truths.swapped if n != name]), name, mixes))
+            relation = rng.choice([r for r in relations if r in truths.facts[name]])
+            texts.append(truths.statement(relation, name, name, mixes))
+        logits, wanted, _ = answers([t for t in texts if t], mixes)
+        loss = F.cross_entropy(logits, wanted)
+        (student.rows.grad,) = torch.autograd.grad(loss, [student.rows])
+        student.rows.grad *= mine
+        optim.step()
+        if step % 5 == 4:
+            print(f"step {step + 1}: {loss.item():.3f}, {time.time() - begin:.0f} s", flush=True)
+    left = wrong(names)
+    print(f"{len(left)} of {len(names)} capitals are not said: {', '.join(left)}", flush=True)
+    out, _ = tensors_of(student)
+    head["files"] = write(out, a.recipe)
+    head["training"]["mended"] = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
+    with open(os.path.join(a.recipe, "recipe.json"), "w") as f:
+        json.dump(head, f, indent=1, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()
