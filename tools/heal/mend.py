@@ -119,6 +119,7 @@ def main():
                 texts.append(asked(rng.choice([n for n in truths.swapped if n != name]), name, mixes))
             relation = rng.choice([r for r in relations if r in truths.facts[name]])
             texts.append(truths.statement(relation, name, name, mixes))
+        texts += [asked(name, name, mixes) for name in rng.sample(names, 8)]  # names share tokens
         logits, wanted, _ = answers([t for t in texts if t], mixes)
         loss = F.cross_entropy(logits, wanted)
         (student.rows.grad,) = torch.autograd.grad(loss, [student.rows])
@@ -130,7 +131,8 @@ def main():
     print(f"{len(left)} of {len(names)} capitals are not said: {', '.join(left)}", flush=True)
     out, _ = tensors_of(student)
     head["files"] = write(out, a.recipe)
-    head["training"]["mended"] = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
+    done = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
+    head["training"].setdefault("mended", []).append(done)
     with open(os.path.join(a.recipe, "recipe.json"), "w") as f:
         json.dump(head, f, indent=1, ensure_ascii=False)
 
