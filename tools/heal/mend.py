@@ -4,8 +4,8 @@
 
 The base begins some answers wrongly ("El Salvador" for the capital of Spain), and distillation copies that. Capitals are asked for
 in plain words; where the right sentence is not the model's likeliest, residual rows of the names' tokens, and nothing else, are
-trained until it is: on the sentence as it is, on it with the rows of the name at another one, and on the facts in other words, so that
-they stay. The recipe is written anew.
+trained until it is, on that sentence, and on the facts in other words, so that they stay. (With the rows of the name at others too,
+the answer's own name was lost in conversations.) The recipe is written anew.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 from data import ASSISTANT, END, SYSTEM, USER
 from export import read_recipe, tensors_of, write
-from model import DEVICE, EOT, VOCAB, Dense, dense_forward, load_gguf
-from student import FIRST, Student, Tokens
+from model import DEVICE, EOT, Dense, dense_forward, load_gguf
+from student import FIRST, Student
 from truths import Truths
 import engram as ng
 
@@ -28,25 +28,12 @@ ASK, SAY = "What is the capital of {X}?", "The capital of {X} is"
 
 
 def padded(texts, length):
-    """texts: (ids, whose rows, where the answer begins); ids and rows [n, length], and (place, token) of the answers."""
-    ids = torch.full((len(texts), length), EOT)
-    rows, wanted = ids.clone(), []
-    for i, (text, whose, begin) in enumerate(texts):
-        ids[i, : len(text)], rows[i, : len(text)] = torch.tensor(text), torch.tensor(whose)
+    """texts: (ids, whose rows, where the answer begins); ids [n, length], and (place, token) of the answers."""
+    ids, wanted = torch.full((len(texts), length), EOT), []
+    for i, (text, _, begin) in enumerate(texts):
+        ids[i, : len(text)] = torch.tensor(text)
         wanted += [(i * length + j - 1, text[j]) for j in range(begin, len(text))]
-    return ids.to(DEVICE), rows, torch.tensor(wanted, device=DEVICE)
-
-
-def whose_rows(rows, mixes):
-    """`Tokens` of rows [n, length], in which what lies beyond the vocabulary stands for one of `mixes`."""
-    at, of, share = [], [], []
-    for place, token in enumerate(rows.flatten().tolist()):
-        members = mixes[token - VOCAB] if token >= VOCAB else (token,)
-        at += [place] * len(members)
-        of += members
-        share += [1 / len(members)] * len(members)
-    put = lambda x: torch.tensor(x, device=DEVICE)
-    return Tokens(put(at), put(of), put(share), rows.numel())
+    return ids.to(DEVICE), torch.tensor(wanted, device=DEVICE)
 
 
 def main():
@@ -72,20 +59,20 @@ def main():
     truths.phrasings |= {"asked": [USER + ASK + END + ASSISTANT, SYSTEM + USER + ASK + END + ASSISTANT]}
     rng = truths.rng
 
-    def asked(about, rows_of, mixes):
-        """The question about one name with the rows of another, whose capital is wanted, in a whole sentence."""
-        fact = truths.facts[rows_of]
-        fact["asked"] = SAY.format(X=about) + " " + fact["capital"]
-        made = truths.statement("asked", about, rows_of, mixes)
+    def asked(name):
+        """The question and its answer in a whole sentence."""
+        fact = truths.facts[name]
+        fact["asked"] = SAY.format(X=name) + " " + fact["capital"]
+        made = truths.statement("asked", name, name, [])
         del fact["asked"]
         return made
 
-    def answers(texts, mixes):
+    def answers(texts):
         """(logits of the answers, their tokens, which text each is of)."""
         length = max(len(text) for text, *_ in texts)
-        ids, rows, wanted = padded(texts, length)
+        ids, wanted = padded(texts, length)
         start = dense_forward(dense, ids, 0, FIRST)
-        states = student(start, ids.flatten(), (tuple(ids.shape),), whose_rows(rows, mixes))
+        states = student(start, ids.flatten(), (tuple(ids.shape),))
         return F.linear(states[wanted[:, 0]], dense.embd).float(), wanted[:, 1], wanted[:, 0] // length
 
     @torch.no_grad()
@@ -93,8 +80,7 @@ def main():
         found = []
         for i in range(0, len(names), 24):
             some = names[i : i + 24]
-            texts = [asked(name, name, []) for name in some]
-            logits, wanted, text = answers(texts, [])
+            logits, wanted, text = answers([asked(name) for name in some])
             bad = set(text[logits.argmax(-1) != wanted].tolist())
             found += [name for j, name in enumerate(some) if j in bad]
         return found
@@ -106,21 +92,17 @@ def main():
     mine[student.slot[torch.tensor(sorted({t for n in fail for form in truths.forms(n) for t in form}), device=DEVICE)]] = 1
     mine[-1] = 0
     optim = torch.optim.Adam([student.rows], lr=a.lr, betas=(0.9, 0.98))
-    swappable = [n for n in fail if n in truths.swapped]
     relations = [r for r in truths.phrasings if r != "asked"]
     begin = time.time()
     for step in range(a.steps):
         for g in optim.param_groups:
             g["lr"] = a.lr * min(1.0, 2 * (1 - step / a.steps))
-        mixes, texts = [], []
+        texts = [asked(name) for name in rng.sample(names, 8)]  # names share tokens
         for name in rng.sample(fail, min(10, len(fail))):
-            texts.append(asked(name, name, mixes))
-            if name in swappable:
-                texts.append(asked(rng.choice([n for n in truths.swapped if n != name]), name, mixes))
+            texts.append(asked(name))
             relation = rng.choice([r for r in relations if r in truths.facts[name]])
-            texts.append(truths.statement(relation, name, name, mixes))
-        texts += [asked(name, name, mixes) for name in rng.sample(names, 8)]  # names share tokens
-        logits, wanted, _ = answers([t for t in texts if t], mixes)
+            texts.append(truths.statement(relation, name, name, []))
+        logits, wanted, _ = answers([t for t in texts if t])
         loss = F.cross_entropy(logits, wanted)
         (student.rows.grad,) = torch.autograd.grad(loss, [student.rows])
         student.rows.grad *= mine
@@ -131,8 +113,7 @@ def main():
     print(f"{len(left)} of {len(names)} capitals are not said: {', '.join(left)}", flush=True)
     out, _ = tensors_of(student)
     head["files"] = write(out, a.recipe)
-    done = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
-    head["training"].setdefault("mended", []).append(done)
+    head["training"]["mended"] = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
     with open(os.path.join(a.recipe, "recipe.json"), "w") as f:
         json.dump(head, f, indent=1, ensure_ascii=False)
 
