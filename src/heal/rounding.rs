@@ -26,6 +26,7 @@ pub struct Rounding {
     matrices: Vec<(String, Option<Tensor<2>>)>,
 }
 
+/// The matrix as four bits hold it.
 fn rounded(mut matrix: Matrix) -> Matrix {
     matrix.values.par_chunks_mut(CHUNK).for_each(round_q4);
     matrix
