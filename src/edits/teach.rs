@@ -24,7 +24,7 @@ const DRIFT: f64 = 0.0625;
 /// The first step changes the rows by this share of their length.
 const FIRST_STEP: f64 = 0.1;
 /// It is taught when the answer has this many nats on average.
-const ENOUGH: f64 = 0.2;
+const ENOUGH: f64 = 0.01;
 
 /// What to teach.
 #[derive(Debug, Clone, PartialEq)]

@@ -159,6 +159,16 @@ def tensors_of(engram, put, state, prefix="engram."):
     return plain
 
 
+def state_of(config, get, prefix="engram."):
+    """The state of the layers in a recipe whose tensors `get` gives."""
+    state = {f"{prefix}table": torch.cat([get(name) for name, _ in spans(config)])}
+    for i, layer in enumerate(config["layers"]):
+        for name in NAMES:
+            value = get(f"blk.{layer['layer']}.engram_{name}.weight")
+            state[f"{prefix}{name}.{i}"] = value.view(config["kernel"], HIDDEN) if name == "conv" else value
+    return state
+
+
 def check(path):
     """Hashes and a layer against the vectors."""
     with open(path) as f:

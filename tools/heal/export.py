@@ -12,11 +12,12 @@ import json
 import os
 
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import engram as ng
 from model import DEVICE, FFN, HIDDEN, KVD, LAYERS, Q, Dense, load_gguf
-from student import FIRST, STEM, Student
+from student import FIRST, STEM, Student, changed
 
 BASE = {
     "name": "SmolLM2-135M-Instruct",
@@ -90,6 +91,40 @@ def tensors_of(student):
     if student.engram is not None:
         out |= ng.tensors_of(student.engram, put, state)
     return {k: v.cpu().contiguous() for k, v in out.items()}, state
+
+
+def read_recipe(folder):
+    """(recipe.json, the student's state, its ranks) of such a recipe, with the values as they were rounded."""
+    with open(os.path.join(folder, "recipe.json")) as f:
+        head = json.load(f)
+    stored = {}
+    for file in head["files"]:
+        stored |= load_file(os.path.join(folder, file["file"]))
+
+    def get(name):
+        x = stored[name].float()
+        if name + ".scale" in stored:
+            scale = stored[name + ".scale"].float()
+            x = (x.view(*scale.shape, -1) * scale[..., None]).view(x.shape)
+        return x
+
+    state = {"tokens": stored["stem_tokens"].long(), "norms.out": get("output_norm.weight"), "features": get("stem_embd")}
+    rows, ranks = [], dict.fromkeys(PARTS, 0)
+    for n in range(FIRST, LAYERS):
+        state[f"norms.{n}_attn"], state[f"norms.{n}_ffn"] = get(f"blk.{n}.attn_norm.weight"), get(f"blk.{n}.ffn_norm.weight")
+        for ours in changed(n):
+            parts = [f"blk.{n}.{name}" for name in PARTS[ours]]
+            if f"{parts[0]}.lora_a" in stored:
+                a = state[f"core.{n}_{ours}_a"] = get(f"{parts[0]}.lora_a")
+                state[f"core.{n}_{ours}_b"] = torch.cat([get(f"{part}.lora_b") for part in parts])
+                ranks[ours] = len(a)
+        if n in STEM:
+            state[f"down.{n}"], state[f"maps.{n - FIRST}"] = get(f"blk.{n}.ffn_down.weight"), get(f"blk.{n}.stem_map")
+            rows.append(get(f"blk.{n}.stem_rows"))
+    state["rows"] = F.pad(torch.cat(rows, 1), (0, 0, 0, 1))
+    if "engram" in head:
+        state |= ng.state_of(head["engram"]["config"], get)
+    return head, state, ranks
 
 
 def write(out, folder):

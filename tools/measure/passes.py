@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../..")
 sys.path.insert(0, os.path.join(ROOT, "tools/heal"))
-from model import FFN, LAYERS, Dense, attention, load_gguf, rms, rope_table  # noqa: E402
+from model import DEVICE, FFN, LAYERS, Dense, attention, load_gguf, rms, rope_table  # noqa: E402
 
 SETS = {
     "ten early-middle layers": range(3, 13),
@@ -59,18 +59,18 @@ def log_probs(dense, ids, swapped=(), place=0):
     batch, length = ids.shape
     half = batch // 2
     cos, sin = rope_table(length)
-    x = dense.embd[ids.flatten()].float()
-    for n, w in enumerate(dense.layers):
-        att = attention(F.linear(rms(x, w["n1"]), w["qkv"]), batch, length, cos, sin)
-        x = x + F.linear(att, w["o"])
-        gu = F.linear(rms(x, w["n2"]), w["gu"])
-        gate, up = gu[:, :FFN], gu[:, FFN:].view(batch, length, FFN).clone()
+    x = dense.embd32[ids.flatten()]
+    for n, w in enumerate(dense.full):
+        att = attention(F.linear(rms(x, w.norm1), w.qkv), batch, length, cos, sin)
+        x = x + F.linear(att, w.o)
+        gate, up = F.linear(rms(x, w.norm2), w.ffn).chunk(2, -1)
+        up = up.reshape(batch, length, FFN)
         if n in swapped:
-            rows = torch.arange(half)
+            rows = torch.arange(half, device=DEVICE)
             up[rows, place] = up[half + rows, place]
-        x = x + F.linear(F.silu(gate) * up.view(-1, FFN), w["down"])
+        x = x + F.linear(F.silu(gate) * up.view(-1, FFN), w.down)
     last = rms(x.view(batch, length, -1)[:, -1], dense.norm)
-    return F.linear(last, dense.embd).log_softmax(-1)
+    return F.linear(last, dense.embd32).log_softmax(-1)
 
 
 def main():
@@ -80,16 +80,16 @@ def main():
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     weights, tok = load_gguf(args.gguf)
-    dense = Dense(weights, torch.float32)
+    dense = Dense(weights)
     with open(args.suite) as f:
         suite = json.load(f)
-    assert LAYERS == len(dense.layers)
+    assert LAYERS == len(dense.full)
     facts = []
     for fact, found in cases(suite, tok):
         lengths = {len(ids) for ids, *_ in found}
         assert len(lengths) <= 1, "names of one token leave a sentence its length"
-        ids = torch.tensor([ids for ids, *_ in found])
-        place, other, true, new = (torch.tensor([c[i] for c in found]) for i in (1, 2, 3, 4))
+        ids = torch.tensor([ids for ids, *_ in found], device=DEVICE)
+        place, other, true, new = (torch.tensor([c[i] for c in found], device=DEVICE) for i in (1, 2, 3, 4))
         others = ids.clone()
         others[torch.arange(len(found)), place] = other
         both = torch.cat([ids, others])

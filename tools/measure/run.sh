@@ -86,7 +86,7 @@ for one in "$@"; do
       keep docs/figures/ways.json
       ;;
     teach)
-      evaluate --suite edits --data "$data/edits.jsonl" --limit "${TEACH_ROWS:-24}" --by swap,teach --steps 25 >"$work/new.json"
+      evaluate --suite edits --data "$data/edits.jsonl" --limit "${TEACH_ROWS:-24}" --by swap,teach >"$work/new.json"
       keep docs/figures/teach.json
       ;;
     edits)
@@ -96,7 +96,7 @@ for one in "$@"; do
       ;;
     reach)
       dense
-      evaluate --suite reach --base "$dense" --limit "${REACH_FACTS:-60}" --by swap,teach --steps 20 --teach-limit "${TAUGHT_FACTS:-27}" >"$work/new.json"
+      evaluate --suite reach --base "$dense" --limit "${REACH_FACTS:-60}" --by swap,teach --teach-limit "${TAUGHT_FACTS:-27}" >"$work/new.json"
       keep www/src/edits/reach.json
       ;;
     frequency)

@@ -1,0 +1,122 @@
+"""Teaches the rows of names the facts that a recipe's model gets wrong when it is asked for them in a chat.
+
+    mend.py --gguf M --recipe DIR --data DATA --steps 60
+
+The base begins some answers wrongly ("El Salvador" for the capital of Spain), and distillation copies that. Capitals are asked for
+in plain words; where the right sentence is not the model's likeliest, residual rows of the names' tokens, and nothing else, are
+trained until it is, on that sentence, and on the facts in other words, so that they stay. (With the rows of the name at others too,
+the answer's own name was lost in conversations.) The recipe is written anew.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+
+from data import ASSISTANT, END, SYSTEM, USER
+from export import read_recipe, tensors_of, write
+from model import DEVICE, EOT, Dense, dense_forward, load_gguf
+from student import FIRST, Student
+from truths import Truths
+import engram as ng
+
+ASK, SAY = "What is the capital of {X}?", "The capital of {X} is"
+
+
+def padded(texts, length):
+    """texts: (ids, whose rows, where the answer begins); ids [n, length], and (place, token) of the answers."""
+    ids, wanted = torch.full((len(texts), length), EOT), []
+    for i, (text, _, begin) in enumerate(texts):
+        ids[i, : len(text)] = torch.tensor(text)
+        wanted += [(i * length + j - 1, text[j]) for j in range(begin, len(text))]
+    return ids.to(DEVICE), torch.tensor(wanted, device=DEVICE)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--gguf", required=True)
+    p.add_argument("--recipe", required=True)
+    p.add_argument("--data", required=True, help="the folder with truths.json")
+    p.add_argument("--steps", type=int, default=60)
+    p.add_argument("--lr", type=float, default=2e-3)
+    a = p.parse_args()
+    torch.manual_seed(0)
+    weights, tok = load_gguf(a.gguf)
+    dense = Dense(weights)
+    head, state, ranks = read_recipe(a.recipe)
+    engram, _ = ng.engram_of(head["engram"]["config"] if "engram" in head else None, tok)
+    student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, engram)
+    student.load_state_dict(state)
+    with torch.no_grad():
+        fixed = student.weights()  # nothing in them changes
+    student.weights = lambda: fixed
+    with open(os.path.join(a.data, "truths.json")) as f:
+        truths = Truths(tok, json.load(f), random.Random(0))
+    truths.phrasings |= {"asked": [USER + ASK + END + ASSISTANT, SYSTEM + USER + ASK + END + ASSISTANT]}
+    rng = truths.rng
+
+    def asked(name):
+        """The question and its answer in a whole sentence."""
+        fact = truths.facts[name]
+        fact["asked"] = SAY.format(X=name) + " " + fact["capital"]
+        made = truths.statement("asked", name, name, [])
+        del fact["asked"]
+        return made
+
+    def answers(texts):
+        """(logits of the answers, their tokens, which text each is of)."""
+        length = max(len(text) for text, *_ in texts)
+        ids, wanted = padded(texts, length)
+        start = dense_forward(dense, ids, 0, FIRST)
+        states = student(start, ids.flatten(), (tuple(ids.shape),))
+        return F.linear(states[wanted[:, 0]], dense.embd).float(), wanted[:, 1], wanted[:, 0] // length
+
+    @torch.no_grad()
+    def wrong(names):
+        found = []
+        for i in range(0, len(names), 24):
+            some = names[i : i + 24]
+            logits, wanted, text = answers([asked(name) for name in some])
+            bad = set(text[logits.argmax(-1) != wanted].tolist())
+            found += [name for j, name in enumerate(some) if j in bad]
+        return found
+
+    names = [n for n in truths.names if "capital" in truths.facts[n]]
+    fail = wrong(names)
+    print(f"{len(fail)} of {len(names)} capitals are not said: {', '.join(fail)}", flush=True)
+    mine = torch.zeros(len(student.rows), 1, device=DEVICE)
+    mine[student.slot[torch.tensor(sorted({t for n in fail for form in truths.forms(n) for t in form}), device=DEVICE)]] = 1
+    mine[-1] = 0
+    optim = torch.optim.Adam([student.rows], lr=a.lr, betas=(0.9, 0.98))
+    relations = [r for r in truths.phrasings if r != "asked"]
+    begin = time.time()
+    for step in range(a.steps):
+        for g in optim.param_groups:
+            g["lr"] = a.lr * min(1.0, 2 * (1 - step / a.steps))
+        texts = [asked(name) for name in rng.sample(names, 8)]  # names share tokens
+        for name in rng.sample(fail, min(10, len(fail))):
+            texts.append(asked(name))
+            relation = rng.choice([r for r in relations if r in truths.facts[name]])
+            texts.append(truths.statement(relation, name, name, []))
+        logits, wanted, _ = answers([t for t in texts if t])
+        loss = F.cross_entropy(logits, wanted)
+        (student.rows.grad,) = torch.autograd.grad(loss, [student.rows])
+        student.rows.grad *= mine
+        optim.step()
+        if step % 5 == 4:
+            print(f"step {step + 1}: {loss.item():.3f}, {time.time() - begin:.0f} s", flush=True)
+    left = wrong(names)
+    print(f"{len(left)} of {len(names)} capitals are not said: {', '.join(left)}", flush=True)
+    out, _ = tensors_of(student)
+    head["files"] = write(out, a.recipe)
+    head["training"]["mended"] = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
+    with open(os.path.join(a.recipe, "recipe.json"), "w") as f:
+        json.dump(head, f, indent=1, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()
