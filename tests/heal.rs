@@ -370,7 +370,8 @@ fn a_run_goes_on_from_features_and_dense_ffns_rounded_as_they_are_stored() {
     let error = difference(&whole.logits(&TOKENS).unwrap(), &logits(&base, &recipe));
     assert!(error < 1e-5, "{error}");
     let (outcome, _) = run(&mut whole, None);
-    let trained = Recipe::open(&outcome.recipe.unwrap(), &base).unwrap();
+    let recipe_after = outcome.recipe.unwrap();
+    let trained = Recipe::open(&recipe_after, &base).unwrap();
     assert_eq!(trained.head().storage, recipe.head().storage);
     let features = |recipe: &Recipe<'_>| recipe.matrix("stem_embd").unwrap().clone();
     let (old, new) = (features(&recipe), features(&trained));
@@ -382,8 +383,12 @@ fn a_run_goes_on_from_features_and_dense_ffns_rounded_as_they_are_stored() {
         let error = difference(&change(&trained), &change(&recipe));
         assert!(error > 1e-2, "{name} wasn't trained: {error}");
     }
+    // Factors in eight bits move some weights to the next of their sixteen levels; from what they say all is exact.
     let error = difference(&whole.logits(&TOKENS).unwrap(), &logits(&base, &trained));
-    assert!(error < 3e-2, "{error}");
+    assert!(error < 0.3, "{error}");
+    let again = place.trainer(&base, "again", Some(&recipe_after)).unwrap();
+    let error = difference(&again.logits(&TOKENS).unwrap(), &logits(&base, &trained));
+    assert!(error < 1e-5, "{error}");
 
     // A stopped run goes on with them.
     run(&mut place.trainer(&base, "parts", Some(&dir)).unwrap(), Some(2));

@@ -12,7 +12,7 @@ use super::student::{Tensors, download};
 use crate::bundle::manifest::expected_tensors;
 use crate::bundle::quant::{Dtype, round_q4};
 use crate::config::BLOCK;
-use crate::convert::recipe::add_product;
+use crate::convert::recipe::{Matrix, add_product};
 use crate::convert::store;
 use crate::error::Result;
 
@@ -24,6 +24,12 @@ pub struct Rounding {
     device: Device,
     // By name, with the base's own matrix where the change is one of low rank.
     matrices: Vec<(String, Option<Tensor<2>>)>,
+}
+
+/// The matrix as four bits hold it.
+fn rounded(mut matrix: Matrix) -> Matrix {
+    matrix.values.par_chunks_mut(CHUNK).for_each(round_q4);
+    matrix
 }
 
 /// The names of a low-rank change's factors.
@@ -57,17 +63,21 @@ impl Rounding {
     /// [`Error::Gpu`](crate::Error::Gpu) if the device fails.
     pub fn apply(&self, mut tensors: Tensors) -> Result<Tensors> {
         let rounded = self.matrices.par_iter().map(|(name, own)| {
-            let mut whole = match own {
-                None => download(&tensors[name])?,
+            let whole = match own {
+                None => rounded(download(&tensors[name])?),
                 Some(own) => {
-                    // By the operations that make a recipe's matrix, for the same bits.
                     let [a, b] = factors(name).map(|factor| download(&tensors[&factor]));
-                    let mut whole = download(own)?;
-                    add_product(&mut whole.values, &a?, &b?);
-                    whole
+                    let (a, b, mut whole) = (a?, b?, download(own)?);
+                    if b.values.iter().all(|v| *v == 0.0) {
+                        // Nothing has changed: a recipe leaves it out, and a bundle keeps the base's numbers.
+                        whole
+                    } else {
+                        // By the operations that make a recipe's matrix, for the same bits.
+                        add_product(&mut whole.values, &a, &b);
+                        rounded(whole)
+                    }
                 }
             };
-            whole.values.par_chunks_mut(CHUNK).for_each(round_q4);
             let data = TensorData::new(whole.values, [whole.rows, whole.width]);
             Ok(Tensor::from_data(data, &self.device))
         });

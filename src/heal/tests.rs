@@ -303,6 +303,11 @@ fn what_is_stored_in_four_bits_is_rounded() {
     assert!(["blk.1.ffn_gate", "blk.1.ffn_down"].iter().all(|name| all.contains(&(*name).to_owned())));
     let attention = names([("attn_qkv".to_owned(), Dtype::Q4)].into());
     assert_eq!(attention.len(), dense.len() + 3);
+    // What changes by nothing stays the base's own.
+    let mut still = start();
+    still.tensors.get_mut("blk.2.ffn_up.lora_b").unwrap().values.fill(0.0);
+    let names = rounded(&Start { storage: storage(Dtype::Q4), ..still });
+    assert!(names.len() == all.len() - 1 && names.iter().all(|(name, _)| name != "blk.2.ffn_up"));
     // As a bundle stores it.
     let start = Start { storage: storage(Dtype::Q4), ..start() };
     for (name, [before, after]) in rounded(&start) {
