@@ -150,8 +150,8 @@ fn a_context_of_several_tiles_and_parts_of_attention() {
             let options = GpuOptions { kernels, kv, f16: false, ..GpuOptions::new(1600) };
             let mut pair = Pair::with_options(&config, |_| Dtype::Q8, options, tolerance);
             let tokens: Vec<u32> = (0..1600).map(|i| (i * i * 31 + 7) % 300).collect();
-            for (i, chunk) in tokens[..1500].chunks(250).enumerate() {
-                pair.both(chunk, i * 250, Want::Nothing);
+            for (i, chunk) in tokens[..1500].chunks(125).enumerate() {
+                pair.both(chunk, i * 125, Want::Nothing);
             }
             // In one part, six, three and six.
             pair.same_logits(&tokens[1500..1520], 1500);
