@@ -16,8 +16,8 @@ const FIXED: usize = HEADER + MAX_STEP_TOKENS + MAX_PENALIZED;
 
 /// Positions that one workgroup of attention passes without need of others.
 pub const PART: usize = 256;
-/// Parts of a step's tokens together: sixteen for one token, two each for eight.
-pub const MAX_PARTS: usize = 16;
+/// Parts of a step's tokens together: 32 for one token, four each for eight.
+pub const MAX_PARTS: usize = 32;
 
 /// Into how many parts attention divides the positions before each of `n` tokens from `position` on, of about `part`
 /// positions each. Where they are few, or the tokens many, there is one: dividing takes a dispatch more, and heads and tokens are

@@ -278,18 +278,18 @@ fn attention() {
         let keys = b.write_cache(&b.buffers.cache[2][0], &keys);
         let cached = b.write_cache(&b.buffers.cache[2][1], &cached);
         // With parts longer than a tile, of uneven lengths, of one position, and empty ones.
-        let parts = [(1, POSITION, 1), (3, POSITION, 1)];
-        let more = [
+        let whole = [(1, POSITION, 1), (3, POSITION, 1)];
+        let parts = [
             (1, POSITION, 2),
-            (1, 643, 16),
+            (1, 643, MAX_PARTS),
             (1, 16, 16),
             (1, 3, 16),
             (3, POSITION, 5),
             (3, 7, 4),
             (8, 600, 2),
         ];
-        let parts = parts.iter().chain(more.iter().filter(|_| !variant.serial));
-        for (n, position, parts) in parts.copied() {
+        let parts = parts.iter().filter(|_| !variant.serial);
+        for (n, position, parts) in whole.iter().chain(parts).copied() {
             let queries = values("queries", n * c.q_dim());
             b.write(&b.buffers.queries, &queries);
             b.write(&b.buffers.attn, &vec![f32::NAN; queries.len()]);
@@ -512,7 +512,7 @@ fn a_layer_takes_five_dispatches_and_six_where_attention_has_parts() {
 #[test]
 fn positions_are_divided_where_they_are_many_and_tokens_few() {
     let parts = |n, position| step::parts(n, position, step::PART);
-    assert_eq!([0, 255, 256, 1024, 4096, 1 << 20].map(|position| parts(1, position)), [1, 1, 2, 5, 16, 16]);
-    assert_eq!([2, 3, 8, 9, MAX_STEP_TOKENS].map(|n| parts(n, 4000)), [8, 5, 2, 1, 1]);
+    assert_eq!([0, 255, 256, 1024, 4096, 1 << 20].map(|position| parts(1, position)), [1, 1, 2, 5, 17, 32]);
+    assert_eq!([2, 3, 8, 17, MAX_STEP_TOKENS].map(|n| parts(n, 4000)), [16, 10, 4, 1, 1]);
     assert!((1..=MAX_STEP_TOKENS).all(|n| n * parts(n, 1 << 20) <= MAX_PARTS.max(n)));
 }

@@ -153,11 +153,11 @@ fn a_context_of_several_tiles_and_parts_of_attention() {
             for (i, chunk) in tokens[..1500].chunks(125).enumerate() {
                 pair.both(chunk, i * 125, Want::Nothing);
             }
-            // In one part, six, three and six.
+            // In one part, six, four and six.
             pair.same_logits(&tokens[1500..1520], 1500);
             pair.same_logits(&tokens[1520..1521], 1520);
-            pair.same_logits(&tokens[1521..1526], 1521);
-            pair.same_logits(&tokens[1526..1528], 1526);
+            pair.same_logits(&tokens[1521..1528], 1521);
+            pair.same_logits(&tokens[1528..1530], 1528);
             pair.same_candidates(&tokens[700..701], 700, Penalty::default());
             // Parts of any size.
             pair.gpu.part = 100;
