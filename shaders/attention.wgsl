@@ -1,7 +1,9 @@
-// Causal attention, a workgroup for each head of each token. Positions pass in tiles of 256: every thread scores
-// one, then GROUPS groups of LENGTH threads add up a share of the values each, with a running softmax (source:
-// arXiv 1805.02867). Twin: kernels::attention.
+// Causal attention, a workgroup for each head of each token and each part of the positions before it. They pass in
+// tiles of 256: every thread scores one, then GROUPS groups of LENGTH threads add up a share of the values each, with
+// a running softmax (source: arXiv 1805.02867). What parts give is left to attention_merge.wgsl.
+// Twin: attention::attention.
 @group(0) @binding(1) var<storage, read> queries: array<vec4f>;
+// IN_PARTS: as attention_merge.wgsl reads it. Otherwise [n, N_HEADS, LENGTH].
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<storage, read> keys: array<Quad>;
 @group(0) @binding(5) var<storage, read> values: array<Quad>;
@@ -37,6 +39,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     let at = (t * N_HEADS + head) * LENGTH;
     let kv = head / (N_HEADS / N_KV_HEADS) * LENGTH;
     let count = step_position() + t + 1u;
+    let parts = step_parts();
+    let each = (count + parts - 1u) / parts;
+    // Of a step's earlier tokens the last parts may be empty.
+    let end = min(count, (workgroup.z + 1u) * each);
     if thread < LENGTH {
         query[thread] = queries[at + thread] * inverseSqrt(f32(HEAD_DIM));
     }
@@ -46,10 +52,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
     var largest = LOWEST;
     var total = 0.0;
     var sum = vec4f(0.0);
-    for (var first = 0u; first < count; first += 256u) {
+    for (var first = workgroup.z * each; first < end; first += 256u) {
         let p = first + thread;
         var score = LOWEST;
-        if p < count {
+        if p < end {
             score = 0.0;
             for (var i = 0u; i < LENGTH; i++) {
                 score += dot(query[i], values_of(keys[p * (KV_DIM / 4u) + kv + i]));
@@ -58,12 +64,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         let new_largest = max(largest, largest_of(score, thread));
         let keep = exp(largest - new_largest);
         largest = new_largest;
-        weights[thread] = select(0.0, exp(score - largest), p < count);
+        weights[thread] = select(0.0, exp(score - largest), p < end);
         total = total * keep + weights[thread];
         sum *= keep;
         workgroupBarrier();
         if group < GROUPS {
-            for (var i = group; i < min(256u, count - first); i += GROUPS) {
+            for (var i = group; i < min(256u, end - first); i += GROUPS) {
                 sum += weights[i] * values_of(values[(first + i) * (KV_DIM / 4u) + kv + column]);
             }
         }
@@ -83,6 +89,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         for (var i = 0u; i < GROUPS; i++) {
             all += partial[i * LENGTH + thread];
         }
-        out[at + thread] = all / reduced[0];
+        if IN_PARTS {
+            let part_at = ((t * parts + workgroup.z) * N_HEADS + head) * (LENGTH + 1u);
+            out[part_at + thread] = all;
+            if thread == 0u {
+                out[part_at + LENGTH] = vec4f(largest, reduced[0], 0.0, 0.0);
+            }
+        } else {
+            out[at + thread] = all / reduced[0];
+        }
     }
 }

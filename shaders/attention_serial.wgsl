@@ -1,5 +1,5 @@
 // Causal attention, a thread for each head of each token; the running softmax (source: arXiv 1805.02867) needs no
-// scratch. Twin: kernels::attention.
+// scratch. Twin: attention::attention.
 @group(0) @binding(1) var<storage, read> queries: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4f>;
 @group(0) @binding(4) var<storage, read> keys: array<Quad>;

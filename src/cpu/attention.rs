@@ -282,7 +282,7 @@ fn merge_all(sums: &mut [f32], parts: &[f32], width: usize) {
 
 /// Adds a part to `sum`, another one.
 #[inline(always)]
-fn merge(sum: &mut [f32], part: &[f32]) {
+pub(crate) fn merge(sum: &mut [f32], part: &[f32]) {
     let width = sum.len() - 2;
     let max = sum[width].max(part[width]);
     let (a, b) = (exp(sum[width] - max), exp(part[width] - max));
@@ -293,7 +293,7 @@ fn merge(sum: &mut [f32], part: &[f32]) {
 }
 
 /// The softmax's sum from a part of all positions.
-fn finish(part: &[f32], out: &mut [f32]) {
+pub(crate) fn finish(part: &[f32], out: &mut [f32]) {
     let total = part[out.len() + 1];
     for (out, sum) in out.iter_mut().zip(part) {
         *out = sum / total;

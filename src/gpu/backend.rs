@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 
-use super::clock::Clock;
+use super::clock::{Clock, Work};
 use super::compile::{Buffers, Layers, Program, RESULT_WORDS, compile};
 use super::device::Gpu;
-use super::shader::Dispatch;
+use super::shader::Size;
 use super::weights::Weight;
 use super::{self_test, step};
 use crate::backend::{
@@ -154,6 +154,8 @@ pub struct GpuBackend {
     filled: usize,
     /// Tokens that go through the device at once.
     step_tokens: usize,
+    /// Positions of a part in attention; tests make it small.
+    pub(super) part: usize,
     /// Positions whose logits fit into the buffer.
     logit_rows: usize,
     /// Bytes of weights since the last flush.
@@ -241,6 +243,7 @@ impl GpuBackend {
             capacity,
             filled: 0,
             step_tokens,
+            part: step::PART,
             logit_rows,
             staged: 0,
             begun: None,
@@ -258,6 +261,12 @@ impl GpuBackend {
 
     fn is_begun(&self, step: &Step<'_>) -> bool {
         self.begun == Some(step.position) && self.begun_tokens == step.tokens
+    }
+
+    /// Of a step of `n` tokens from `position` on; kernels that are serial know no parts.
+    fn size(&self, n: usize, position: usize) -> Size {
+        let parts = if self.variant.serial { 1 } else { step::parts(n, position, self.part) };
+        Size { tokens: n, parts }
     }
 
     fn layers(&self, n: usize) -> &Layers {
@@ -281,17 +290,19 @@ impl GpuBackend {
         self.begun = None;
         let head = if matches!(step.want, Want::Candidates(_)) { n - 1..n } else { 0..0 };
         let (mut upload, mut words) = (take(&mut self.upload), take(&mut self.words));
-        step::upload(&mut upload, &step, &self.config, head);
+        let size = self.size(n, step.position);
+        step::upload(&mut upload, &step, &self.config, size.parts, head);
         let layers = self.layers(n);
         let layers = &layers.dispatches[if begun { layers.before_rows } else { 0 }..];
         let output = match step.want {
             Want::Nothing => {
-                self.submit(&upload, &[(layers, n)], None).await?;
+                self.submit(&upload, &[(layers, size)], None).await?;
                 Output::Nothing
             }
             Want::Candidates(_) => {
                 let top_k = std::slice::from_ref(&self.program.top_k);
-                let work = [(layers, n), (&self.program.head_one, 1), (top_k, 1)];
+                let one = Size { tokens: 1, ..size };
+                let work = [(layers, size), (&self.program.head_one, one), (top_k, one)];
                 let result = (&self.buffers.result, &self.readback, &mut words);
                 self.submit(&upload, &work, Some(result)).await?;
                 let candidates = candidates(&words, self.config.vocab_size).ok_or_else(|| {
@@ -300,7 +311,7 @@ impl GpuBackend {
                 Output::Candidates(candidates)
             }
             Want::Logits => {
-                self.submit(&upload, &[(layers, n)], None).await?;
+                self.submit(&upload, &[(layers, size)], None).await?;
                 for first in (0..n).step_by(self.logit_rows) {
                     let head = first..n.min(first + self.logit_rows);
                     logits.extend(self.logits(n, step.position, head).await?);
@@ -318,19 +329,20 @@ impl GpuBackend {
         let dispatches = if count == 1 { &self.program.head_one } else { &self.program.head_many };
         let bytes = self.buffers.logits.size();
         let readback = self.logits_readback.get_or_insert_with(|| self.gpu.readback(bytes)).clone();
-        let header = step::header(n, position, head, Penalty::default());
+        let header = step::header(self.size(n, position), position, head, Penalty::default());
+        let size = Size { tokens: count, parts: 1 };
         let mut words = Vec::new();
         let result = (&self.buffers.logits, &readback, &mut words);
-        self.submit(&header, &[(dispatches, count)], Some(result)).await?;
+        self.submit(&header, &[(dispatches, size)], Some(result)).await?;
         Ok(words[..count * self.config.vocab_size].iter().map(|w| f32::from_bits(*w)).collect())
     }
 
-    /// Uploads, runs each list of dispatches for so many tokens in one pass, and reads the first buffer of
+    /// Uploads, runs each list of dispatches for such a size in one pass, and reads the first buffer of
     /// `result` back through the second one into its words.
     async fn submit(
         &self,
         upload: &[u32],
-        work: &[(&[Dispatch], usize)],
+        work: &Work<'_>,
         result: Option<(&wgpu::Buffer, &wgpu::Buffer, &mut Vec<u32>)>,
     ) -> Result<()> {
         let copied = result.as_ref().map(|(source, target, _)| (*source, *target));
@@ -341,9 +353,9 @@ impl GpuBackend {
                 clock.record(&mut encoder, work);
             } else {
                 let mut pass = encoder.begin_compute_pass(&Default::default());
-                for (dispatches, tokens) in work {
+                for (dispatches, size) in work {
                     for dispatch in *dispatches {
-                        dispatch.record(&mut pass, *tokens);
+                        dispatch.record(&mut pass, *size);
                     }
                 }
             }
@@ -395,9 +407,10 @@ impl Backend for GpuBackend {
         }
         let step = Step { tokens, position, rows: &[], want: Want::Nothing };
         let mut upload = take(&mut self.upload);
-        step::upload(&mut upload, &step, &self.config, 0..0);
+        let size = self.size(n, position);
+        step::upload(&mut upload, &step, &self.config, size.parts, 0..0);
         let layers = self.layers(n);
-        self.submit(&upload, &[(&layers.dispatches[..layers.before_rows], n)], None).await?;
+        self.submit(&upload, &[(&layers.dispatches[..layers.before_rows], size)], None).await?;
         self.upload = upload;
         self.begun = Some(position);
         self.begun_tokens.clear();

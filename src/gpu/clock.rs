@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use wgpu::{BufferUsages, ComputePassDescriptor, ComputePassTimestampWrites, Features, QueryType};
 
 use super::device::Gpu;
-use super::shader::Dispatch;
+use super::shader::{Dispatch, Size};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::trace::Times;
@@ -15,8 +15,8 @@ use crate::trace::Times;
 const QUERIES: u32 = 4096;
 const BYTES: u64 = QUERIES as u64 * 8;
 
-/// Lists of dispatches, each for so many tokens.
-type Work<'a> = [(&'a [Dispatch], usize)];
+/// Lists of dispatches, each for such a size.
+pub type Work<'a> = [(&'a [Dispatch], Size)];
 
 /// Times the operations of steps.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Clock {
     /// Records `work`, each operation between two timestamps.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, work: &Work<'_>) {
         let mut query = 0;
-        for (dispatches, tokens) in work {
+        for (dispatches, size) in work {
             for operation in dispatches.chunk_by(|a, b| a.op == b.op) {
                 let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor {
                     label: None,
@@ -72,7 +72,7 @@ impl Clock {
                     }),
                 });
                 for dispatch in operation {
-                    dispatch.record(&mut pass, *tokens);
+                    dispatch.record(&mut pass, *size);
                 }
                 query += 2;
             }

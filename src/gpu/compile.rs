@@ -1,10 +1,12 @@
 //! The plan, compiled once into recorded dispatches: five a layer (and three an Engram layer), since RoPE and the cache's update are the end of
-//! the q, k and v projection. A weight that is split takes one for each of its parts.
+//! the q, k and v projection; behind a long context six, since attention then has parts. A weight that is split takes one for
+//! each of its parts.
 
 use super::backend::{KvType, Variant};
 use super::device::Gpu;
 use super::engram;
-use super::shader::{Access, Binding, Dispatch, Groups, Shaders, Source, piece};
+use super::shader::{Access, Binding, Dispatch, Groups, Shaders, Source, When, piece};
+use super::step::{self, MAX_PARTS};
 use super::weights::{Part, Weight};
 use crate::backend::MAX_CANDIDATES;
 use crate::bundle::quant::Dtype;
@@ -33,6 +35,9 @@ pub struct Buffers {
     pub queries: wgpu::Buffer,
     /// `[n, q]`.
     pub attn: wgpu::Buffer,
+    /// What parts of the positions give for attention, `[n, parts, heads, head_dim + 4]`: of each head the sum of weighted
+    /// values, the largest score, the sum of weights, and two unused.
+    pub parts: wgpu::Buffer,
     /// `[n, ffn]`.
     pub h: wgpu::Buffer,
     /// `[logit_rows, vocab]`.
@@ -66,10 +71,11 @@ impl Buffers {
             gpu.queue.write_buffer(&stem_index, i as u64 * UNIFORM_STRIDE, &(i as u32).to_le_bytes());
         }
         Self {
-            upload: gpu.storage("upload", super::step::bytes(config, tokens)),
+            upload: gpu.storage("upload", step::bytes(config, tokens)),
             x: floats("x", rows * config.hidden_size),
             queries: floats("queries", rows * config.q_dim()),
             attn: floats("attn", rows * config.q_dim()),
+            parts: floats("parts", MAX_PARTS * config.n_heads * (config.head_dim + 4)),
             h: floats("h", rows * config.intermediate_size),
             logits: floats("logits", logit_rows * config.vocab_size),
             result: floats("result", RESULT_WORDS),
@@ -81,8 +87,9 @@ impl Buffers {
 
     /// Bytes of all of them.
     pub fn bytes(&self) -> u64 {
-        let single = [&self.upload, &self.x, &self.queries, &self.attn, &self.h, &self.logits, &self.result];
-        let all = single.into_iter().chain(self.cache.iter().flatten()).chain([&self.stem_index]);
+        let hidden = [&self.x, &self.queries, &self.attn, &self.parts, &self.h];
+        let others = [&self.upload, &self.logits, &self.result, &self.stem_index];
+        let all = hidden.into_iter().chain(others).chain(self.cache.iter().flatten());
         all.map(wgpu::Buffer::size).sum::<u64>() + self.engram.as_ref().map_or(0, engram::Buffers::bytes)
     }
 }
@@ -337,20 +344,31 @@ impl Compiler<'_> {
     fn attention(&mut self, layer: usize, list: &mut Vec<Dispatch>) {
         let b = self.buffers;
         let [keys, values] = &b.cache[layer];
-        let bindings = [
-            Binding::read(0, &b.upload),
-            Binding::read(1, &b.queries),
-            Binding::write(3, &b.attn),
-            Binding::read(4, keys),
-            Binding::read(5, values),
-        ];
-        let (main, x) = if self.variant.serial {
-            (piece::ATTENTION_SERIAL, self.config.n_heads.div_ceil(16))
-        } else {
-            (piece::ATTENTION, self.config.n_heads)
+        let bindings = |out| {
+            [
+                Binding::read(0, &b.upload),
+                Binding::read(1, &b.queries),
+                Binding::write(3, out),
+                Binding::read(4, keys),
+                Binding::read(5, values),
+            ]
         };
-        let source = Source::new("attention", self.config).piece(self.kv()).piece(main);
-        list.push(self.shaders.dispatch(source, &bindings, Groups { x, tile: 1 }));
+        let c = self.config;
+        let source = Source::new("attention", c).piece(self.kv());
+        if self.variant.serial {
+            let groups = Groups { x: c.n_heads.div_ceil(16), tile: 1 };
+            let source = source.piece(piece::ATTENTION_SERIAL);
+            return list.push(self.shaders.dispatch(source, &bindings(&b.attn), groups));
+        }
+        for (when, out) in [(When::Whole, &b.attn), (When::Parts, &b.parts)] {
+            let source = source.clone().flag("IN_PARTS", when == When::Parts).piece(piece::ATTENTION);
+            let dispatch = self.shaders.dispatch(source, &bindings(out), Groups { x: c.n_heads, tile: 1 });
+            list.push(dispatch.only(when));
+        }
+        let source = Source::new("attention_merge", c).piece(piece::ATTENTION_MERGE);
+        let bindings = [Binding::read(0, &b.upload), Binding::read(1, &b.parts), Binding::write(3, &b.attn)];
+        let groups = Groups { x: (c.q_dim() / 4).div_ceil(64), tile: 1 };
+        list.push(self.shaders.dispatch(source, &bindings, groups).only(When::Merge));
     }
 
     /// How the cache is read and written.

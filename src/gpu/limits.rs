@@ -7,7 +7,7 @@ use wgpu::BufferUsages;
 
 use super::backend::GpuBackend;
 use super::compile::RESULT_WORDS;
-use super::shader::{Binding, Groups, Shaders, Source};
+use super::shader::{Binding, Dispatch, Groups, Shaders, Size, Source};
 use super::step;
 use crate::error::Result;
 
@@ -20,7 +20,7 @@ const ROUNDS: usize = 5;
 const NEXT: &str = "@group(0) @binding(3) var<storage, read_write> count: array<u32>;
 @compute @workgroup_size(1) fn main() { count[0] += 1u; }";
 
-/// The step of one new token.
+/// The step of one new token, where attention has its positions in one part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Work {
     /// Dispatches in all, head and candidates included.
@@ -48,7 +48,7 @@ impl GpuBackend {
     /// What the step of one token consists of.
     pub fn work(&self) -> Work {
         let program = &self.program;
-        let all = &program.one.dispatches;
+        let all: Vec<&Dispatch> = program.one.dispatches.iter().filter(|dispatch| dispatch.runs(1)).collect();
         // The first operation is the embedding.
         let layers = all.iter().filter(|dispatch| dispatch.op > 0).count();
         Work {
@@ -104,7 +104,7 @@ impl GpuBackend {
         let dispatches = run(&|encoder| {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for _ in 0..DISPATCHES {
-                next.record(&mut pass, 1);
+                next.record(&mut pass, Size { tokens: 1, parts: 1 });
             }
         })
         .await?;

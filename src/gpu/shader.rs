@@ -36,6 +36,7 @@ pub mod piece {
     }
     pieces! {
         ATTENTION = "attention.wgsl",
+        ATTENTION_MERGE = "attention_merge.wgsl",
         ATTENTION_SERIAL = "attention_serial.wgsl",
         EMBED = "embed.wgsl",
         ENGRAM_CONV = "engram_conv.wgsl",
@@ -176,22 +177,75 @@ pub struct Groups {
     pub tile: usize,
 }
 
+/// What a dispatch is recorded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    pub tokens: usize,
+    /// See [`super::step::parts`].
+    pub parts: usize,
+}
+
+/// In which steps a dispatch runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum When {
+    /// In all of them.
+    #[default]
+    Always,
+    /// Where positions are in one part.
+    Whole,
+    /// Where they are in several, with workgroups of its own for each of these, in z.
+    Parts,
+    /// Where they are in several, once for all.
+    Merge,
+}
+
 /// A recorded dispatch.
 #[derive(Debug, Clone)]
 pub struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: Groups,
+    when: When,
     /// Which operation of the plan it belongs to.
     pub op: usize,
 }
 
 impl Dispatch {
-    /// Records it for `tokens` tokens.
-    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, tokens: usize) {
+    /// The same, to run in such steps only.
+    pub fn only(self, when: When) -> Self {
+        Self { when, ..self }
+    }
+
+    /// Workgroups in z; none where it does not run.
+    fn depth(&self, parts: usize) -> usize {
+        match self.when {
+            When::Always => 1,
+            When::Whole => usize::from(parts == 1),
+            When::Parts => {
+                if parts > 1 {
+                    parts
+                } else {
+                    0
+                }
+            }
+            When::Merge => usize::from(parts > 1),
+        }
+    }
+
+    /// Whether it runs where positions are in so many parts.
+    pub fn runs(&self, parts: usize) -> bool {
+        self.depth(parts) > 0
+    }
+
+    /// Records it, if it runs in steps of such a `size`.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, size: Size) {
+        if !self.runs(size.parts) {
+            return;
+        }
+        let y = size.tokens.div_ceil(self.groups.tile);
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bind_group, &[]);
-        pass.dispatch_workgroups(self.groups.x as u32, tokens.div_ceil(self.groups.tile) as u32, 1);
+        pass.dispatch_workgroups(self.groups.x as u32, y as u32, self.depth(size.parts) as u32);
     }
 }
 
@@ -234,7 +288,7 @@ impl<'a> Shaders<'a> {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Dispatch { pipeline: pipeline.clone(), bind_group, groups, op: 0 }
+        Dispatch { pipeline: pipeline.clone(), bind_group, groups, when: When::Always, op: 0 }
     }
 }
 

@@ -19,8 +19,8 @@ use crate::gpu::KvType;
 use crate::gpu::backend::Variant;
 use crate::gpu::compile::{Buffers, Program, compile};
 use crate::gpu::device::Gpu;
-use crate::gpu::shader::Dispatch;
-use crate::gpu::step;
+use crate::gpu::shader::{Dispatch, Size};
+use crate::gpu::step::{self, MAX_PARTS};
 use crate::gpu::weights::Weight;
 use crate::plan::{Op, Plan, Up};
 
@@ -95,21 +95,26 @@ impl Bench {
     }
 
     pub fn run_at(&self, position: usize, ops: &[Op], tokens: &[u32], rows: &[f32]) {
+        self.run_parts(1, position, ops, tokens, rows);
+    }
+
+    /// Runs the dispatches of `ops`, attention with so many parts.
+    fn run_parts(&self, parts: usize, position: usize, ops: &[Op], tokens: &[u32], rows: &[f32]) {
         let step = Step { tokens, position, rows, want: Want::Nothing };
         let program = self.compile(ops);
         let dispatches = if tokens.len() == 1 { &program.one } else { &program.many };
         let dispatches = &dispatches.dispatches;
         let mut upload = Vec::new();
-        step::upload(&mut upload, &step, &self.config, 0..0);
-        self.dispatch(&upload, dispatches, tokens.len());
+        step::upload(&mut upload, &step, &self.config, parts, 0..0);
+        self.dispatch(&upload, dispatches, Size { tokens: tokens.len(), parts });
     }
 
-    fn dispatch(&self, upload: &[u32], dispatches: &[Dispatch], tokens: usize) {
+    fn dispatch(&self, upload: &[u32], dispatches: &[Dispatch], size: Size) {
         assert!(!dispatches.is_empty());
         self.gpu.queue.write_buffer(&self.buffers.upload, 0, cast_slice(upload));
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        dispatches.iter().for_each(|d| d.record(&mut pass, tokens));
+        dispatches.iter().for_each(|d| d.record(&mut pass, size));
         drop(pass);
         self.gpu.queue.submit([encoder.finish()]);
     }
@@ -272,25 +277,69 @@ fn attention() {
         let [keys, cached] = ["keys", "values"].map(|name| values(name, CAPACITY * c.kv_dim()));
         let keys = b.write_cache(&b.buffers.cache[2][0], &keys);
         let cached = b.write_cache(&b.buffers.cache[2][1], &cached);
-        for n in [1, 3] {
+        // With parts longer than a tile, of uneven lengths, of one position, and empty ones.
+        let whole = [(1, POSITION, 1), (3, POSITION, 1)];
+        let parts = [
+            (1, POSITION, 2),
+            (1, 643, MAX_PARTS),
+            (1, 16, 16),
+            (1, 3, 16),
+            (3, POSITION, 5),
+            (3, 7, 4),
+            (8, 600, 2),
+        ];
+        let parts = parts.iter().filter(|_| !variant.serial);
+        for (n, position, parts) in whole.iter().chain(parts).copied() {
             let queries = values("queries", n * c.q_dim());
             b.write(&b.buffers.queries, &queries);
-            b.run(&[Op::Attention { layer: 2 }], &vec![0; n], &[]);
+            b.write(&b.buffers.attn, &vec![f32::NAN; queries.len()]);
+            b.run_parts(parts, position, &[Op::Attention { layer: 2 }], &vec![0; n], &[]);
             let mut expected = vec![0.0; queries.len()];
             let heads = queries.chunks(c.head_dim).zip(expected.chunks_mut(c.head_dim));
             for (i, (query, out)) in heads.enumerate() {
                 let at = i % c.n_heads / group * c.head_dim;
-                attention::attention(
-                    query,
-                    &keys,
-                    &cached,
-                    c.kv_dim(),
-                    at,
-                    POSITION + i / c.n_heads + 1,
-                    out,
-                );
+                let positions = position + i / c.n_heads + 1;
+                attention::attention(query, &keys, &cached, c.kv_dim(), at, positions, out);
             }
-            b.expect(&format!("{variant:?}, {n} tokens"), &b.buffers.attn, &expected);
+            let what = format!("{variant:?}, {n} tokens at {position}, {parts} parts");
+            b.expect(&what, &b.buffers.attn, &expected);
+        }
+    }
+}
+
+#[test]
+fn attention_merge() {
+    for c in [&tiny(), &odd()] {
+        let b = Bench::new(c, |_| Dtype::Q4, PARALLEL, 1.0);
+        let width = c.head_dim + 4;
+        let program = b.compile(&[Op::Attention { layer: 2 }]);
+        let merge = program.one.dispatches.last().unwrap();
+        for (n, parts) in [(1, 2), (1, 7), (1, MAX_PARTS), (3, 5)] {
+            // [n, parts, heads, head_dim + 4]
+            let mut sums = values("parts", n * parts * c.n_heads * width);
+            for (i, part) in sums.chunks_mut(width).enumerate() {
+                // Scores around those of their neighbours, far from them, and of a part that is empty.
+                let (largest, total) = (part[c.head_dim], 1.0 + part[c.head_dim + 1].abs());
+                let score = [largest, 20.0 + largest, -900.0 * largest][i % 3];
+                part[c.head_dim..].copy_from_slice(&[score, total, f32::NAN, f32::NAN]);
+                if i / c.n_heads % parts == 1 {
+                    part.fill(0.0);
+                    part[c.head_dim] = -3.4e38;
+                }
+            }
+            b.write(&b.buffers.parts, &sums);
+            let size = Size { tokens: n, parts };
+            let upload = step::header(size, POSITION, 0..0, Penalty::default());
+            b.dispatch(&upload, std::slice::from_ref(merge), size);
+            let mut expected = vec![0.0; n * c.q_dim()];
+            for (i, out) in expected.chunks_mut(c.head_dim).enumerate() {
+                let (t, head) = (i / c.n_heads, i % c.n_heads);
+                let mut of_head = sums.chunks(width).skip(t * parts * c.n_heads + head).step_by(c.n_heads);
+                let mut sum = of_head.next().unwrap()[..c.head_dim + 2].to_vec();
+                of_head.take(parts - 1).for_each(|p| attention::merge(&mut sum, &p[..c.head_dim + 2]));
+                attention::finish(&sum, out);
+            }
+            b.expect(&format!("{n} tokens, {parts} parts"), &b.buffers.attn, &expected);
         }
     }
 }
@@ -351,9 +400,9 @@ fn heads_of_any_positions() {
         b.write(&b.buffers.x, &x);
         let count = tokens.len().min(LOGIT_ROWS);
         let head = 31..31 + count;
-        let upload = step::header(40, 0, head.clone(), Penalty::default());
+        let upload = step::header(Size { tokens: 40, parts: 1 }, 0, head.clone(), Penalty::default());
         let dispatches = if count == 1 { &program.head_one } else { &program.head_many };
-        b.dispatch(&upload, dispatches, count);
+        b.dispatch(&upload, dispatches, Size { tokens: count, parts: 1 });
         let x = &x[head.start * c.hidden_size..head.end * c.hidden_size];
         b.expect(what, &b.buffers.logits, &b.normed(x, norm, weight));
     });
@@ -416,8 +465,9 @@ fn top_k() {
         let step = Step { tokens: &[0], position: 0, rows: &rows, want: Want::Candidates(penalty) };
         let program = b.compile(&[]);
         let mut upload = Vec::new();
-        step::upload(&mut upload, &step, &config, 0..1);
-        b.dispatch(&upload, std::slice::from_ref(&program.top_k), 1);
+        step::upload(&mut upload, &step, &config, 1, 0..1);
+        let size = Size { tokens: 1, parts: 1 };
+        b.dispatch(&upload, std::slice::from_ref(&program.top_k), size);
         let words = b.read(&b.buffers.result);
         assert!(words.len() * 4 <= 4096);
 
@@ -436,7 +486,7 @@ fn top_k() {
 }
 
 #[test]
-fn a_layer_takes_five_dispatches() {
+fn a_layer_takes_five_dispatches_and_six_where_attention_has_parts() {
     let gpu = pollster::block_on(Gpu::open(0)).unwrap();
     let c = odd();
     let tensors: Vec<Tensor> = random::core(&c, 1, mixed).into_iter().map(|(t, _)| t).collect();
@@ -445,11 +495,24 @@ fn a_layer_takes_five_dispatches() {
     for variant in [Variant { kv: KvType::F16, ..SERIAL }, HALVES] {
         let program = compile(&gpu, &Plan::of_config(&c), &weights, &buffers, variant);
         for layers in [program.one, program.many] {
-            assert_eq!(layers.dispatches.len(), 1 + 5 * c.n_layers);
-            // The embedding, the first layer, and the second one's attention.
-            assert_eq!(layers.before_rows, 1 + 5 + 3);
+            // Serial kernels are not asked for parts.
+            let sizes = [(1, 5), (2, 6), (MAX_PARTS, 6)];
+            for (parts, a_layer) in sizes.into_iter().filter(|(parts, _)| *parts == 1 || !variant.serial) {
+                let running = |all: &[Dispatch]| all.iter().filter(|d| d.runs(parts)).count();
+                assert_eq!(running(&layers.dispatches), 1 + a_layer * c.n_layers);
+                // The embedding, the first layer, and the second one's attention.
+                assert_eq!(running(&layers.dispatches[..layers.before_rows]), 1 + a_layer + a_layer - 2);
+            }
         }
         assert_eq!((program.head_one.len(), program.head_many.len()), (1, 1));
     }
     gpu.check().unwrap();
+}
+
+#[test]
+fn positions_are_divided_where_they_are_many_and_tokens_few() {
+    let parts = |n, position| step::parts(n, position, step::PART);
+    assert_eq!([0, 255, 256, 1024, 4096, 1 << 20].map(|position| parts(1, position)), [1, 1, 2, 5, 17, 32]);
+    assert_eq!([2, 3, 8, 17, MAX_STEP_TOKENS].map(|n| parts(n, 4000)), [16, 10, 4, 1, 1]);
+    assert!((1..=MAX_STEP_TOKENS).all(|n| n * parts(n, 1 << 20) <= MAX_PARTS.max(n)));
 }

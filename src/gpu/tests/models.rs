@@ -22,17 +22,7 @@ pub(super) struct Pair {
 
 impl Pair {
     pub fn new(config: &Config, dtype: impl Fn(&str) -> Dtype, kernels: Kernels, limit: Option<u64>) -> Self {
-        Self::with_capacity(config, dtype, kernels, limit, 150)
-    }
-
-    fn with_capacity(
-        config: &Config,
-        dtype: impl Fn(&str) -> Dtype,
-        kernels: Kernels,
-        limit: Option<u64>,
-        capacity: usize,
-    ) -> Self {
-        let exact = GpuOptions { kv: KvType::F32, f16: false, ..GpuOptions::new(capacity) };
+        let exact = GpuOptions { kv: KvType::F32, f16: false, ..GpuOptions::new(150) };
         let options = GpuOptions { kernels, binding_limit: limit, ..exact };
         Self::with_options(config, dtype, options, 1e-3)
     }
@@ -153,15 +143,25 @@ fn vocabularies_smaller_than_the_candidates() {
 }
 
 #[test]
-fn a_context_longer_than_a_tile_of_attention() {
-    let config = Config { context_length: 700, n_layers: 1, stem_layers: vec![0], ..tiny() };
+fn a_context_of_several_tiles_and_parts_of_attention() {
+    let config = Config { context_length: 1600, n_layers: 2, stem_layers: vec![0], ..tiny() };
     for kernels in [Kernels::Serial, Kernels::Parallel] {
-        let mut pair = Pair::with_capacity(&config, |_| Dtype::Q8, kernels, None, 700);
-        let tokens: Vec<u32> = (0..700).map(|i| (i * i * 31 + 7) % 300).collect();
-        for (i, chunk) in tokens[..600].chunks(100).enumerate() {
-            pair.both(chunk, i * 100, Want::Nothing);
+        for (kv, tolerance) in [(KvType::F32, 1e-3), (KvType::F16, 1e-2)] {
+            let options = GpuOptions { kernels, kv, f16: false, ..GpuOptions::new(1600) };
+            let mut pair = Pair::with_options(&config, |_| Dtype::Q8, options, tolerance);
+            let tokens: Vec<u32> = (0..1600).map(|i| (i * i * 31 + 7) % 300).collect();
+            for (i, chunk) in tokens[..1500].chunks(125).enumerate() {
+                pair.both(chunk, i * 125, Want::Nothing);
+            }
+            // In one part, six, four and six.
+            pair.same_logits(&tokens[1500..1520], 1500);
+            pair.same_logits(&tokens[1520..1521], 1520);
+            pair.same_logits(&tokens[1521..1528], 1521);
+            pair.same_logits(&tokens[1528..1530], 1528);
+            pair.same_candidates(&tokens[700..701], 700, Penalty::default());
+            // Parts of any size.
+            pair.gpu.part = 100;
+            pair.same_logits(&tokens[701..702], 701);
         }
-        pair.same_logits(&tokens[600..620], 600);
-        pair.same_logits(&tokens[620..621], 620);
     }
 }
