@@ -102,7 +102,8 @@ test("pages of both tables are kept for the next visit", async (t) => {
     page.asked.filter((path) => path.includes("/model/")),
     ["/model/manifest.json"],
   );
-  assert.ok(second.info.engram.stored > 0);
+  // From the database as they were needed, or before that, since a small table is taken into memory after loading.
+  assert.ok(second.info.engram.stored + second.info.engram.memory > 0);
   assert.equal(second.info.engram.bytesFetched + second.info.rows.bytesFetched, 0);
 });
 
