@@ -268,10 +268,11 @@ fn a_run_lowers_the_loss_and_its_recipe_is_the_model_it_trained() {
         assert_eq!(a.is_some(), b.is_some(), "{name}");
         if let (Some(a), Some(b)) = (a, b) {
             let error = difference(&b, &a);
-            assert!(
-                error < if name.contains("attn_") || name.contains("ffn_") { 1e-2 } else { 1e-3 },
-                "{name}: {error}"
-            );
+            // Layer 1 is dense: its whole FFN changes in low rank.
+            let low_rank = name.contains("attn_")
+                || name.contains("gate")
+                || ["blk.1.ffn_up", "blk.1.ffn_down"].contains(&name.as_str());
+            assert!(error < if low_rank { 1e-2 } else { 1e-3 }, "{name}: {error}");
         }
     }
     let all: Vec<u32> = (0..VOCAB as u32).collect();

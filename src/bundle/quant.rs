@@ -64,7 +64,7 @@ pub fn quantize(dtype: Dtype, weights: &[f32]) -> Vec<u8> {
             for block in weights.chunks_exact(BLOCK) {
                 let max = block.iter().fold(0f32, |m, w| m.max(w.abs()));
                 let d = f16::from_f32(max / 127.0);
-                let inverse = inverse(d);
+                let inverse = inverse(d.to_f32());
                 scales.push(d);
                 quants.extend(block.iter().map(|w| (w * inverse).round().clamp(-127.0, 127.0) as i8 as u8));
             }
@@ -127,7 +127,6 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
             (min[i], max[i], sum_w[i]) = (min[i].min(w[i]), max[i].max(w[i]), sum_w[i] + w[i]);
         }
     }
-    let inverse = |d: f32| if d == 0.0 { 0.0 } else { 1.0 / d };
     let mut least = [f32::INFINITY; LANES];
     let mut best = FitQ4 { d: [f16::ZERO; LANES], m: [f16::ZERO; LANES], q: [[0f32; LANES]; BLOCK] };
     for range in RANGES {
@@ -169,8 +168,7 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
     best
 }
 
-fn inverse(d: f16) -> f32 {
-    let d = d.to_f32();
+fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
@@ -224,7 +222,7 @@ pub fn quantize_row(row: &[f32], out: &mut Vec<u8>) {
     for group in row.chunks(ROW_GROUP) {
         let max = group.iter().fold(0f32, |m, v| m.max(v.abs()));
         let d = f16::from_f32(max / 127.0);
-        let inverse = inverse(d);
+        let inverse = inverse(d.to_f32());
         scales.push(d);
         out.extend(group.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8 as u8));
     }

@@ -221,13 +221,8 @@ impl Dispatch {
         match self.when {
             When::Always => 1,
             When::Whole => usize::from(parts == 1),
-            When::Parts => {
-                if parts > 1 {
-                    parts
-                } else {
-                    0
-                }
-            }
+            When::Parts if parts > 1 => parts,
+            When::Parts => 0,
             When::Merge => usize::from(parts > 1),
         }
     }

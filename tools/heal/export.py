@@ -127,8 +127,8 @@ def read_recipe(folder):
     return head, state, ranks
 
 
-def write(out, folder):
-    """Files of at most LIMIT bytes; a tensor and its scales stay together."""
+def write(head, out, folder):
+    """The recipe: `head` with its "files", of at most LIMIT bytes, in which a tensor and its scales stay together."""
     os.makedirs(folder, exist_ok=True)
     groups = []
     for name in [n for n in out if not n.endswith(".scale")]:
@@ -152,7 +152,9 @@ def write(out, folder):
             data = f.read()
         assert len(data) <= 16_000_000
         files.append({"file": f"part-{i}.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    return files
+    with open(os.path.join(folder, "recipe.json"), "w") as f:
+        json.dump(head | {"files": files}, f, indent=1, ensure_ascii=False)
+    print(sum(f["bytes"] for f in files), "bytes in", len(files), "files")
 
 
 def main():
@@ -168,10 +170,8 @@ def main():
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
     saved = torch.load(a.checkpoint, map_location=DEVICE)
-    state = saved["student"]
     engram, ids = ng.engram_of(saved["engram"], tok)
-    student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], saved["ranks"], engram)
-    student.load_state_dict(state)
+    student = Student.of(dense, saved["student"], saved["ranks"], engram)
     out, written = tensors_of(student)
     training = {}
     if a.provenance:
@@ -182,21 +182,18 @@ def main():
             lines = [json.loads(line) for line in f]
         training["start"], training["end"] = lines[0], lines[-1]
     if a.probe:
-        from train import Probe, load
+        from train import Probe, held_out
 
         student.load_state_dict(written)
-        training["exported"] = Probe(dense, tok, load(a.probe, tok)[1])(student)
+        training["exported"] = Probe(dense, tok, held_out(a.probe))(student)
         print(json.dumps(training["exported"]))
-    files = write(out, a.out)
-    recipe = {
+    head = {
         "format": "xylem-recipe", "version": 1, "name": a.name, "base": BASE, "stem_layers": STEM, "storage": STORAGE,
-        "files": files, "training": training,
+        "files": [], "training": training,
     }  # fmt: skip
     if engram is not None:
-        recipe["engram"] = ng.head_of(engram.config, ids)
-    with open(os.path.join(a.out, "recipe.json"), "w") as f:
-        json.dump(recipe, f, indent=1)
-    print(sum(f["bytes"] for f in files), "bytes in", len(files), "files")
+        head["engram"] = ng.head_of(engram.config, ids)
+    write(head, out, a.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from model import DEVICE, DTYPE, EOT, FFN, HIDDEN, VOCAB, Dense, dense_forward, 
 from student import FIRST, STEM, Student
 from truths import Truths
 
-TEXTS = ("chat", "wiki", "passages", "told")
+TEXTS = ("chat", "wiki", "passages")
 
 
 def calibration_rows(folder, limit, length=256):
@@ -58,9 +58,9 @@ def means_of(dense, rows, batch=64):
     """The mean row of every token, for each STEM layer [VOCAB, FFN]; and the stream before the first, [n * length, HIDDEN]."""
     n, length = rows.shape
     cos, sin = rope_table(length)
-    start = torch.cat([dense_forward(dense, r, 0, FIRST) for r in rows.split(batch)])
+    start = torch.cat([dense_forward(dense, r, FIRST) for r in rows.split(batch)])
     sweep = torch.stack([torch.full((VOCAB,), EOT, device=DEVICE), torch.arange(VOCAB, device=DEVICE)], 1)
-    streams = [(start.clone(), rows, (batch, length)), (dense_forward(dense, sweep, 0, FIRST), sweep, (4096, 2))]
+    streams = [(start.clone(), rows, (batch, length)), (dense_forward(dense, sweep, FIRST), sweep, (4096, 2))]
     found = []
     for layer in STEM:
         w = dense.layers[layer]

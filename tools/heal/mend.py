@@ -49,8 +49,7 @@ def main():
     dense = Dense(weights)
     head, state, ranks = read_recipe(a.recipe)
     engram, _ = ng.engram_of(head["engram"]["config"] if "engram" in head else None, tok)
-    student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, engram)
-    student.load_state_dict(state)
+    student = Student.of(dense, state, ranks, engram)
     with torch.no_grad():
         fixed = student.weights()  # nothing in them changes
     student.weights = lambda: fixed
@@ -71,7 +70,7 @@ def main():
         """(logits of the answers, their tokens, which text each is of)."""
         length = max(len(text) for text, *_ in texts)
         ids, wanted = padded(texts, length)
-        start = dense_forward(dense, ids, 0, FIRST)
+        start = dense_forward(dense, ids, FIRST)
         states = student(start, ids.flatten(), (tuple(ids.shape),))
         return F.linear(states[wanted[:, 0]], dense.embd).float(), wanted[:, 1], wanted[:, 0] // length
 
@@ -88,6 +87,8 @@ def main():
     names = [n for n in truths.names if "capital" in truths.facts[n]]
     fail = wrong(names)
     print(f"{len(fail)} of {len(names)} capitals are not said: {', '.join(fail)}", flush=True)
+    if not fail:
+        return
     mine = torch.zeros(len(student.rows), 1, device=DEVICE)
     mine[student.slot[torch.tensor(sorted({t for n in fail for form in truths.forms(n) for t in form}), device=DEVICE)]] = 1
     mine[-1] = 0
@@ -111,11 +112,9 @@ def main():
             print(f"step {step + 1}: {loss.item():.3f}, {time.time() - begin:.0f} s", flush=True)
     left = wrong(names)
     print(f"{len(left)} of {len(names)} capitals are not said: {', '.join(left)}", flush=True)
-    out, _ = tensors_of(student)
-    head["files"] = write(out, a.recipe)
     head["training"]["mended"] = f"{len(fail)} of {len(names)} capitals, {len(left)} after {a.steps} steps, by residual rows of names"
-    with open(os.path.join(a.recipe, "recipe.json"), "w") as f:
-        json.dump(head, f, indent=1, ensure_ascii=False)
+    out, _ = tensors_of(student)
+    write(head, out, a.recipe)
 
 
 if __name__ == "__main__":

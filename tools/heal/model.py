@@ -143,14 +143,17 @@ def layer(x, w, shape, cos, sin, up=None):
 
 
 @torch.no_grad()
-def dense_forward(dense, ids, start=0, end=LAYERS, x=None, layer=layer):
-    """The base's stream after layers [start, end) of ids [batch, length]."""
-    cos, sin = rope_table(ids.shape[1])
-    if x is None:
-        x = dense.embd[ids.flatten()].float()
+def dense_layers(dense, x, shape, start=0, end=LAYERS, layer=layer):
+    """The base's stream after layers [start, end), from x before them, of texts of several `shape`s as in `halves`."""
+    cos, sin = rope_table(max(length for _, length in shape))
     for n in range(start, end):
-        x = layer(x, dense.layers[n], (tuple(ids.shape),), cos, sin)
+        x = layer(x, dense.layers[n], shape, cos, sin)
     return x
+
+
+def dense_forward(dense, ids, end=LAYERS):
+    """The base's stream after the first `end` layers of ids [batch, length]."""
+    return dense_layers(dense, dense.embd[ids.flatten()].float(), (tuple(ids.shape),), end=end)
 
 
 # ---------------------------------------------------------------- sampling

@@ -138,6 +138,13 @@ class Student(nn.Module):
         self.rows = nn.Parameter(torch.zeros(len(tokens) + 1, len(STEM) * FFN))  # the last one stays zero
         self.to(DEVICE)
 
+    @classmethod
+    def of(cls, dense, state, ranks, engram):
+        """The student that has this `state`."""
+        student = cls(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, engram)
+        student.load_state_dict(state)
+        return student
+
     def base(self, n, name):
         """The base's own matrix of layer n, as it is stored."""
         w = self.dense.full[n]

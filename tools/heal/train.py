@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import engram as ng
 from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
-from model import DEVICE, DTYPE, EOT, LAYERS, VOCAB, Dense, dense_forward, layer, load_gguf, rms, rope_table, tokenizer
+from model import DEVICE, DTYPE, EOT, VOCAB, Dense, dense_forward, dense_layers, layer, load_gguf, rms, tokenizer
 from student import FIRST, RANKS, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
@@ -63,8 +63,14 @@ def as_chats(tok, docs, rng):
         yield {"kind": "told", "ids": tok.encode(head).ids + doc["ids"] + tok.encode(END).ids}
 
 
+def held_out(folder):
+    """By kind, documents that neither `load` nor init.py reads: ids and weights on DEVICE."""
+    kinds = ("factbook", "chat")
+    return {kind: tuple(t.to(DEVICE) for t in alone(documents(folder, f"held-{kind}"))) for kind in kinds}
+
+
 def load(folder, tok, seed=0):
-    """Rows by kind, and the held-out ones, on DEVICE."""
+    """Rows by kind, on DEVICE."""
     rng = random.Random(seed)
     docs = {kind: list(documents(folder, kind)) for mixture in MIXTURE.values() for kind in mixture}
     rng.shuffle(docs["wiki"])
@@ -74,9 +80,7 @@ def load(folder, tok, seed=0):
         rng.shuffle(d)
     put = lambda tensors: tuple(t.to(DEVICE) for t in tensors)
     rows = {kind: put(pack(docs[kind], n)) for n, mixture in MIXTURE.items() for kind in mixture if docs[kind]}
-    # Files of their own, which neither this nor init.py trains on.
-    held = {kind: put(alone(documents(folder, f"held-{kind}"))) for kind in ("factbook", "chat")}
-    return {kind: r for kind, r in rows.items() if len(r[0])}, held
+    return {kind: r for kind, r in rows.items() if len(r[0])}
 
 
 class Order:
@@ -163,7 +167,7 @@ class Probe:
         return F.linear(states.view(*ids.shape, -1)[:, -1], self.dense.embd).float()
 
     def student(self, student, ids, rows=None):
-        start = dense_forward(self.dense, ids, 0, FIRST)
+        start = dense_forward(self.dense, ids, FIRST)
         return student(start, ids.flatten(), (tuple(ids.shape),), None if rows is None else Tokens.own(rows.flatten()))
 
     def text(self, student, kind):
@@ -219,15 +223,9 @@ def step_loss(student, texts, facts, a):
     if facts:
         shape += ((2 * a.fact_rows, SHORT),)
         ids, tokens = torch.cat([ids, facts[0]]), tokens + facts[1]
-    with torch.no_grad():
-        cos, sin = rope_table(max(length for _, length in shape))
-        start = dense.embd[ids].float()
-        for n in range(FIRST):
-            start = a.layer(start, dense.layers[n], shape, cos, sin)
-        target = start[:running]
-        for n in range(FIRST, LAYERS):
-            target = a.layer(target, dense.layers[n], shape[: len(texts)], cos, sin)
-        target = rms(target, dense.norm).to(DTYPE)
+    start = dense_layers(dense, dense.embd[ids].float(), shape, end=FIRST, layer=a.layer)
+    target = dense_layers(dense, start[:running], shape[: len(texts)], FIRST, layer=a.layer)
+    target = rms(target, dense.norm).to(DTYPE)
     states = student(start, ids, shape, tokens, a.layer)
     kl = KlHead.apply(states[:running], target, dense.embd, weight)
     if not facts:
@@ -295,10 +293,10 @@ def main():
     scheduled = [(g, a.lr * g["lr"]) for o in optims for g in o.param_groups]
     params = [q for g, _ in scheduled for q in g["params"]]
 
-    rows, held = load(a.data, tok)
+    rows = load(a.data, tok)
     orders = {kind: Order(r) for kind, r in rows.items()}
     mixture = {n: {kind: share for kind, share in of.items() if kind in orders} for n, of in MIXTURE.items()}
-    probe = Probe(dense, tok, held)
+    probe = Probe(dense, tok, held_out(a.data))
     print({kind: r[0].numel() for kind, r in rows.items()}, "tokens", flush=True)
 
     step, tokens, spent = 0, 0, 0.0
