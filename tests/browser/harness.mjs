@@ -163,15 +163,20 @@ export async function browser(t, { viewport = { width: 1280, height: 800 }, ...m
   return page;
 }
 
-/** Writes `text` into the message field and sends it by keyboard. */
+const answers = (page) => page.getByRole("article", { name: "Answer" });
+
+/** Writes `text` into the message field, sends it by keyboard, and waits until its answer has begun. */
 export async function ask(page, text) {
+  const before = await answers(page).count();
   await page.getByRole("textbox", { name: "Message", exact: true }).fill(text);
   await page.keyboard.press("Enter");
+  // Turns are drawn at the next frame: until then the last answer is the one before.
+  await answers(page).nth(before).waitFor();
 }
 
 /** Waits until the last answer is complete and gives its element. */
 export async function lastAnswer(page) {
-  const answer = page.getByRole("article", { name: "Answer" }).last();
+  const answer = answers(page).last();
   await answer.and(page.locator('[aria-busy="false"]')).waitFor();
   return answer;
 }
