@@ -40,6 +40,9 @@ pub struct Report {
     pub by_distance: Vec<Bin>,
     /// By the tokens of context and prompt.
     pub by_length: Vec<Bin>,
+    /// Values in the STEM rows of one token, all layers together. Times the distinct tokens: how many of the table's parameters
+    /// take part.
+    pub row_values: usize,
 }
 
 /// Means over some rows.
@@ -50,6 +53,8 @@ pub struct Figures {
     /// The same of the base, where there was one beside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_accuracy: Option<f64>,
+    /// Distinct tokens of context and prompt.
+    pub distinct_tokens: f64,
     /// Rows.
     pub n: u64,
 }
@@ -71,6 +76,7 @@ pub struct Bin {
 struct Seen {
     distance: Option<usize>,
     length: usize,
+    distinct: usize,
     right: bool,
     base_right: Option<bool>,
 }
@@ -113,7 +119,8 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
     let room = session.backend().capacity().min(session.config().context_length);
     let (mut seen, mut too_long) = (Vec::new(), 0);
     for (done, row) in rows.iter().enumerate() {
-        let length = tokenizer.encode(&row.prompt())?.len();
+        let mut ids = tokenizer.encode(&row.prompt())?;
+        let length = ids.len();
         if length + ANSWER_TOKENS > room {
             too_long += 1;
         } else {
@@ -122,7 +129,10 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
                 Some(base) => Some(finds(base, tokenizer, row).await?),
                 None => None,
             };
-            seen.push(Seen { distance: row.distance(tokenizer)?, length, right, base_right });
+            ids.sort_unstable();
+            ids.dedup();
+            let (distance, distinct) = (row.distance(tokenizer)?, ids.len());
+            seen.push(Seen { distance, length, distinct, right, base_right });
         }
         progress(done as u64 + 1, rows.len() as u64);
     }
@@ -131,6 +141,7 @@ pub async fn run<B: Backend, R: RowSource, C: Backend, S: RowSource>(
         too_long,
         by_distance: bins(&seen, |s| s.distance),
         by_length: bins(&seen, |s| Some(s.length)),
+        row_values: session.config().stem_width(),
     })
 }
 
@@ -156,6 +167,7 @@ impl Figures {
             base_accuracy: base
                 .filter(|base| !base.is_empty())
                 .map(|base| share(base.iter().filter(|right| **right).count())),
+            distinct_tokens: share(seen.iter().map(|s| s.distinct).sum()),
             n: seen.len() as u64,
         }
     }
@@ -198,7 +210,7 @@ mod tests {
 
     #[test]
     fn rows_fall_into_bins() {
-        let one = |distance, right, base_right| Seen { distance, length: 900, right, base_right };
+        let one = |distance, right, base_right| Seen { distance, length: 900, distinct: 300, right, base_right };
         let seen = [
             one(Some(125), true, Some(true)),
             one(Some(126), false, Some(true)),
@@ -210,6 +222,7 @@ mod tests {
         assert_eq!(ends, [(0, Some(125), 1.0, 1), (125, Some(250), 0.0, 1), (8000, None, 1.0, 1)]);
         let all = Figures::of(&seen);
         assert_eq!((all.accuracy, all.base_accuracy, all.n), (0.5, Some(0.5), 4));
+        assert_eq!(all.distinct_tokens, 300.0);
         assert_eq!(bins(&seen, |s| Some(s.length)).len(), 1);
         assert_eq!(Figures::of(&[one(None, true, None)]).base_accuracy, None);
         assert_eq!(Figures::of(&[]).n, 0);

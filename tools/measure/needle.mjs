@@ -1,6 +1,6 @@
 // Rows for `xylem eval --suite needle`: a fact between two pieces of a text, and a sentence that asks for it.
 //
-//     node tools/measure/needle.mjs --text FILE --out FILE [--distances 100,250,500,1000,2000] [--each 4]
+//     node tools/measure/needle.mjs --text FILE --out FILE [--distances 100,250,500,1000,2000,4000,7000] [--each 4]
 //
 // The text may be any; documents in it are separated by a line <|endoftext|>. Distances are in tokens of English, counted
 // as 4.4 characters; the suite counts them itself, by the model's own tokens.
@@ -27,7 +27,7 @@ const { values } = parseArgs({
   options: {
     text: { type: "string" },
     out: { type: "string" },
-    distances: { type: "string", default: "100,250,500,1000,2000" },
+    distances: { type: "string", default: "100,250,500,1000,2000,4000,7000" },
     each: { type: "string", default: "4" },
   },
 });

@@ -6,7 +6,7 @@
 # EVAL: a folder with edits.jsonl, cloze_*.jsonl, socialiqa.jsonl and quartz_science.jsonl. WHAT: loss questions knock-outs edits
 # ways teach reach frequency rows needle (all unless given). `tools/measure/layers.sh` compares sets of layers.
 # So many rows and facts, from the first on: EDIT_ROWS=60 WAY_ROWS=40 TEACH_ROWS=24 CLOZE_ROWS=40 CHOICE_ROWS=100 REACH_FACTS=60
-# TAUGHT_FACTS=27.
+# TAUGHT_FACTS=27. BOOK=FILE is the text around the facts of `needle`, the Factbook's unless given.
 set -euo pipefail
 [ $# -ge 5 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
 bundle=$1 base=$2 data=$3 factbook=$4 chats=$5
@@ -111,7 +111,7 @@ for one in "$@"; do
       keep docs/figures/rows.json
       ;;
     needle)
-      node "$root/tools/measure/needle.mjs" --text "$factbook" --out "$work/needle.jsonl"
+      node "$root/tools/measure/needle.mjs" --text "${BOOK:-$factbook}" --out "$work/needle.jsonl"
       dense
       evaluate --suite needle --base "$dense" --data "$work/needle.jsonl" >"$work/new.json"
       keep docs/figures/needle.json

@@ -156,15 +156,29 @@ function rowsTable() {
   return table(head, [...body, ["mean", ...cells(rows)]]);
 }
 
+const bin = ({ over, to }) => (to === null ? `more than ${over}` : `${over + 1}–${to}`);
+
 function needleTable() {
-  const body = needle.by_distance.map(({ over, to, n, accuracy, base_accuracy }) => [
-    to === null ? `more than ${over}` : `${over + 1}–${to}`,
+  const body = needle.by_distance.map(({ n, accuracy, base_accuracy, ...ends }) => [
+    bin(ends),
     n,
     two(base_accuracy),
     two(accuracy),
   ]);
   const all = ["all", needle.n, two(needle.base_accuracy), two(needle.accuracy)];
   return table(["tokens between", "rows", "dense", "model"], [...body, all]);
+}
+
+/** How many of the table's parameters take part, by the length of the text. */
+function activeTable() {
+  const millions = (tokens) => ((tokens * needle.row_values) / 1e6).toFixed(1);
+  const body = needle.by_length.map(({ n, distinct_tokens: distinct, ...ends }) => [
+    bin(ends),
+    n,
+    Math.round(distinct),
+    millions(distinct),
+  ]);
+  return table(["tokens of the text", "rows", "distinct tokens", "their rows' values, millions"], body);
 }
 
 /** 3, 4, 5, 8 as 3–5, 8. */
@@ -179,16 +193,15 @@ function ranges(numbers) {
 }
 
 function layersTable() {
-  const body = layers.map(({ name, layers: which, factbook, chats, swap }) => [
-    `${name}: ${ranges(which)}`,
-    `${two(factbook.nll)} / ${two(factbook.kl)} / ${two(factbook.top1_agreement)}`,
-    `${two(chats.nll)} / ${two(chats.kl)} / ${two(chats.top1_agreement)}`,
-    two(swap.es),
-    two(swap.shift),
-    two(swap.exact),
-    two(swap.kl_subject),
-  ]);
-  const head = ["STEM layers", "factbook NLL / KL / top-1", "chats NLL / KL / top-1", "es", "shift", "exact", "kl_subject"];
+  const body = layers.flatMap(({ name, layers: which, ...states }) =>
+    Object.entries(states).map(([state, { factbook, chats, swap }]) => [
+      `${name}: ${ranges(which)}`,
+      state === "closed" ? "closed form" : state,
+      ...[factbook, chats].map(lossOf),
+      ...[swap.es, swap.shift, swap.exact, swap.kl_subject].map(two),
+    ]),
+  );
+  const head = ["STEM layers", "", "factbook NLL / KL / top-1", "chats NLL / KL / top-1", "es", "shift", "exact", "kl_subject"];
   return table(head, body);
 }
 
@@ -208,6 +221,7 @@ const blocks = {
   frequency: frequencyTable,
   rows: rowsTable,
   needle: needleTable,
+  active: activeTable,
   loss: lossTable,
   questions: questionsTable,
   "knock-outs": knockOutsTable,
