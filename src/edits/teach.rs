@@ -12,9 +12,9 @@ use crate::eval::score::log_softmax;
 use crate::tables::RowSource;
 use crate::text::Tokenizer;
 
-/// The answer must come in any context, so each prompt is taught behind each of these.
-const BEGINNINGS: [&str; 3] =
-    ["", "Yesterday somebody asked me about this. ", "Here is a short list of facts.\n1. "];
+/// The answer must come in any context, so each prompt is taught behind each of these; where it says so with the
+/// subject in quotes, where its name has no space before it, as at the start of a text.
+const BEGINNINGS: [(&str, bool); 3] = [("", false), ("He asked me. ", true), ("Facts:\n1. ", false)];
 /// At most so many prompts.
 const MAX_PROMPTS: usize = 16;
 /// At most so many tokens in all.
@@ -22,9 +22,11 @@ const MAX_TOKENS: usize = 2048;
 /// Drift counts this much beside the answer (ROME's factor).
 const DRIFT: f64 = 0.0625;
 /// The first step changes the rows by this share of their length.
-const FIRST_STEP: f64 = 0.1;
+const FIRST_STEP: f64 = 0.15;
 /// It is taught when the answer has this many nats on average.
-const ENOUGH: f64 = 0.01;
+const ENOUGH: f64 = 0.02;
+/// What is just enough for the prompt is too little for other words: the change is made so many times as long.
+const FURTHER: f32 = 1.5;
 
 /// What to teach.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +46,7 @@ pub struct Lesson {
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Taught {
-    /// One edit for each spelling of the subject in the prompts.
+    /// One edit for each spelling of the subject.
     pub edits: Vec<Edit>,
     /// Steps that were taken.
     pub steps: usize,
@@ -56,7 +58,7 @@ pub struct Taught {
     pub change: f64,
 }
 
-/// The tokens whose rows are changed: the last of each spelling of the subject.
+/// A spelling of the subject: the rows of its last token are changed.
 #[derive(Debug)]
 struct Spelling {
     source: Vec<u32>,
@@ -93,7 +95,7 @@ pub struct Teaching<'m> {
     layers: Vec<usize>,
     course: Course,
     spellings: Vec<Spelling>,
-    /// `[n_spellings, n_layers, ffn]`: the change, in units of the rows' root mean squares.
+    /// `[n_layers, ffn]`: the change, in units of the rows' root mean squares, for all spellings the same.
     change: Vec<f32>,
     best: Found,
     before: f64,
@@ -116,7 +118,7 @@ pub async fn teach<R: RowSource>(
     while teaching.step()? {
         progress(teaching.taken, teaching.best.answer);
     }
-    Ok(teaching.finish())
+    teaching.finish()
 }
 
 impl<'m> Teaching<'m> {
@@ -133,7 +135,7 @@ impl<'m> Teaching<'m> {
     ) -> Result<Self> {
         let layers = stem_layers(model, lesson)?;
         let (course, spellings) = prepare(model, rows, tokenizer, lesson, &layers).await?;
-        let change = vec![0f32; spellings.len() * layers.len() * model.config().intermediate_size];
+        let change = vec![0f32; layers.len() * model.config().intermediate_size];
         let best = course.run(model, &layers, &spellings, &change)?;
         Ok(Self {
             model,
@@ -186,27 +188,33 @@ impl<'m> Teaching<'m> {
         (-self.best.answer).exp()
     }
 
-    /// What came of it.
-    pub fn finish(self) -> Taught {
+    /// What came of it, a bit further along the way unless that costs the answer.
+    ///
+    /// # Errors
+    /// What the run of the texts gives.
+    pub fn finish(mut self) -> Result<Taught> {
+        let further: Vec<f32> = self.change.iter().map(|x| FURTHER * x).collect();
+        let found = self.course.run(self.model, &self.layers, &self.spellings, &further)?;
+        if found.answer <= self.best.answer.max(ENOUGH) {
+            (self.best, self.change) = (found, further);
+        }
         let length = self.change.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        let width = self.layers.len() * self.model.config().intermediate_size;
-        let edits =
-            self.spellings.iter().zip(self.change.chunks_exact(width)).map(|(spelling, change)| Edit {
-                on: true,
-                label: self.label.clone(),
-                scope: Scope::Phrase,
-                source: spelling.source.clone(),
-                target: Target::Values(Values::new(ValueType::F16, 1, spelling.changed(change))),
-                strength: 1.0,
-                layers: self.named.clone(),
-            });
-        Taught {
+        let edits = self.spellings.iter().map(|spelling| Edit {
+            on: true,
+            label: self.label.clone(),
+            scope: Scope::Phrase,
+            source: spelling.source.clone(),
+            target: Target::Values(Values::new(ValueType::F16, 1, spelling.changed(&self.change))),
+            strength: 1.0,
+            layers: self.named.clone(),
+        });
+        Ok(Taught {
             edits: edits.collect(),
             steps: self.taken,
             before: (-self.before).exp(),
             after: (-self.best.answer).exp(),
             change: length / (self.change.len() as f64).sqrt(),
-        }
+        })
     }
 }
 
@@ -253,12 +261,14 @@ async fn prepare<R: RowSource>(
     let answer = tokenizer.encode_more(&format!(" {answer}"))?;
     let share = 1.0 / (lesson.prompts.len() * BEGINNINGS.len() * answer.len()) as f64;
     for prompt in &lesson.prompts {
-        for beginning in BEGINNINGS {
+        let in_quotes = prompt.replace(subject, &format!("\"{subject}\""));
+        for (beginning, quoted) in BEGINNINGS {
+            let prompt = if quoted { &in_quotes } else { prompt };
             let mut text = tokenizer.encode(&format!("{beginning}{prompt}"))?;
             let asked = text.len().saturating_sub(1);
             text.extend_from_slice(&answer[..answer.len() - 1]);
             let start = course.push(&text, &sources);
-            if course.hits.last().is_none_or(|(place, _)| *place < start) {
+            if !quoted && course.hits.last().is_none_or(|(place, _)| *place < start) {
                 return Err(Error::invalid(
                     format!("the prompt {prompt:?}"),
                     format!("does not name {subject:?}"),
@@ -269,9 +279,6 @@ async fn prepare<R: RowSource>(
                 .extend((start + asked..).zip(&answer).map(|(place, token)| (place, *token, share)));
         }
     }
-    let mut used: Vec<usize> = course.hits.iter().map(|(_, spelling)| *spelling).collect();
-    used.sort_unstable();
-    used.dedup();
     // What the model goes on to say of the subject should drift as little as can be.
     for text in [
         format!("I like {subject}."),
@@ -288,18 +295,14 @@ async fn prepare<R: RowSource>(
         let count = format!("a lesson of {} tokens", course.texts.tokens().len());
         return Err(Error::invalid(count, format!("at most {MAX_TOKENS} are possible; shorten the prompts")));
     }
-    // A spelling that no prompt has is left alone.
-    course.hits.retain(|(_, spelling)| used.contains(spelling));
-    course.hits.iter_mut().for_each(|(_, s)| *s = used.iter().position(|u| u == s).unwrap_or_default());
     for text in course.texts.ranges() {
         rows.gather_at(&[], &course.texts.tokens()[text.clone()], &mut course.rows).await?;
     }
     course.said = Tape::record(model, &course.texts, &course.rows)?.logits(&course.held);
     course.said.chunks_exact_mut(c.vocab_size).for_each(log_softmax);
 
-    let mut spellings = Vec::with_capacity(used.len());
-    for spelling in used {
-        let source = std::mem::take(&mut sources[spelling]);
+    let mut spellings = Vec::with_capacity(sources.len());
+    for source in sources {
         let mut all = Vec::new();
         rows.gather_alone(&source[source.len() - 1..], &mut all).await?;
         let own: Vec<f32> = layers.iter().flat_map(|l| row(&all, *l, c.intermediate_size)).copied().collect();
@@ -331,7 +334,7 @@ struct Found {
     answer: f64,
     /// That and the drift.
     loss: f64,
-    /// `[n_spellings, n_layers, ffn]`: the gradient with respect to the change.
+    /// `[n_layers, ffn]`: the gradient with respect to the change.
     gradient: Vec<f32>,
 }
 
@@ -356,12 +359,11 @@ impl Course {
     ) -> Result<Found> {
         let c = model.config();
         let (ffn, vocab) = (c.intermediate_size, c.vocab_size);
-        let width = layers.len() * ffn;
+        let changed: Vec<Vec<f32>> = spellings.iter().map(|spelling| spelling.changed(change)).collect();
         let mut rows = self.rows.clone();
         for (place, s) in &self.hits {
-            let changed = spellings[*s].changed(&change[s * width..(s + 1) * width]);
             let rows = &mut rows[place * c.row_width()..][..c.row_width()];
-            for (layer, changed) in layers.iter().zip(changed.chunks_exact(ffn)) {
+            for (layer, changed) in layers.iter().zip(changed[*s].chunks_exact(ffn)) {
                 rows[layer * ffn..][..ffn].copy_from_slice(changed);
             }
         }
@@ -389,7 +391,7 @@ impl Course {
         let mut gradient = vec![0f32; change.len()];
         for (place, s) in &self.hits {
             let d_rows = &d_rows[place * c.row_width()..][..c.row_width()];
-            let gradient = gradient[s * width..].chunks_exact_mut(ffn);
+            let gradient = gradient.chunks_exact_mut(ffn);
             for ((gradient, layer), scale) in gradient.zip(layers).zip(&spellings[*s].scales) {
                 gradient.iter_mut().zip(row(d_rows, *layer, ffn)).for_each(|(g, d)| *g += scale * d);
             }
@@ -411,9 +413,9 @@ mod tests {
     use crate::tables::MemoryRows;
     use crate::text::tokenizer::tests::byte_tokenizer;
 
-    fn model() -> (CpuBackend, MemoryRows) {
+    fn model(dtype: Dtype) -> (CpuBackend, MemoryRows) {
         let config = Config { n_layers: 5, stem_layers: vec![1, 3], ..tiny() };
-        let core = random::core(&config, 5, |_| Dtype::Q8);
+        let core = random::core(&config, 5, |_| dtype);
         let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
         let mut backend = CpuBackend::new(&tensors, &config, 100);
         for (id, (_, planes)) in core.iter().enumerate() {
@@ -435,16 +437,17 @@ mod tests {
 
     #[test]
     fn the_slope_of_the_loss_is_its_gradient() {
-        let (model, rows) = model();
+        // Products with packed weights round their input, which hides small slopes.
+        let (model, rows) = model(Dtype::F32);
         let (course, spellings) =
             block_on(prepare(&model, &rows, &byte_tokenizer(), &lesson(), &[0, 1])).unwrap();
         // "Spain", with which a prompt begins, and " Spain".
         assert_eq!(spellings.iter().map(|s| s.source.len()).collect::<Vec<_>>(), [5, 6]);
         let ffn = model.config().intermediate_size;
-        let change = random::weights("change", &[2 * 2, ffn], 1);
+        let change = random::weights("change", &[2, ffn], 1);
         let run = |change: &[f32]| course.run(&model, &[0, 1], &spellings, change).unwrap();
         let gradient = run(&change).gradient;
-        for block in 0..4 {
+        for block in 0..2 {
             let at = block * ffn..(block + 1) * ffn;
             // Along the gradient itself, where the slope is steepest.
             let length = gradient[at.clone()].iter().map(|g| g * g).sum::<f32>().sqrt();
@@ -462,7 +465,7 @@ mod tests {
 
     #[test]
     fn the_answer_becomes_likelier() {
-        let (model, rows) = model();
+        let (model, rows) = model(Dtype::Q8);
         let tokenizer = byte_tokenizer();
         let mut heard = Vec::new();
         let mut hear = |_, loss| heard.push(loss);
@@ -476,8 +479,17 @@ mod tests {
     }
 
     #[test]
+    fn a_spelling_that_no_prompt_has_is_taught_too() {
+        let (model, rows) = model(Dtype::F32);
+        let lesson = Lesson { prompts: vec!["I say Spain is".into()], ..lesson() };
+        let taught = block_on(teach(&model, &rows, &byte_tokenizer(), &lesson, &mut |_, _| ())).unwrap();
+        assert_eq!(taught.edits.iter().map(|e| e.source.len()).collect::<Vec<_>>(), [5, 6]);
+        assert!(taught.after > taught.before, "{} {}", taught.before, taught.after);
+    }
+
+    #[test]
     fn a_lesson_must_make_sense() {
-        let (model, rows) = model();
+        let (model, rows) = model(Dtype::Q8);
         let says = |lesson: Lesson| {
             let taught = block_on(teach(&model, &rows, &byte_tokenizer(), &lesson, &mut |_, _| ()));
             taught.unwrap_err().to_string()

@@ -336,7 +336,7 @@ impl Engine {
                 break;
             }
         }
-        let teach::Taught { edits, steps, before, after, change } = teaching.finish();
+        let teach::Taught { edits, steps, before, after, change } = teaching.finish()?;
         Ok(Lesson { edits: json(&edits), steps, before, after, change })
     }
 }
