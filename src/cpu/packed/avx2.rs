@@ -24,8 +24,11 @@ macro_rules! compute {
 }
 
 impl Lanes for Avx2 {
+    const SHIFTS_SUMS: bool = false;
+
     type Int = __m256i;
     type Float = __m256;
+    type Widening = ();
 
     #[inline(always)]
     unsafe fn load(words: *const Words) -> __m256i {
@@ -35,6 +38,10 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn splat(word: u32) -> __m256i {
         compute!(_mm256_set1_epi32(word as i32))
+    }
+    #[inline(always)]
+    fn constant(word: u32) -> __m256i {
+        Self::splat(word)
     }
     #[inline(always)]
     fn and(a: __m256i, b: __m256i) -> __m256i {
@@ -49,6 +56,10 @@ impl Lanes for Avx2 {
         compute!(_mm256_srai_epi16::<BITS>(a))
     }
     #[inline(always)]
+    fn shift_i32<const BITS: i32>(a: __m256i) -> __m256i {
+        compute!(_mm256_srai_epi32::<BITS>(a))
+    }
+    #[inline(always)]
     fn dot(a: __m256i, b: __m256i) -> __m256i {
         compute!(_mm256_madd_epi16(a, b))
     }
@@ -61,7 +72,9 @@ impl Lanes for Avx2 {
         compute!(_mm256_cvtepi32_ps(a))
     }
     #[inline(always)]
-    unsafe fn halves(halves: *const Halves) -> __m256 {
+    fn widening() {}
+    #[inline(always)]
+    unsafe fn halves(halves: *const Halves, (): ()) -> __m256 {
         // SAFETY: they can be read, are aligned, and the features are there.
         unsafe { _mm256_cvtph_ps(_mm_load_si128(halves.cast())) }
     }

@@ -228,6 +228,15 @@ mod tests {
         (packed, stored)
     }
 
+    /// A product in plain Rust.
+    fn portable(packed: &Packed, x: &[f32]) -> Vec<f32> {
+        let mut values = vec![0.0; x.len() / packed.width() * packed.rows];
+        let out = product::Out::new(&mut values, packed.rows);
+        // SAFETY: one thread does it all.
+        unsafe { product::multiply_portable(packed, 0..packed.rows.div_ceil(GROUP), &Input::new(x), &out) };
+        values
+    }
+
     #[test]
     fn planes_come_back_as_they_came() {
         for kind in [Kind::Q4, Kind::Q8] {
@@ -288,8 +297,10 @@ mod tests {
                 let mut weights = vec![0.0; width];
                 packed.expand(0, &mut weights);
                 for n in [1, 4] {
+                    let input = vec![x; n * width];
                     let mut out = vec![0.0; n * 8];
-                    packed.matmul(&vec![x; n * width], &mut out);
+                    packed.matmul(&input, &mut out);
+                    assert_eq!(out, portable(&packed, &input));
                     let expected: f32 = weights.iter().map(|w| w * x).sum();
                     assert!(
                         out.iter().all(|o| (o - expected).abs() <= 1e-5 * expected.abs()),
@@ -313,11 +324,9 @@ mod tests {
                 packed.matmul(x, out);
             }
             assert_eq!(together, alone);
-            let mut portable = vec![0.0; n * rows];
-            let out = product::Out::new(&mut portable, rows);
-            // SAFETY: one thread does it all.
-            unsafe { product::multiply_portable(&packed, 0..rows.div_ceil(GROUP), &Input::new(&x), &out) };
-            assert_eq!(together, portable);
+            assert_eq!(together, portable(&packed, &x));
+            // One token goes another way.
+            assert_eq!(together[..rows], portable(&packed, &x[..width]));
         }
     }
 }

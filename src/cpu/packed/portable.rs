@@ -22,8 +22,11 @@ fn word([low, high]: [i16; 2]) -> u32 {
 }
 
 impl Lanes for Portable {
+    const SHIFTS_SUMS: bool = true;
+
     type Int = [u32; GROUP];
     type Float = [f32; GROUP];
+    type Widening = ();
 
     #[inline(always)]
     unsafe fn load(words: *const Words) -> [u32; GROUP] {
@@ -33,6 +36,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn splat(word: u32) -> [u32; GROUP] {
         [word; GROUP]
+    }
+    #[inline(always)]
+    fn constant(word: u32) -> [u32; GROUP] {
+        Self::splat(word)
     }
     #[inline(always)]
     fn and(a: [u32; GROUP], b: [u32; GROUP]) -> [u32; GROUP] {
@@ -45,6 +52,10 @@ impl Lanes for Portable {
     #[inline(always)]
     fn shift_i16<const BITS: i32>(a: [u32; GROUP]) -> [u32; GROUP] {
         a.map(|a| word(pair(a).map(|a| a >> BITS)))
+    }
+    #[inline(always)]
+    fn shift_i32<const BITS: i32>(a: [u32; GROUP]) -> [u32; GROUP] {
+        a.map(|a| (a as i32 >> BITS) as u32)
     }
     #[inline(always)]
     fn dot(a: [u32; GROUP], b: [u32; GROUP]) -> [u32; GROUP] {
@@ -62,7 +73,9 @@ impl Lanes for Portable {
         a.map(|a| a as i32 as f32)
     }
     #[inline(always)]
-    unsafe fn halves(halves: *const Halves) -> [f32; GROUP] {
+    fn widening() {}
+    #[inline(always)]
+    unsafe fn halves(halves: *const Halves, (): ()) -> [f32; GROUP] {
         // SAFETY: they can be read.
         unsafe { (*halves).0 }.map(|half| f16::from_bits(half).to_f32_const())
     }

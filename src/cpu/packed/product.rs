@@ -147,26 +147,41 @@ fn scaled<L: Lanes>(sum: L::Float, dots: L::Int, d: L::Float, scale: f32) -> L::
 unsafe fn q4<L: Lanes, const N: usize>(operands: Operands, blocks: usize) -> [L::Float; N] {
     let (mut words, mut scales, mut x) = operands;
     let mut sums = [L::splat_float(0.0); N];
-    let nibble = L::splat(0x000f_000f);
+    let widening = L::widening();
+    let [first, second, third] = [0x000f_000f, 0x00f0_00f0, 0x0f00_0f00].map(L::constant);
     for _ in 0..blocks {
         // SAFETY: here is a block of the group, and one of each token.
         unsafe {
             let x_of = |t: usize| x.add(t * blocks);
             let mut dots = [L::splat(0); N];
+            // Of nibbles that stay 4 and 8 bits up: at most 8 · (15 · 2⁸) · (2¹⁵ − 1), less than 2³⁰.
+            let (mut dots_4, mut dots_8) = (L::splat(0), L::splat(0));
             for i in 0..4 {
                 let word = L::load(words.add(i));
-                let (a, b) = (L::and(word, nibble), L::and(L::shift_u16::<8>(word), nibble));
-                let (c, d) = (L::and(L::shift_u16::<4>(word), nibble), L::shift_u16::<12>(word));
+                let pair = |t: usize, i: usize| L::splat(*pairs(x_of(t)).add(i));
+                if N == 1 && L::SHIFTS_SUMS {
+                    // Of more tokens there would be more sums than registers.
+                    let dot = |sum, weights, i| L::add(sum, L::dot(weights, pair(0, i)));
+                    dots[0] = dot(dots[0], L::and(word, first), 2 * i);
+                    dots_8 = dot(dots_8, L::and(word, third), 2 * i + 1);
+                    dots_4 = dot(dots_4, L::and(word, second), 2 * i + 8);
+                    dots[0] = dot(dots[0], L::shift_u16::<12>(word), 2 * i + 9);
+                    continue;
+                }
+                let (a, b) = (L::and(word, first), L::and(L::shift_u16::<8>(word), first));
+                let (c, d) = (L::and(L::shift_u16::<4>(word), first), L::shift_u16::<12>(word));
                 for (t, dots) in dots.iter_mut().enumerate() {
-                    let pair = |i: usize| L::splat(*pairs(x_of(t)).add(i));
-                    let mut dot = |weights, pair| *dots = L::add(*dots, L::dot(weights, pair));
-                    dot(a, pair(2 * i));
-                    dot(b, pair(2 * i + 1));
-                    dot(c, pair(2 * i + 8));
-                    dot(d, pair(2 * i + 9));
+                    let mut dot = |weights, i| *dots = L::add(*dots, L::dot(weights, pair(t, i)));
+                    dot(a, 2 * i);
+                    dot(b, 2 * i + 1);
+                    dot(c, 2 * i + 8);
+                    dot(d, 2 * i + 9);
                 }
             }
-            let (d, m) = (L::halves(scales), L::halves(scales.add(1)));
+            if N == 1 && L::SHIFTS_SUMS {
+                dots[0] = L::add(dots[0], L::add(L::shift_i32::<4>(dots_4), L::shift_i32::<8>(dots_8)));
+            }
+            let (d, m) = (L::halves(scales, widening), L::halves(scales.add(1), widening));
             for t in 0..N {
                 sums[t] = scaled::<L>(sums[t], dots[t], d, (*x_of(t)).scale);
                 sums[t] = L::plus(sums[t], L::times(m, L::splat_float((*x_of(t)).sum)));
@@ -184,7 +199,8 @@ unsafe fn q4<L: Lanes, const N: usize>(operands: Operands, blocks: usize) -> [L:
 unsafe fn q8<L: Lanes, const N: usize>(operands: Operands, blocks: usize) -> [L::Float; N] {
     let (mut words, mut scales, mut x) = operands;
     let mut sums = [L::splat_float(0.0); N];
-    let byte = L::splat(0x00ff_00ff);
+    let widening = L::widening();
+    let byte = L::constant(0x00ff_00ff);
     for _ in 0..blocks {
         // SAFETY: here is a block of the group, and one of each token.
         unsafe {
@@ -199,7 +215,7 @@ unsafe fn q8<L: Lanes, const N: usize>(operands: Operands, blocks: usize) -> [L:
                     *dot = L::add(*dot, L::dot(odd, pair(2 * i + 1)));
                 }
             }
-            let d = L::halves(scales);
+            let d = L::halves(scales, widening);
             for t in 0..N {
                 sums[t] = scaled::<L>(sums[t], dots[t], d, (*x_of(t)).scale);
             }

@@ -1,6 +1,7 @@
 //! [`Lanes`] in wasm's `simd128`.
 
 use core::arch::wasm32::*;
+use core::hint::black_box;
 
 use super::lanes::Lanes;
 use super::{GROUP, Halves, Words};
@@ -12,8 +13,12 @@ compile_error!("the engine of the page is built with RUSTFLAGS=-Ctarget-feature=
 pub struct Simd128;
 
 impl Lanes for Simd128 {
+    const SHIFTS_SUMS: bool = true;
+
     type Int = v128;
     type Float = v128;
+    /// A mask, and a factor.
+    type Widening = (v128, v128);
 
     #[inline(always)]
     unsafe fn load(words: *const Words) -> v128 {
@@ -23,6 +28,11 @@ impl Lanes for Simd128 {
     #[inline(always)]
     fn splat(word: u32) -> v128 {
         u32x4_splat(word)
+    }
+    /// A browser's compiler makes a constant anew in every turn of a loop, so it must not see that this is one.
+    #[inline(always)]
+    fn constant(word: u32) -> v128 {
+        black_box(u32x4_splat(word))
     }
     #[inline(always)]
     fn and(a: v128, b: v128) -> v128 {
@@ -37,6 +47,10 @@ impl Lanes for Simd128 {
         i16x8_shr(a, BITS as u32)
     }
     #[inline(always)]
+    fn shift_i32<const BITS: i32>(a: v128) -> v128 {
+        i32x4_shr(a, BITS as u32)
+    }
+    #[inline(always)]
     fn dot(a: v128, b: v128) -> v128 {
         i32x4_dot_i16x8(a, b)
     }
@@ -48,15 +62,18 @@ impl Lanes for Simd128 {
     fn float(a: v128) -> v128 {
         f32x4_convert_i32x4(a)
     }
+    #[inline(always)]
+    fn widening() -> (v128, v128) {
+        // The sign stands in the upper four bits, and is wanted in the first of them.
+        (Self::constant(0x8fff_ffff), Self::constant((127 + 112) << 23))
+    }
     /// The exponents of half floats are 112 smaller. Exact, also for subnormal ones; infinities become large numbers.
     #[inline(always)]
-    unsafe fn halves(halves: *const Halves) -> v128 {
+    unsafe fn halves(halves: *const Halves, (mask, factor): (v128, v128)) -> v128 {
         // SAFETY: they can be read.
         let four = unsafe { v128_load64_zero(halves.cast()) };
         let wide = i32x4_shl(i32x4_extend_low_i16x8(four), 13);
-        // The sign stands in the upper four bits, and is wanted in the first of them.
-        let float = v128_and(wide, u32x4_splat(0x8fff_ffff));
-        f32x4_mul(float, f32x4_splat(f32::from_bits((127 + 112) << 23)))
+        f32x4_mul(v128_and(wide, mask), factor)
     }
     #[inline(always)]
     fn splat_float(value: f32) -> v128 {
