@@ -26,7 +26,7 @@ use xylem::convert::{Base, Changes, Precision, Progress, Recipe};
 use xylem::cpu::CpuBackend;
 use xylem::engram::Hasher;
 use xylem::heal::checkpoint::{Position, folder};
-use xylem::heal::{Device, Entry, Listener, Outcome, Settings, Trainer};
+use xylem::heal::{Entry, Hardware, Listener, Outcome, Settings, Trainer};
 
 const TOKENS: [u32; 12] = [5, 250, 17, 17, 99, 260, 3, 128, 44, 201, 0, 77];
 /// Features of a token.
@@ -132,10 +132,20 @@ length = 24
     }
 
     fn trainer<'a>(&self, base: &'a Base, out: &str, init: Option<&Path>) -> xylem::Result<Trainer<'a>> {
+        self.trainer_on(&Hardware::cpu(), base, out, init)
+    }
+
+    fn trainer_on<'a>(
+        &self,
+        hardware: &Hardware,
+        base: &'a Base,
+        out: &str,
+        init: Option<&Path>,
+    ) -> xylem::Result<Trainer<'a>> {
         let mut settings = Settings::read(&self.path("heal.toml"))?;
         settings.init = init.map(Path::to_owned);
         let calibration = || Ok(vec![(0..200).map(|i| (i * i * 7 + i / 3) % 256).collect()]);
-        Trainer::new(base, settings, &self.path(out), &Device::flex(), &calibration, &())
+        Trainer::new(base, settings, &self.path(out), hardware, &calibration, &())
     }
 }
 
@@ -304,6 +314,34 @@ fn a_stopped_run_goes_on_as_if_it_had_not_been() {
     let parts = |run: &str| parts(&folder(&place.path(run)));
     assert!(!parts("whole").is_empty());
     assert!(parts("whole") == parts("parts"), "parameters or means differ");
+}
+
+#[cfg(feature = "heal-gpu")]
+#[test]
+fn a_run_on_a_gpu_is_that_on_the_cpu_and_goes_on_where_it_was() {
+    let (gpu, _) = xylem::heal::device::adapter().unwrap().expect("this test needs a GPU, be it in software");
+    let place = Place::new();
+    let base = place.base();
+    let (_, expected) = run(&mut place.trainer(&base, "cpu", None).unwrap(), None);
+    let trainer = |out: &str| place.trainer_on(&gpu, &base, out, None).unwrap();
+    let (_, whole) = run(&mut trainer("whole"), None);
+    run(&mut trainer("parts"), Some(3));
+    let mut rest = trainer("parts");
+    assert_eq!(rest.position().step, 3);
+    let (outcome, parts) = run(&mut rest, None);
+    Recipe::open(&outcome.recipe.unwrap(), &base).unwrap();
+    for (last, device) in [(&expected, "CPU"), (&whole, &gpu.name), (&parts, &gpu.name)] {
+        let (found, expected) = (last.last().unwrap(), expected.last().unwrap());
+        assert_eq!((found.step, found.tokens, found.device.as_str()), (6, expected.tokens, device));
+        let (a, b) = (found.held["text"], expected.held["text"]);
+        assert!((a.kl - b.kl).abs() < 1e-3 && (a.base_nll - b.base_nll).abs() < 1e-3, "{a:?} {b:?}");
+        for (name, loss) in &expected.losses {
+            assert!((found.losses[name] - loss).abs() < 1e-3, "{name}: {} for {loss}", found.losses[name]);
+        }
+    }
+    // What begins on one goes on on the other.
+    run(&mut place.trainer(&base, "both", None).unwrap(), Some(3));
+    assert_eq!(trainer("both").position().step, 3);
 }
 
 /// The safetensors files in `dir`.

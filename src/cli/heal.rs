@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use xylem::convert::{Base, Progress};
 use xylem::heal::checkpoint::Position;
-use xylem::heal::{Device, Entry, Listener, Settings, Trainer, plot};
+use xylem::heal::{Entry, Hardware, Listener, Settings, Trainer, plot};
 
 use super::convert::{Bars, calibration};
 
@@ -36,6 +36,37 @@ pub struct Args {
     /// Begin with this recipe, whatever the settings say.
     #[arg(long, value_name = "DIR")]
     init: Option<PathBuf>,
+    /// Where to compute. Unless given: on the GPU, in a build that can use it and where it is not software; else on the CPU.
+    #[arg(long)]
+    device: Option<Device>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Device {
+    Cpu,
+    Gpu,
+}
+
+/// What is computed on.
+fn hardware(device: Option<Device>) -> Result<Hardware> {
+    if let Some(Device::Cpu) = device {
+        return Ok(Hardware::cpu());
+    }
+    match (Hardware::gpu(), device) {
+        (Ok(Some(gpu)), _) => Ok(gpu),
+        (Err(e), Some(_)) => Err(e.into()),
+        (Ok(None), Some(_)) if cfg!(feature = "heal-gpu") => {
+            bail!("there is no GPU but in software, and the CPU itself is faster")
+        }
+        (Ok(None), Some(_)) => {
+            bail!("this build trains on the CPU alone; build it with `--features heal-gpu`")
+        }
+        (Err(e), None) => {
+            eprintln!("The GPU is left alone: {e}");
+            Ok(Hardware::cpu())
+        }
+        (Ok(None), None) => Ok(Hardware::cpu()),
+    }
 }
 
 /// Runs the subcommand.
@@ -57,12 +88,14 @@ pub fn run(args: &Args) -> Result<()> {
         }
     })
     .context("Ctrl-C can't be caught")?;
+    let hardware = hardware(args.device)?;
+    eprintln!("Training on {}", hardware.name);
     let bars = Bars::default();
     let text = settings.student.calibration.clone();
     let documents = || {
         calibration(text.as_deref(), &base).map_err(|e| xylem::Error::invalid("calibration", e.to_string()))
     };
-    let mut trainer = Trainer::new(&base, settings, &args.out, &Device::flex(), &documents, &bars)?;
+    let mut trainer = Trainer::new(&base, settings, &args.out, &hardware, &documents, &bars)?;
     bars.clear();
     let shown = Shown::new()?;
     if trainer.position().step > 0 {

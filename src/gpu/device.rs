@@ -233,7 +233,8 @@ fn note(failure: &Mutex<Option<String>>, reason: String) {
     failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
 }
 
-fn is_software(info: &wgpu::AdapterInfo, name: &str) -> bool {
+/// Whether the adapter, which says that its name is `name`, computes on the CPU.
+pub(crate) fn is_software(info: &wgpu::AdapterInfo, name: &str) -> bool {
     let name = name.to_lowercase();
     let known = ["swiftshader", "llvmpipe", "lavapipe", "basic render"];
     info.device_type == DeviceType::Cpu || known.iter().any(|k| name.contains(k))

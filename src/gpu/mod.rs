@@ -20,3 +20,5 @@ mod weights;
 mod tests;
 
 pub use backend::{GpuBackend, GpuOptions, Kernels, KvType, Opened};
+#[cfg(feature = "heal-gpu")]
+pub(crate) use device::is_software;

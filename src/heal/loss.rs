@@ -4,11 +4,12 @@
 //! in the student's logits is `(1 + c) p_student − p_base − c · onehot(next)`. (Source of distillation on full
 //! distributions: Hinton et al., arXiv 1503.02531.)
 
-use burn_tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData, activation};
+use burn_tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::batch::Compared;
+use super::device::on_cpu;
 use super::student::{indices, values};
 use crate::cpu::kernels::exp;
 use crate::error::Result;
@@ -111,11 +112,6 @@ pub fn compare(
         }
     }
     Ok((sums, with_gradient.then(|| Tensor::cat(gradients, 0))))
-}
-
-/// Whether the values of tensors on `device` lie in this process's memory.
-pub fn on_cpu(device: &Device) -> bool {
-    device.clone().inner() == Device::flex()
 }
 
 /// Figures and weighted slopes in the student's logits, by tensor operations. Without a base the student takes its place:
@@ -301,6 +297,8 @@ fn slopes(student: &mut [f32], base: &mut [f32], total: f32, scale: f32) -> RowF
 
 #[cfg(test)]
 mod tests {
+    use burn_tensor::Device;
+
     use super::*;
     use crate::bundle::random::weights;
     use crate::convert::recipe::Matrix;

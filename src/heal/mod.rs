@@ -7,13 +7,14 @@
 //! ([`train`]) measures ([`evaluate`]), keeps checkpoints ([`checkpoint`]) and ends with a recipe ([`export`]), both in small
 //! files ([`files`]); [`plot`] draws its log.
 //!
-//! Tensors are burn's, on the device that is given. The numbers of the forward pass are those of
+//! Tensors are burn's, on the [`device`] that is given. The numbers of the forward pass are those of
 //! [`crate::cpu`], which tests compare. Building a bundle from the recipe is [`crate::convert`]'s work.
 
 pub mod batch;
 pub mod blocks;
 pub mod checkpoint;
 pub mod data;
+pub mod device;
 pub mod evaluate;
 pub mod export;
 pub mod files;
@@ -31,6 +32,6 @@ mod tests;
 pub mod train;
 pub mod truths;
 
-pub use burn_tensor::Device;
+pub use device::Hardware;
 pub use settings::Settings;
 pub use train::{Entry, Listener, Outcome, Trainer};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn_tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::loss::on_cpu;
+use super::device::on_cpu;
 use super::settings::{Optimiser, Rates};
 use super::start::Group;
 use super::student::{Tensors, upload, values};
@@ -80,11 +80,7 @@ pub fn step(
     step: u64,
     share: f64,
 ) -> Result<f64> {
-    let mut squares = 0.0;
-    for gradient in gradients.values() {
-        squares += square_sum(gradient)?;
-    }
-    let norm = squares.sqrt();
+    let norm = norm(&gradients)?;
     let scale = if settings.clip > 0.0 && norm > settings.clip { settings.clip / norm } else { 1.0 };
     let t = step as f64 + 1.0;
     for (name, gradient) in gradients {
@@ -110,17 +106,25 @@ pub fn step(
     Ok(norm)
 }
 
-fn square_sum(tensor: &Tensor<2>) -> Result<f64> {
-    if !on_cpu(&tensor.device()) {
-        return Ok(values(tensor.clone().square().sum())?.iter().map(|v| f64::from(*v)).sum());
+/// The length of all gradients as one vector.
+fn norm(gradients: &Tensors) -> Result<f64> {
+    let (here, there): (Vec<_>, Vec<_>) = gradients.values().partition(|g| on_cpu(&g.device()));
+    let mut squares = 0.0;
+    for gradient in here {
+        let values = values(gradient.clone())?;
+        // Chunks are summed in their order, so that the sum doesn't depend on the threads.
+        let sums: Vec<f64> = values
+            .par_chunks(CHUNK)
+            .map(|chunk| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
+            .collect();
+        squares += sums.iter().sum::<f64>();
     }
-    let values = values(tensor.clone())?;
-    // Chunks are summed in their order, so that the sum doesn't depend on the threads.
-    let sums: Vec<f64> = values
-        .par_chunks(CHUNK)
-        .map(|chunk| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
-        .collect();
-    Ok(sums.iter().sum())
+    if !there.is_empty() {
+        // Read at once: a GPU is waited for only once.
+        let sums = there.into_iter().map(|gradient| gradient.clone().square().sum()).collect();
+        squares += values(Tensor::cat(sums, 0))?.into_iter().map(f64::from).sum::<f64>();
+    }
+    Ok(squares.sqrt())
 }
 
 /// By tensor operations.

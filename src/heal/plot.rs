@@ -121,6 +121,7 @@ mod tests {
             minutes: step as f64,
             step,
             tokens: step * 1000,
+            device: "CPU".into(),
             tokens_per_second: 1.0,
             rate: 1.0,
             losses: [("chats".to_owned(), 1.0 / (step + 1) as f64)].into(),

@@ -8,13 +8,13 @@ use burn_tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::start::Start;
-use super::student::{Tensors, download};
+use super::student::{Tensors, download, download_all};
 use crate::bundle::manifest::expected_tensors;
 use crate::bundle::quant::{Dtype, round_q4};
 use crate::config::BLOCK;
 use crate::convert::recipe::{Matrix, add_product};
 use crate::convert::store;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Weights that one thread rounds at once.
 const CHUNK: usize = 256 * BLOCK;
@@ -22,7 +22,7 @@ const CHUNK: usize = 256 * BLOCK;
 /// The matrices that are rounded: those that change and are stored in four bits.
 pub struct Rounding {
     device: Device,
-    // By name, with the base's own matrix where the change is one of low rank.
+    // By name, with the base's own matrix, in this process's memory, where the change is one of low rank.
     matrices: Vec<(String, Option<Tensor<2>>)>,
 }
 
@@ -51,7 +51,7 @@ impl Rounding {
             }
             let changed = factors(&name).iter().all(|factor| start.tensors.contains_key(factor));
             let own = changed.then(|| own(&name)).flatten()?;
-            Some((name, Some(own)))
+            Some((name, Some(own.to_device(&Device::flex()))))
         });
         Self { device: device.clone(), matrices: matrices.collect() }
     }
@@ -62,31 +62,35 @@ impl Rounding {
     /// # Errors
     /// [`Error::Gpu`](crate::Error::Gpu) if the device fails.
     pub fn apply(&self, mut tensors: Tensors) -> Result<Tensors> {
-        let rounded = self.matrices.par_iter().map(|(name, own)| {
-            let whole = match own {
-                None => rounded(download(&tensors[name])?),
-                Some(own) => {
-                    let [a, b] = factors(name).map(|factor| download(&tensors[&factor]));
-                    let (a, b, mut whole) = (a?, b?, download(own)?);
-                    if b.values.iter().all(|v| *v == 0.0) {
-                        // Nothing has changed: a recipe leaves it out, and a bundle keeps the base's numbers.
-                        whole
-                    } else {
-                        // By the operations that make a recipe's matrix, for the same bits.
-                        add_product(&mut whole.values, &a, &b);
-                        rounded(whole)
-                    }
-                }
-            };
-            let data = TensorData::new(whole.values, [whole.rows, whole.width]);
-            Ok(Tensor::from_data(data, &self.device))
+        let parts = self.matrices.iter().flat_map(|(name, own)| match own {
+            None => vec![name.clone()],
+            Some(_) => factors(name).to_vec(),
         });
-        let rounded: Vec<Tensor<2>> = rounded.collect::<Result<_>>()?;
+        let mut parts = download_all(parts.map(|part| tensors[&part].clone()))?.into_iter();
+        let mut next =
+            || parts.next().ok_or_else(|| Error::Gpu("gave fewer tensors than it was asked for".into()));
+        let mut read = Vec::with_capacity(self.matrices.len());
+        for (_, own) in &self.matrices {
+            read.push((own, next()?, own.as_ref().map(|_| next()).transpose()?));
+        }
+        let rounded = read.into_par_iter().map(|(own, first, b)| {
+            let Some((own, b)) = own.as_ref().zip(b) else { return Ok(rounded(first)) };
+            let mut whole = download(own)?;
+            // Where nothing has changed, a recipe leaves the change out, and a bundle keeps the base's numbers.
+            if b.values.iter().all(|v| *v == 0.0) {
+                return Ok(whole);
+            }
+            // By the operations that make a recipe's matrix, for the same bits.
+            add_product(&mut whole.values, &first, &b);
+            Ok(rounded(whole))
+        });
+        let rounded: Vec<Matrix> = rounded.collect::<Result<_>>()?;
         for ((name, own), rounded) in self.matrices.iter().zip(rounded) {
             if own.is_some() {
                 factors(name).iter().for_each(|factor| drop(tensors.remove(factor)));
             }
-            tensors.insert(name.clone(), rounded);
+            let data = TensorData::new(rounded.values, [rounded.rows, rounded.width]);
+            tensors.insert(name.clone(), Tensor::from_data(data, &self.device));
         }
         Ok(tensors)
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use burn_tensor::{Device, Int, Tensor, TensorData};
+use burn_tensor::{Device, Int, Tensor, TensorData, Transaction};
 
 use super::batch::Job;
 use super::blocks::{self, EngramLayer, Positions};
@@ -34,6 +34,24 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
 pub fn download(tensor: &Tensor<2>) -> Result<Matrix> {
     let [rows, width] = tensor.dims();
     Ok(Matrix { rows, width, values: values(tensor.clone())? })
+}
+
+/// The values of several tensors, read at once: a GPU is waited for only once.
+///
+/// # Errors
+/// As [`values`].
+pub fn download_all(tensors: impl IntoIterator<Item = Tensor<2>>) -> Result<Vec<Matrix>> {
+    let (mut shapes, mut read) = (Vec::new(), Transaction::default());
+    for tensor in tensors {
+        shapes.push(tensor.dims());
+        read = read.register(tensor);
+    }
+    let read = read.try_execute().map_err(|e| Error::Gpu(e.to_string()))?;
+    let matrices = read.into_iter().zip(shapes).map(|(data, [rows, width])| {
+        let values = data.try_into_vec::<f32>().map_err(|e| Error::Gpu(e.to_string()))?;
+        Ok(Matrix { rows, width, values })
+    });
+    matrices.collect()
 }
 
 /// A tensor of indices.

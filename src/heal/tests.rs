@@ -353,18 +353,18 @@ fn gradients_pass_the_rounding_unchanged() {
 
 #[test]
 fn the_loss_falls() {
-    falls(&start());
+    falls(&start(), &Device::flex());
 }
 
 #[test]
 fn the_loss_falls_while_matrices_are_rounded() {
-    falls(&Start { storage: storage(Dtype::Q4), ..start() });
+    falls(&Start { storage: storage(Dtype::Q4), ..start() }, &Device::flex());
 }
 
-fn falls(start: &Start) {
-    let (device, job) = (Device::flex(), job());
-    let model = model(start, &device);
-    let mut parameters = Parameters::new(&start.tensors, &device);
+fn falls(start: &Start, device: &Device) {
+    let job = job();
+    let model = model(start, device);
+    let mut parameters = Parameters::new(&start.tensors, device);
     let settings = Optimiser { clip: 1.0, ..Optimiser::default() };
     let rates = Rates { rows: 2e-2, engram_tables: 2e-2, down: 2e-3, maps: 2e-3, ..Rates::default() };
     let mut losses = Vec::new();
@@ -404,4 +404,36 @@ fn new_engram_layers_change_nothing() {
     without.tensors.retain(|name, _| !name.contains("engram") && !name.starts_with("blk.0."));
     assert_eq!(states(&with), states(&without));
     assert_ne!(states(&start()), states(&with));
+}
+
+/// The adapter of the system, be it in software.
+#[cfg(feature = "heal-gpu")]
+fn gpu() -> Device {
+    let (gpu, _) = super::device::adapter().unwrap().expect("these tests need a GPU, be it in software");
+    gpu.device
+}
+
+#[cfg(feature = "heal-gpu")]
+#[test]
+fn gradients_on_a_gpu_are_those_on_the_cpu() {
+    for (storage, job) in [(Dtype::F32, job()), (Dtype::F32, taught()), (Dtype::Q4, job())] {
+        let start = Start { storage: self::storage(storage), ..start() };
+        let on =
+            |device: &Device| both(&model(&start, device), &Parameters::new(&start.tensors, device), &job);
+        let (expected, found) = (on(&Device::flex()), on(&gpu()));
+        assert!((found.0 - expected.0).abs() < 1e-5, "{} for {}", found.0, expected.0);
+        assert_eq!(found.1.len(), expected.1.len());
+        for (name, expected) in expected.1 {
+            let (found, expected) = (download(&found.1[&name]).unwrap(), download(&expected).unwrap());
+            let largest = expected.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let close = |(f, e): (&f32, &f32)| (f - e).abs() < 1e-4 * largest + 1e-7;
+            assert!(found.values.iter().zip(&expected.values).all(close), "{name}");
+        }
+    }
+}
+
+#[cfg(feature = "heal-gpu")]
+#[test]
+fn the_loss_falls_on_a_gpu() {
+    falls(&Start { storage: storage(Dtype::Q4), ..start() }, &gpu());
 }

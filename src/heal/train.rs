@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn_tensor::{Device, Tensor};
+use burn_tensor::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{Batches, Job};
 use super::checkpoint::{self, Position};
 use super::data::{Reader, separator};
+use super::device::{Hardware, on_cpu};
 use super::evaluate::{Evaluation, Figures, Turned};
 use super::export;
-use super::loss::{self, on_cpu};
+use super::loss;
 use super::optimiser::{self, Parameters, course};
 use super::settings::Settings;
 use super::start::{Start, start};
@@ -39,6 +40,9 @@ pub struct Entry {
     pub step: u64,
     /// Tokens that the student has read.
     pub tokens: u64,
+    /// What computed it.
+    #[serde(default)]
+    pub device: String,
     /// Tokens per second of steps, since the run was begun or taken up.
     pub tokens_per_second: f64,
     /// The rates' share of their peaks.
@@ -82,6 +86,8 @@ pub struct Trainer<'a> {
     batches: Batches,
     evaluation: Evaluation,
     position: Position,
+    // The device's name.
+    hardware: String,
 }
 
 impl<'a> Trainer<'a> {
@@ -94,11 +100,12 @@ impl<'a> Trainer<'a> {
         base: &'a Base,
         settings: Settings,
         run: &Path,
-        device: &Device,
+        hardware: &Hardware,
         calibration: &dyn Fn() -> Result<Vec<Vec<u32>>>,
         progress: &dyn Progress,
     ) -> Result<Self> {
         settings.check_model(base.config())?;
+        let device = &hardware.device;
         let config = base.config();
         let tokenizer = Tokenizer::new(base.tokenizer_json(), config.bos_token)?;
         let template =
@@ -118,7 +125,8 @@ impl<'a> Trainer<'a> {
         let evaluation = Evaluation::new(&settings, &reader, &batches, &model)?;
         fs::create_dir_all(run).map_err(|e| Error::io(run, e))?;
         let run = run.to_owned();
-        Ok(Self { base, settings, run, start, model, parameters, batches, evaluation, position })
+        let hardware = hardware.name.clone();
+        Ok(Self { base, settings, run, start, model, parameters, batches, evaluation, position, hardware })
     }
 
     /// Where the run stands.
@@ -255,6 +263,7 @@ impl<'a> Trainer<'a> {
             minutes: round(self.position.seconds / 60.0),
             step: self.position.step,
             tokens: self.position.tokens,
+            device: self.hardware.clone(),
             tokens_per_second: round(rate),
             rate: round(share),
             losses: self.position.losses.iter().map(|(name, v)| (name.clone(), round(*v))).collect(),
