@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn rows_fall_into_bins() {
-        let one = |distance, right, base_right| Seen { distance, length: 900, distinct: 300, right, base_right };
+        let one =
+            |distance, right, base_right| Seen { distance, length: 900, distinct: 300, right, base_right };
         let seen = [
             one(Some(125), true, Some(true)),
             one(Some(126), false, Some(true)),
