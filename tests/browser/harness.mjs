@@ -167,11 +167,13 @@ const answers = (page) => page.getByRole("article", { name: "Answer" });
 
 /** Writes `text` into the message field, sends it by keyboard, and waits until its answer has begun. */
 export async function ask(page, text) {
-  const before = await answers(page).count();
+  // Turns come and go at the next frame: until then the last answer is one before, which may be about to go.
+  await answers(page).evaluateAll((all) => {
+    for (const one of all) one.setAttribute("data-before", "");
+  });
   await page.getByRole("textbox", { name: "Message", exact: true }).fill(text);
   await page.keyboard.press("Enter");
-  // Turns are drawn at the next frame: until then the last answer is the one before.
-  await answers(page).nth(before).waitFor();
+  await answers(page).and(page.locator(":not([data-before])")).last().waitFor();
 }
 
 /** Waits until the last answer is complete and gives its element. */
