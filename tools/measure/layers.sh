@@ -66,9 +66,9 @@ healed() {
   echo "$1: $2, healed" >&2
   local list
   list=$(node -p '
-    const ranges = process.argv[1].split(",").map((range) => range.split("-").map(Number));
-    JSON.stringify(ranges.flatMap(([from, to = from]) => Array.from({ length: to - from + 1 }, (_, i) => from + i)));
-  ' "$2")
+    const [out, name] = process.argv.slice(1);
+    JSON.stringify(JSON.parse(fs.readFileSync(out, "utf8")).find((one) => one.name === name).layers);
+  ' "$out" "$1")
   sed "s/LAYERS/$list/" "$root/tools/measure/layers.toml" >"$work/layers.toml"
   rm -rf "$work/run"
   "$xylem" heal --base "$base" --settings "$work/layers.toml" --out "$work/run"
