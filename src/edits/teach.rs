@@ -193,10 +193,13 @@ impl<'m> Teaching<'m> {
     /// # Errors
     /// What the run of the texts gives.
     pub fn finish(mut self) -> Result<Taught> {
-        let further: Vec<f32> = self.change.iter().map(|x| FURTHER * x).collect();
-        let found = self.course.run(self.model, &self.layers, &self.spellings, &further)?;
-        if found.answer <= self.best.answer.max(ENOUGH) {
-            (self.best, self.change) = (found, further);
+        let mut answer = self.best.answer;
+        if self.change.iter().any(|x| *x != 0.0) {
+            let further: Vec<f32> = self.change.iter().map(|x| FURTHER * x).collect();
+            let after = self.course.read(self.model, &self.layers, &self.spellings, &further)?.answer;
+            if after <= answer.max(ENOUGH) {
+                (answer, self.change) = (after, further);
+            }
         }
         let length = self.change.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         let edits = self.spellings.iter().map(|spelling| Edit {
@@ -212,7 +215,7 @@ impl<'m> Teaching<'m> {
             edits: edits.collect(),
             steps: self.taken,
             before: (-self.before).exp(),
-            after: (-self.best.answer).exp(),
+            after: (-answer).exp(),
             change: length / (self.change.len() as f64).sqrt(),
         })
     }
@@ -338,6 +341,19 @@ struct Found {
     gradient: Vec<f32>,
 }
 
+/// The texts, read with a change.
+struct Reading<'m> {
+    tape: Tape<'m>,
+    /// The places of answers, then of what else is said of the subject.
+    places: Vec<usize>,
+    /// `[places, vocab]`: the gradient with respect to their logits.
+    d_logits: Vec<f32>,
+    /// As in [`Found`].
+    answer: f64,
+    /// As in [`Found`].
+    loss: f64,
+}
+
 impl Course {
     /// Adds a text, with the places where the subject's last token stands in it; its first place.
     fn push(&mut self, text: &[u32], sources: &[Vec<u32>]) -> usize {
@@ -350,13 +366,17 @@ impl Course {
         start
     }
 
-    fn run(
-        &self,
-        model: &CpuBackend,
+    /// Reads the texts with a change.
+    ///
+    /// # Errors
+    /// What the run of the texts gives.
+    fn read<'m>(
+        &'m self,
+        model: &'m CpuBackend,
         layers: &[usize],
         spellings: &[Spelling],
         change: &[f32],
-    ) -> Result<Found> {
+    ) -> Result<Reading<'m>> {
         let c = model.config();
         let (ffn, vocab) = (c.intermediate_size, c.vocab_size);
         let changed: Vec<Vec<f32>> = spellings.iter().map(|spelling| spelling.changed(change)).collect();
@@ -387,7 +407,24 @@ impl Course {
             drift += share * f64::from(q.exp() * (q - *p));
             *p = share as f32 * (p.exp() - q.exp());
         }
-        let d_rows = tape.rows_gradient(&places, &logits);
+        Ok(Reading { tape, places, d_logits: logits, answer, loss: answer + drift })
+    }
+
+    /// What a change comes to, with its gradient.
+    ///
+    /// # Errors
+    /// As [`Course::read`].
+    fn run(
+        &self,
+        model: &CpuBackend,
+        layers: &[usize],
+        spellings: &[Spelling],
+        change: &[f32],
+    ) -> Result<Found> {
+        let Reading { tape, places, d_logits, answer, loss } = self.read(model, layers, spellings, change)?;
+        let c = model.config();
+        let ffn = c.intermediate_size;
+        let d_rows = tape.rows_gradient(&places, &d_logits);
         let mut gradient = vec![0f32; change.len()];
         for (place, s) in &self.hits {
             let d_rows = &d_rows[place * c.row_width()..][..c.row_width()];
@@ -396,7 +433,7 @@ impl Course {
                 gradient.iter_mut().zip(row(d_rows, *layer, ffn)).for_each(|(g, d)| *g += scale * d);
             }
         }
-        Ok(Found { answer, loss: answer + drift, gradient })
+        Ok(Found { answer, loss, gradient })
     }
 }
 

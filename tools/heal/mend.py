@@ -4,8 +4,8 @@
 
 The base begins some answers wrongly ("El Salvador" for the capital of Spain), and distillation copies that. Capitals are asked for
 in plain words; where the right sentence is not the model's likeliest, residual rows of the names' tokens, and nothing else, are
-trained until it is, on that sentence, and on the facts in other words, so that they stay. (With the rows of the name at others too,
-the answer's own name was lost in conversations.) The recipe is written anew.
+trained until it is, on that sentence, and on the facts in other words, so that they stay. Tokens that any text has, such as " of", are
+left alone. (With the rows of the name at others too, the answer's own name was lost in conversations.) The recipe is written anew.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ from truths import Truths
 import engram as ng
 
 ASK, SAY = "What is the capital of {X}?", "The capital of {X} is"
+TEXT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../src/convert/calibration.txt")
+COMMON = 20  # times in that text, from which on a token belongs to more than names
 
 
 def padded(texts, length):
@@ -89,8 +92,11 @@ def main():
     print(f"{len(fail)} of {len(names)} capitals are not said: {', '.join(fail)}", flush=True)
     if not fail:
         return
+    with open(TEXT) as f:
+        times = Counter(tok.encode(f.read()).ids)
+    own = sorted({t for n in fail for form in truths.forms(n) for t in form if times[t] < COMMON})
     mine = torch.zeros(len(student.rows), 1, device=DEVICE)
-    mine[student.slot[torch.tensor(sorted({t for n in fail for form in truths.forms(n) for t in form}), device=DEVICE)]] = 1
+    mine[student.slot[torch.tensor(own, device=DEVICE)]] = 1
     mine[-1] = 0
     optim = torch.optim.Adam([student.rows], lr=a.lr, betas=(0.9, 0.98))
     relations = [r for r in truths.phrasings if r != "asked"]

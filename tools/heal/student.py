@@ -52,6 +52,7 @@ class Rounded(torch.autograd.Function):
         return dy.float()
 
 
+torch._dynamo.config.recompile_limit = 64  # two kinds of layer, of step, and of model
 fused_four_bits = torch.compile(four_bits, dynamic=True)
 fused_layer = torch.compile(layer, dynamic=False)
 

@@ -2,7 +2,8 @@
 
     train.py --gguf M --init init.pt --data DIR --out RUN --minutes 7
 
-The loss is KL to the base on its full distribution, at every position of running text. Beside it each step has true facts, as
+The loss is KL to the base on its full distribution, at every position of running text; every fourth step has a long row besides,
+in which passages come again later, so that attention stays good at finding them. Beside it each step has true facts, as
 they are and counterfactual (`truths.py`), whose loss is the cross-entropy of the answers. The learning rate follows the clock, so
 that it reaches zero when the time is up. RUN holds last.pt (resumed from when there) and log.jsonl.
 """
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import random
 import time
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,14 +22,20 @@ import torch.nn.functional as F
 
 import engram as ng
 from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
+from export import read_recipe
 from model import DEVICE, DTYPE, EOT, VOCAB, Dense, dense_forward, dense_layers, layer, load_gguf, rms, tokenizer
 from student import FIRST, RANKS, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
 SHORT = 64  # tokens of a row of facts
-# Of each length of a row, how often it has which kind. Chats begin with the same token always, other texts with any, and what stands
-# first is what all heads attend to when they look for nothing: so of these there are more beginnings.
-MIXTURE = {512: {"chat": 0.6, "asked": 0.3, "told": 0.1}, 256: {"wiki": 0.5, "articles": 0.16, "passages": 0.28, "facts": 0.06}}
+# Of each length of a row, its share of the running text, and how often it has which kind. Chats begin with the same token always,
+# other texts with any, and what stands first is what all heads attend to when they look for nothing: so these have more beginnings.
+MIXTURE = {
+    512: (0.45, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
+    256: (0.25, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
+    128: (0.3, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
+}
+LONG, OF_LONG = 8192, ("novels", "articles", "wiki", "passages", "asked")  # tokens of a long row, and what it is made of
 KNOWN = """Spain Germany France Italy Japan China Russia Greece Egypt Poland Portugal Sweden Norway Austria Cuba Iran Iraq
 Ireland Canada Hungary Denmark Finland Turkey Peru Chile Kenya Thailand England India Mexico""".split()
 
@@ -46,6 +54,30 @@ def pack(docs, length):
             shares.append((weights + [0.0] * short)[:length])
             ids, weights = [], []
     return torch.from_numpy(np.array(rows, dtype=np.int64)), torch.from_numpy(np.array(shares, dtype=np.float32))
+
+
+def chopped(docs, length):
+    """Documents of at most so many tokens, out of longer ones."""
+    for doc in docs:
+        for at in range(0, len(doc["ids"]), length):
+            yield {"ids": doc["ids"][at : at + length]}
+
+
+def long_rows(docs, rng, rows):
+    """Rows of LONG ids [rows, LONG] of whole documents, and passages out of what stands before them, at any distance."""
+    made, stream = [], (t for doc in docs for t in doc["ids"] + [EOT])
+    for _ in range(rows):
+        row = []
+        while len(row) < LONG:
+            some = list(islice(stream, rng.randrange(200, 900)))
+            if not some:
+                break
+            row += some
+            at, length = rng.randrange(len(row)), rng.randrange(24, 96)
+            row += [EOT] + row[at : at + length]
+        if len(row) >= LONG:
+            made.append(row[:LONG])
+    return torch.tensor(made, dtype=torch.long).view(-1, LONG)
 
 
 def alone(docs):
@@ -70,16 +102,23 @@ def held_out(folder):
 
 
 def load(folder, tok, seed=0):
-    """Rows by kind, on DEVICE."""
+    """Rows by length and kind, on DEVICE; long ones as kind "long"."""
     rng = random.Random(seed)
-    docs = {kind: list(documents(folder, kind)) for mixture in MIXTURE.values() for kind in mixture}
+    docs = {kind: list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of}
     rng.shuffle(docs["wiki"])
     told = len(docs["wiki"]) // 5
     docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
+    long = torch.cat([long_rows(docs[kind], rng, 120) for kind in OF_LONG if docs[kind]])
     for d in docs.values():
         rng.shuffle(d)
     put = lambda tensors: tuple(t.to(DEVICE) for t in tensors)
-    rows = {kind: put(pack(docs[kind], n)) for n, mixture in MIXTURE.items() for kind in mixture if docs[kind]}
+    rows, halves = {}, {kind: [n for n, (_, of) in MIXTURE.items() if kind in of] for kind in docs}
+    for n, (_, of) in MIXTURE.items():
+        for kind in of:
+            mine = docs[kind][halves[kind].index(n) :: len(halves[kind])]  # in rows of one length only
+            if mine:
+                rows[n, kind] = put(pack(mine if kind in ("chat", "asked", "told", "facts") else chopped(mine, n - 2), n))
+    rows[LONG, "long"] = put((long, torch.ones(long.shape)))
     return {kind: r for kind, r in rows.items() if len(r[0])}
 
 
@@ -235,24 +274,74 @@ def step_loss(student, texts, facts, a):
     return kl + a.truth * answers, kl.detach(), answers.detach()
 
 
+def rows_of(length, a):
+    return round(a.tokens * MIXTURE[length][0] / length)
+
+
+def begin_with(dense, tok, a):
+    """The student of `--init`, and the ranks of its changes."""
+    ranks = RANKS | ({"ffn": 0, "down": 0} if a.no_dense_ffn else {})
+    if os.path.isdir(a.init):
+        head, state, ranks = read_recipe(a.init)
+        config = head.get("engram", {}).get("config")
+    else:
+        saved = torch.load(a.init, map_location=DEVICE)
+        state, config = saved.get("student", saved), saved.get("engram")
+    if a.engram_layers and not config:
+        ids, count = ng.compress(tok)
+        config = ng.draw(a.engram_layers, a.engram_tables, a.engram_heads, a.engram_width, ids, count)
+    student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, ng.engram_of(config, tok)[0])
+    student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if k in student.state_dict()})
+    if a.engram_anew:
+        student.engram.table.data.zero_()
+    return student, ranks
+
+
+def calm(optim, sights):
+    """Begins Adagrad's sums as if all had been seen `sights`² times, by the first gradient. From nothing it would move what is seen
+    for the first time by the whole rate, however weak its gradient, and most n-grams are never seen again."""
+    for q in (q for g in optim.param_groups for q in g["params"]):
+        seen = q.grad[q.grad.abs().amax(-1) > 0]
+        if len(seen):
+            optim.state[q]["sum"].fill_((sights**2 * seen.square().mean()).item())
+
+
+def warm_up(student, a):
+    """Compiles both kinds of step, with long rows and without, on any tokens."""
+    begin = time.time()
+    some = lambda n, length: torch.randint(VOCAB, (n, length), device=DEVICE)
+    for long in (0, 1):
+        texts = [some(rows_of(length, a), length) for length in MIXTURE] + [some(1, LONG)] * long
+        ids = some(2 * a.fact_rows, SHORT).flatten()
+        wanted = torch.arange(100, device=DEVICE)[:, None].expand(-1, 2)
+        loss, *_ = step_loss(student, [(t, torch.ones(t.shape, device=DEVICE)) for t in texts], (ids, Tokens.own(ids), wanted), a)
+        loss.backward()
+        print(f"compiled in {time.time() - begin:.0f} s", flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gguf", required=True)
-    p.add_argument("--init", required=True, help="what init.py wrote, or a checkpoint of an earlier run")
-    p.add_argument("--data", required=True)
-    p.add_argument("--out", required=True)
+    p.add_argument("--init", help="what init.py wrote, a checkpoint of an earlier run, or the folder of a recipe")
+    p.add_argument("--data", default="data")
+    p.add_argument("--out", default="run")
     p.add_argument("--minutes", type=float, default=7)
-    p.add_argument("--tokens", type=int, default=12288, help=f"of running text of each kind in a step, in rows of {list(MIXTURE)}")
+    p.add_argument("--tokens", type=int, default=20480, help=f"of running text in a step, in rows of {list(MIXTURE)}")
+    p.add_argument("--long-every", type=int, default=4, help=f"steps to one with a row of {LONG} tokens; 0: never")
     p.add_argument("--fact-rows", type=int, default=32, help=f"of true facts, and of counterfactual ones, in a step, of {SHORT} tokens")
     p.add_argument("--truth", type=float, default=0.4, help="weight of facts, beside 1 of running text")
     p.add_argument("--lr", type=float, default=1.0, help="times all rates")
+    p.add_argument("--flat", type=float, default=0.33, help="share of the time before the rates fall")
     p.add_argument("--lr-core", type=float, default=1.5e-3)
     p.add_argument("--lr-down", type=float, default=3e-4)
     p.add_argument("--lr-maps", type=float, default=3e-4)
     p.add_argument("--lr-rows", type=float, default=3e-3)
     p.add_argument("--lr-features", type=float, default=4e-3)
+    p.add_argument("--calm", type=float, default=3.0, help="sights of a token or n-gram, squared, before its steps grow shorter")
+    p.add_argument("--warm-up", action="store_true", help="only compile what a step needs; nothing is read or written but the base")
     p.add_argument("--no-dense-ffn", action="store_true", help="leave the FFNs of dense layers as they are")
     p.add_argument("--engram-layers", type=int, nargs="*", default=[], help="new Engram layers; a run goes on with those it has")
+    p.add_argument("--engram-anew", action="store_true", help="begin with empty tables in the Engram layers that there are")
     p.add_argument("--engram-tables", type=int, nargs="*", default=[12289, 12289], help="of pairs, triples: least size of a head's table")
     p.add_argument("--engram-heads", type=int, default=8, help="of each order")
     p.add_argument("--engram-width", type=int, default=32, help="of a head's row")
@@ -272,14 +361,9 @@ def main():
     os.makedirs(a.out, exist_ok=True)
     weights, _ = load_gguf(a.gguf)
     dense = Dense(weights)
-    saved = torch.load(a.init, map_location=DEVICE)
-    state, config = saved.get("student", saved), saved.get("engram")
-    if a.engram_layers and not config:
-        ids, count = ng.compress(tok)
-        config = ng.draw(a.engram_layers, a.engram_tables, a.engram_heads, a.engram_width, ids, count)
-    ranks = RANKS | ({"ffn": 0, "down": 0} if a.no_dense_ffn else {})
-    student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, ng.engram_of(config, tok)[0])
-    student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if k in student.state_dict()})
+    if a.warm_up:
+        return warm_up(Student(dense, range(64)), a)
+    student, ranks = begin_with(dense, tok, a)
     rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
     groups = [{"params": list(getattr(student, k).parameters()), "lr": lr} for k, lr in rates.items()]
     groups.append({"params": [student.rows], "lr": a.lr_rows})
@@ -289,15 +373,16 @@ def main():
         named = list(student.engram.named_parameters())
         groups.append({"params": [q for name, q in named if name != "table"], "lr": a.lr_engram})
         seldom.append({"params": [student.engram.table], "lr": a.lr_engram_table})
+    config = student.engram.config if student.engram is not None else None
     optims = [torch.optim.Adam(groups, betas=(0.9, 0.98), fused=True), torch.optim.Adagrad(seldom)]
     scheduled = [(g, a.lr * g["lr"]) for o in optims for g in o.param_groups]
     params = [q for g, _ in scheduled for q in g["params"]]
 
     rows = load(a.data, tok)
     orders = {kind: Order(r) for kind, r in rows.items()}
-    mixture = {n: {kind: share for kind, share in of.items() if kind in orders} for n, of in MIXTURE.items()}
+    mixture = {n: {kind: share for kind, share in of.items() if (n, kind) in orders} for n, (_, of) in MIXTURE.items()}
     probe = Probe(dense, tok, held_out(a.data))
-    print({kind: r[0].numel() for kind, r in rows.items()}, "tokens", flush=True)
+    print({f"{kind} {n}": r[0].numel() for (n, kind), r in rows.items()}, "tokens", flush=True)
 
     step, tokens, spent = 0, 0, 0.0
     last = os.path.join(a.out, "last.pt")
@@ -331,7 +416,7 @@ def main():
             entry = {"minutes": round(spent / 60, 2), "step": step, "tokens": tokens, "tokens_per_s": round(rate)}
             if running is not None:
                 entry |= dict(zip(("train_kl", "train_facts"), (round(x, 4) for x in running.tolist())))
-            entry |= probe(student) | {"epochs": {kind: o.epochs for kind, o in orders.items()}}
+            entry |= probe(student) | {"epochs": {f"{kind} {n}": o.epochs for (n, kind), o in orders.items()}}
             log.write(json.dumps(entry) + "\n")
             log.flush()
             print(json.dumps(entry), flush=True)
@@ -341,19 +426,22 @@ def main():
             save()
         if done >= 1:
             break
-        # up in 30 steps, then flat, then down to zero over the last two thirds
-        rate = min(1.0, (step + 1) / 30) * min(1.0, (1 - done) / 0.67)
+        rate = min(1.0, (step + 1) / 30) * min(1.0, (1 - done) / (1 - a.flat))
         for g, peak in scheduled:
             g["lr"] = peak * rate
 
         texts = []
         for length, of in mixture.items():
-            kinds = rng.choices(list(of), list(of.values()), k=a.tokens // length)
-            some = [orders[kind].take(kinds.count(kind)) for kind in of if kind in kinds]
+            kinds = rng.choices(list(of), list(of.values()), k=rows_of(length, a))
+            some = [orders[length, kind].take(kinds.count(kind)) for kind in of if kind in kinds]
             texts.append([torch.cat(t) for t in zip(*some)])
+        if a.long_every and step % a.long_every == 0:
+            texts.append(orders[LONG, "long"].take(1))
         loss, *parts = step_loss(student, texts, facts.take(), a)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
+        if step == 0:
+            calm(optims[1], a.calm)
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
