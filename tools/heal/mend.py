@@ -58,15 +58,16 @@ def main():
     student.weights = lambda: fixed
     with open(os.path.join(a.data, "truths.json")) as f:
         truths = Truths(tok, json.load(f), random.Random(0))
-    truths.phrasings |= {"asked": [USER + ASK + END + ASSISTANT, SYSTEM + USER + ASK + END + ASSISTANT]}
+    relations, chats = list(truths.phrasings), {"alone": "", "told": SYSTEM}
+    truths.phrasings |= {chat: [head + USER + ASK + END + ASSISTANT] for chat, head in chats.items()}
     rng = truths.rng
 
-    def asked(name):
-        """The question and its answer in a whole sentence."""
+    def asked(name, chat):
+        """The question and its answer in a whole sentence, with the system's words before them or without."""
         fact = truths.facts[name]
-        fact["asked"] = SAY.format(X=name) + " " + fact["capital"]
-        made = truths.statement("asked", name, name, [])
-        del fact["asked"]
+        fact[chat] = SAY.format(X=name) + " " + fact["capital"]
+        made = truths.statement(chat, name, name, [])
+        del fact[chat]
         return made
 
     def answers(texts):
@@ -80,11 +81,11 @@ def main():
     @torch.no_grad()
     def wrong(names):
         found = []
-        for i in range(0, len(names), 24):
-            some = names[i : i + 24]
-            logits, wanted, text = answers([asked(name) for name in some])
+        for i in range(0, len(names), 12):
+            some = [(name, chat) for name in names[i : i + 12] for chat in chats]
+            logits, wanted, text = answers([asked(*one) for one in some])
             bad = set(text[logits.argmax(-1) != wanted].tolist())
-            found += [name for j, name in enumerate(some) if j in bad]
+            found += sorted({some[j][0] for j in bad})
         return found
 
     names = [n for n in truths.names if "capital" in truths.facts[n]]
@@ -99,14 +100,13 @@ def main():
     mine[student.slot[torch.tensor(own, device=DEVICE)]] = 1
     mine[-1] = 0
     optim = torch.optim.Adam([student.rows], lr=a.lr, betas=(0.9, 0.98))
-    relations = [r for r in truths.phrasings if r != "asked"]
     begin = time.time()
     for step in range(a.steps):
         for g in optim.param_groups:
             g["lr"] = a.lr * min(1.0, 2 * (1 - step / a.steps))
-        texts = [asked(name) for name in rng.sample(names, 8)]  # names share tokens
+        texts = [asked(name, rng.choice(list(chats))) for name in rng.sample(names, 8)]  # names share tokens
         for name in rng.sample(fail, min(10, len(fail))):
-            texts.append(asked(name))
+            texts.append(asked(name, rng.choice(list(chats))))
             relation = rng.choice([r for r in relations if r in truths.facts[name]])
             texts.append(truths.statement(relation, name, name, []))
         logits, wanted, _ = answers([t for t in texts if t])
