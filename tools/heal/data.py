@@ -21,7 +21,7 @@ import zlib
 import torch
 
 import entities as en
-from model import DEVICE, EOT, IM_END, VOCAB, Dense, load_gguf
+from model import EOT, IM_END, IM_START, VOCAB, Dense, load_gguf
 from sampler import Prompt, write
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -175,12 +175,12 @@ def worth(tok, prompt, ids):
         return False
     if prompt.kind != "chat":
         return True
-    turn, start = tok.encode(END + ASSISTANT).ids, tok.token_to_id("<|im_start|>")
+    turn = tok.encode(END + ASSISTANT).ids
     if EOT in written or IM_END not in written:
         return False
     at = written.index(IM_END)
     later = written[at + len(turn) :]
-    return at >= 2 and written[at : at + len(turn)] == turn and len(later) > 1 and (prompt.turns > 2 or start not in later)
+    return at >= 2 and written[at : at + len(turn)] == turn and len(later) > 1 and (prompt.turns > 2 or IM_START not in later)
 
 
 def fact_prompts(tok):

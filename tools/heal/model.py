@@ -1,4 +1,4 @@
-"""The base model from its GGUF file, its tokenizer, one layer of a forward pass, and batched sampling.
+"""The base model from its GGUF file, its tokenizer, and one layer of a forward pass.
 
 Matrices stay in GGUF row order: RoPE rotates the interleaved pairs (2i, 2i + 1).
 """
@@ -166,69 +166,3 @@ def dense_layers(dense, x, shape, start=0, end=LAYERS, layer=layer):
 def dense_forward(dense, ids, end=LAYERS):
     """The base's stream after the first `end` layers of ids [batch, length]."""
     return dense_layers(dense, dense.embd[ids.flatten()].float(), (tuple(ids.shape),), end=end)
-
-
-# ---------------------------------------------------------------- sampling
-
-
-@torch.no_grad()
-def generate(dense, prompts, max_new, temperature=0.0, top_k=80, stop=(EOT, IM_END), turns=1, generator=None):
-    """Continues prompts, all of one length [B][L]; returns the new ids of each, its stop token included.
-
-    A text ends at its `turns`-th stop token, or at the end of text.
-    """
-    ids = torch.tensor(prompts, device=DEVICE)
-    batch, plen = ids.shape
-    total = plen + max_new
-    cos, sin = rope_table(total)
-    keys = [torch.zeros(batch, KV, total, HD, dtype=DTYPE, device=DEVICE) for _ in range(LAYERS)]
-    vals = [torch.zeros(batch, KV, total, HD, dtype=DTYPE, device=DEVICE) for _ in range(LAYERS)]
-    alive = torch.arange(batch, device=DEVICE)
-    out = [[] for _ in prompts]
-    stop = torch.tensor(list(stop), device=DEVICE)
-    left = torch.full((batch,), turns, device=DEVICE)
-    step, pos = ids, 0
-    while True:
-        b, t = step.shape
-        x = dense.embd[step.flatten()].float()
-        for n, w in enumerate(dense.layers):
-            qkv = F.linear(rms(x, w.norm1).to(DTYPE), w.qkv).view(b, t, HEADS + 2 * KV, HD)
-            qk = rotate(qkv[:, :, : HEADS + KV], cos[pos : pos + t], sin[pos : pos + t])
-            keys[n][:, :, pos : pos + t] = qk[:, :, HEADS:].transpose(1, 2)
-            vals[n][:, :, pos : pos + t] = qkv[:, :, HEADS + KV :].transpose(1, 2)
-            k, v = keys[n][:, :, : pos + t], vals[n][:, :, : pos + t]
-            if t == 1:  # the three query heads of a KV head are three queries
-                att = F.scaled_dot_product_attention(qk[:, 0, :HEADS].view(b, KV, HEADS // KV, HD), k, v)
-                att = att.reshape(b, Q)
-            else:
-                q = qk[:, :, :HEADS].transpose(1, 2)
-                g = HEADS // KV
-                att = F.scaled_dot_product_attention(
-                    q, k.repeat_interleave(g, 1), v.repeat_interleave(g, 1), is_causal=True
-                )
-                att = att.transpose(1, 2).reshape(b * t, Q)
-            x = x + F.linear(att, w.o).float()
-            gate, up = F.linear(rms(x, w.norm2).to(DTYPE), w.ffn).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, w.down).float()
-        pos += t
-        last = rms(x.view(b, t, HIDDEN)[:, -1], dense.norm).to(DTYPE)
-        logits = F.linear(last, dense.embd).float()
-        if temperature > 0:
-            top, index = logits.topk(top_k, -1)
-            pick = torch.multinomial((top / temperature).softmax(-1), 1, generator=generator)
-            new = index.gather(1, pick)[:, 0]
-        else:
-            new = logits.argmax(-1)
-        for i, token, n in zip(alive.tolist(), new.tolist(), left.tolist()):
-            if n > 0:
-                out[i].append(token)
-        left = torch.where(new == EOT, 0, left - torch.isin(new, stop).long())
-        going = left > 0
-        if pos + 1 >= total or not going.any():
-            return out
-        if going.sum() < 0.8 * len(going):  # the finished ones run along until it pays to drop them
-            keep = going.nonzero()[:, 0]
-            alive, new, left = alive[keep], new[keep], left[keep]
-            for n in range(LAYERS):
-                keys[n], vals[n] = keys[n][keep], vals[n][keep]
-        step = new[:, None]

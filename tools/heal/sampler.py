@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model import DEVICE, DTYPE, EOT, FFN, HD, HEADS, HIDDEN, IM_END, KV, LAYERS, Q, rms, rope_table, rotate
+from model import DEVICE, DTYPE, EOT, FFN, HD, HEADS, IM_END, KV, LAYERS, Q, rms, rope_table, rotate
 
 GPU = DEVICE.type == "cuda"
 SLOTS = 4096 if GPU else 48  # texts at once; at 512 tokens they take 48 GB in bf16
