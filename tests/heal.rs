@@ -534,7 +534,7 @@ weight = 0.7
 fn turned_facts_are_learned() {
     let place = Place::new();
     let base = place.base();
-    facts(&place, 150);
+    facts(&place, 300);
     let mut trainer = place.trainer(&base, "run", None).unwrap();
     // Every token of a name has a row of its own, beside the most frequent ones.
     let letters = 'a'..='p';
