@@ -307,8 +307,10 @@ def main():
     for kind in (k for k in a.what if k in open_):
         print(f"{kind}: {sum(put(kind, doc) for doc in open_[kind](tok, a.sources))} tokens", flush=True)
         files[kind].flush()
+    if not set(a.what) - set(open_):
+        return
     things = list(documents(a.out, "titles"))
-    if not things and set(a.what) - set(open_):
+    if not things:
         raise SystemExit(f"{a.out}/titles.jsonl isn't there: make it first, by `data.py titles`")
     dense = Dense(weights)
     if "facts" in a.what:

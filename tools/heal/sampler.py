@@ -244,7 +244,7 @@ def check():
     logits[:, 17], logits[:, 4999] = 8.0, 7.0
     heat = torch.full((len(logits),), 0.8, device=DEVICE)
     heat[400:] = 0.0
-    for one in (draw, lambda *a: draw_kernel(*a)):
+    for one in (draw, draw_kernel):
         drawn = one(logits, heat, torch.tensor([5], dtype=torch.int32, device=DEVICE))
         assert (drawn[400:] == 17).all()
         rest = drawn[:400]

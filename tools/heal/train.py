@@ -352,17 +352,19 @@ def main():
     p.add_argument("--workers", type=int, default=6, help="processes that make batches of facts")
     p.add_argument("--eager", action="store_true", help="compile no layer: slower, and ready at once")
     a = p.parse_args()
+    if not (a.warm_up or a.init):
+        p.error("--init says what the student begins with")
     a.layer = layer if a.eager else fused_layer
     torch.backends.cuda.matmul.allow_tf32 = True
     tok = tokenizer(a.gguf)
     facts = Facts(tok, os.path.join(a.data, "truths.json"), a.fact_rows, a.workers)
     torch.manual_seed(0)
     rng = random.Random(0)
-    os.makedirs(a.out, exist_ok=True)
     weights, _ = load_gguf(a.gguf)
     dense = Dense(weights)
     if a.warm_up:
         return warm_up(Student(dense, range(64)), a)
+    os.makedirs(a.out, exist_ok=True)
     student, ranks = begin_with(dense, tok, a)
     rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
     groups = [{"params": list(getattr(student, k).parameters()), "lr": lr} for k, lr in rates.items()]
