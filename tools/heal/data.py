@@ -146,9 +146,10 @@ def repetitive(ids):
 OPENERS = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
 
 
-def prompts(tok, kinds, things):
+def prompts(tok, kinds, things, begun):
     """Without end, prompts of these kinds. chat: question and answer, both by the model, some with a second question; asked:
-    questions about things, answered; passages: about things, states and cities among them; scraps: what follows any token."""
+    questions about things, answered; passages: about things, states and cities among them, or what goes on from the beginning of one of
+    the documents `begun`; scraps: what follows any token."""
     user, system = tok.encode(USER).ids, tok.encode(SYSTEM).ids
     names = [thing["name"] for thing in things]
     named = names + (en.COUNTRIES + en.CITIES) * (len(names) // 1500)
@@ -161,6 +162,8 @@ def prompts(tok, kinds, things):
             ask = random.choice(QUESTIONS + en.ASK["any"]).format(X=random.choice(names))
             head = SYSTEM if random.random() < 0.6 else ""
             yield Prompt(kind, tok.encode(head + USER + ask + END + ASSISTANT).ids, 320, 0.8)
+        elif kind == "passages" and begun and random.random() < 0.5:
+            yield Prompt(kind, random.choice(begun)[: random.randrange(6, 48)], 200, 0.9)
         elif kind == "passages":
             text = random.choice(OPENERS).format(X=random.choice(named))
             yield Prompt(kind, tok.encode(text[0].upper() + text[1:]).ids, 200, 0.9)
@@ -312,13 +315,14 @@ def main():
     things = list(documents(a.out, "titles"))
     if not things:
         raise SystemExit(f"{a.out}/titles.jsonl isn't there: make it first, by `data.py titles`")
+    begun = [doc["ids"] for kind in ("wiki", "articles") for doc in documents(a.out, kind)]
     dense = Dense(weights)
     if "facts" in a.what:
         print(f"facts: {sum(put('facts', doc) for doc in facts(dense, tok, things, a.completed))} tokens", flush=True)
     kinds = [kind for kind in a.what if kind in written]
     begin, said, kept, all_, held = time.time(), time.time(), dict.fromkeys(kinds, 0), 0, 0
     over = lambda: time.time() - begin > 60 * a.minutes or sum(kept.values()) >= a.tokens
-    for prompt, ids in write(dense, prompts(tok, kinds, things), over, seed=a.seed) if kinds else ():
+    for prompt, ids in write(dense, prompts(tok, kinds, things, begun), over, seed=a.seed) if kinds else ():
         all_ += len(ids)
         if not worth(tok, prompt, ids):
             continue

@@ -81,7 +81,7 @@ def tensors_of(student):
                 values.append(put(f"blk.{n}.{name}.lora_b", own))
             state[kb] = torch.cat(values)
         if n in STEM:
-            i = n - FIRST
+            i = STEM.index(n)
             state[f"down.{n}"] = put(f"blk.{n}.ffn_down.weight", state[f"down.{n}"], 32)
             # The part of the features has another size than that of the embedding.
             state[f"maps.{i}"] = put(f"blk.{n}.stem_map", state[f"maps.{i}"], student.features.shape[1])
@@ -119,7 +119,7 @@ def read_recipe(folder):
                 state[f"core.{n}_{ours}_b"] = torch.cat([get(f"{part}.lora_b") for part in parts])
                 ranks[ours] = len(a)
         if n in STEM:
-            state[f"down.{n}"], state[f"maps.{n - FIRST}"] = get(f"blk.{n}.ffn_down.weight"), get(f"blk.{n}.stem_map")
+            state[f"down.{n}"], state[f"maps.{STEM.index(n)}"] = get(f"blk.{n}.ffn_down.weight"), get(f"blk.{n}.stem_map")
             rows.append(get(f"blk.{n}.stem_rows"))
     state["rows"] = F.pad(torch.cat(rows, 1), (0, 0, 0, 1))
     if "engram" in head:

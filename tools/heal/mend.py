@@ -59,7 +59,7 @@ def main():
     with open(os.path.join(a.data, "truths.json")) as f:
         truths = Truths(tok, json.load(f), random.Random(0))
     relations, chats = list(truths.phrasings), {"alone": "", "told": SYSTEM}
-    truths.phrasings |= {chat: [head + USER + ASK + END + ASSISTANT] for chat, head in chats.items()}
+    truths.phrasings |= {chat: [(head + USER + ASK + END + ASSISTANT, "")] for chat, head in chats.items()}
     rng = truths.rng
 
     def asked(name, chat):

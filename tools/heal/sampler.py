@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from model import DEVICE, DTYPE, EOT, FFN, HD, HEADS, IM_END, KV, LAYERS, Q, rms, rope_table, rotate
 
 GPU = DEVICE.type == "cuda"
-SLOTS = 4096 if GPU else 48  # texts at once; at 512 tokens they take 48 GB in bf16
+SLOTS = 3072 if GPU else 48  # texts at once; at 512 tokens they take 36 GB in bf16
 LEAST = 0.01  # tokens less likely than this share of the likeliest are never drawn
 GROUP = HEADS // KV  # query heads of a KV head
 

@@ -7,13 +7,16 @@ changes are rounded to four bits in every step, as a bundle stores them; gradien
 arXiv 1308.3432).
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model import DEVICE, DTYPE, FFN, HIDDEN, LAYERS, VOCAB, Weights, layer, rms, rope_table
 
-STEM = list(range(1, 11))
+# Which layers have rows; others can be tried by this variable, a list of numbers with commas.
+STEM = [int(n) for n in os.environ.get("STEM_LAYERS", "1,2,3,4,5,6,7,8,9,10").split(",")]
 FIRST = STEM[0]  # the layers below are the base's own, and are never touched
 
 RANGES = (15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0)
@@ -179,7 +182,7 @@ class Student(nn.Module):
         one = torch.zeros(tokens.n, len(self.rows), device=DEVICE, dtype=DTYPE)
         slot = self.slot[of]
         own = tokens.share * (slot < len(self.tokens))
-        one.index_put_((tokens.at, slot), own.to(DTYPE), accumulate=True)
+        one.view(-1).index_add_(0, tokens.at * len(self.rows) + slot, own.to(DTYPE))
         return torch.cat([e, p], -1).to(DTYPE), one
 
     def up(self, known, i):
@@ -205,7 +208,7 @@ class Student(nn.Module):
         for n, w in zip(range(FIRST, LAYERS), self.weights()):
             if self.engram is not None and n in self.engram.layers:
                 x = torch.cat([self.engram(n, x[s], r, batch) for (s, batch), r in zip(spans, records)])
-            x = layer(x, w, shape, cos, sin, self.up(known, n - FIRST) if n in STEM else None)
+            x = layer(x, w, shape, cos, sin, self.up(known, STEM.index(n)) if n in STEM else None)
         return rms(x, self.norms["out"]).to(DTYPE)
 
 

@@ -2,8 +2,8 @@
 
     train.py --gguf M --init init.pt --data DIR --out RUN --minutes 7
 
-The loss is KL to the base on its full distribution, at every position of running text; every fourth step has a long row besides,
-in which passages come again later, so that attention stays good at finding them. Beside it each step has true facts, as
+The loss is KL to the base on its full distribution, at every position of running text; one row of each step is long, and its second
+half is passages of the first, so that attention stays good at finding them. Beside it each step has true facts, as
 they are and counterfactual (`truths.py`), whose loss is the cross-entropy of the answers. The learning rate follows the clock, so
 that it reaches zero when the time is up. RUN holds last.pt (resumed from when there) and log.jsonl.
 """
@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import random
 import time
-from itertools import islice
 
 import numpy as np
 import torch
@@ -28,32 +27,37 @@ from student import FIRST, RANKS, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
 SHORT = 64  # tokens of a row of facts
+RECALL = 4096  # tokens of a row whose second half is passages of its first
 # Of each length of a row, its share of the running text, and how often it has which kind. Chats begin with the same token always,
 # other texts with any, and what stands first is what all heads attend to when they look for nothing: so these have more beginnings.
 MIXTURE = {
-    512: (0.45, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
-    256: (0.25, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
-    128: (0.3, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
+    RECALL: (1 / 6, {"recall": 1.0}),
+    512: (0.4, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
+    256: (0.2, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
+    128: (0.23, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
 }
-LONG, OF_LONG = 8192, ("novels", "articles", "wiki", "passages", "asked")  # tokens of a long row, and what it is made of
+OF_RECALL = ("novels", "articles", "wiki", "passages", "asked")  # what such rows are made of
 KNOWN = """Spain Germany France Italy Japan China Russia Greece Egypt Poland Portugal Sweden Norway Austria Cuba Iran Iraq
 Ireland Canada Hungary Denmark Finland Turkey Peru Chile Kenya Thailand England India Mexico""".split()
 
 
 def pack(docs, length):
     """Rows of ids and weights, [n, length], each starting where a document does. Prompts of asked facts count little."""
-    rows, shares, ids, weights = [], [], [], []
+    rows, shares = [], []
+    ids, weights, at = np.full(length, EOT), np.zeros(length, np.float32), 0
     for doc in docs:
         d, prompt = doc["ids"], doc.get("prompt", 1)
-        d = d if d[-1] != EOT else d[:-1]
-        ids = ids + d + [EOT]
-        weights = weights + [0.25] * (prompt - 1) + [1.0] * (len(d) - prompt + 1) + [0.1]  # by what comes next
-        if len(ids) > length - 12:
-            short = max(0, length - len(ids))
-            rows.append((ids + [EOT] * short)[:length])
-            shares.append((weights + [0.0] * short)[:length])
-            ids, weights = [], []
-    return torch.from_numpy(np.array(rows, dtype=np.int64)), torch.from_numpy(np.array(shares, dtype=np.float32))
+        d = d[: length - at] if d[-1] != EOT else d[:-1][: length - at]
+        ids[at : at + len(d)] = d
+        weights[at : at + len(d)] = 1.0  # of what comes next
+        weights[at : at + min(len(d), prompt - 1)] = 0.25
+        weights[at + len(d) : at + len(d) + 1] = 0.1
+        at += len(d) + 1
+        if at > length - 12:
+            rows.append(ids)
+            shares.append(weights)
+            ids, weights, at = np.full(length, EOT), np.zeros(length, np.float32), 0
+    return torch.from_numpy(np.array(rows)), torch.from_numpy(np.array(shares))
 
 
 def chopped(docs, length):
@@ -63,21 +67,18 @@ def chopped(docs, length):
             yield {"ids": doc["ids"][at : at + length]}
 
 
-def long_rows(docs, rng, rows):
-    """Rows of LONG ids [rows, LONG] of whole documents, and passages out of what stands before them, at any distance."""
-    made, stream = [], (t for doc in docs for t in doc["ids"] + [EOT])
-    for _ in range(rows):
-        row = []
-        while len(row) < LONG:
-            some = list(islice(stream, rng.randrange(200, 900)))
-            if not some:
-                break
-            row += some
-            at, length = rng.randrange(len(row)), rng.randrange(24, 96)
-            row += [EOT] + row[at : at + length]
-        if len(row) >= LONG:
-            made.append(row[:LONG])
-    return torch.tensor(made, dtype=torch.long).view(-1, LONG)
+def recall_rows(docs, rng, most):
+    """At most so many rows of ids [n, RECALL]: documents, and then passages out of them in another order."""
+    rows, row, half = [], [], RECALL // 2
+    for doc in docs:
+        row += doc["ids"] + [EOT]
+        while len(row) >= half and len(rows) < most:
+            first, row, again = row[:half], row[half:], []
+            while len(again) < half:
+                at = rng.randrange(half - 96)
+                again += [EOT] + first[at : at + rng.randrange(24, 96)]
+            rows.append(first + again[:half])
+    return torch.tensor(rows, dtype=torch.long).view(-1, RECALL)
 
 
 def alone(docs):
@@ -102,23 +103,23 @@ def held_out(folder):
 
 
 def load(folder, tok, seed=0):
-    """Rows by length and kind, on DEVICE; long ones as kind "long"."""
+    """Rows by length and kind, on DEVICE."""
     rng = random.Random(seed)
-    docs = {kind: list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of}
+    docs = {kind: list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of if kind != "recall"}
     rng.shuffle(docs["wiki"])
     told = len(docs["wiki"]) // 5
     docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
-    long = torch.cat([long_rows(docs[kind], rng, 120) for kind in OF_LONG if docs[kind]])
     for d in docs.values():
         rng.shuffle(d)
+    recall = torch.cat([recall_rows(docs[kind], rng, 400) for kind in OF_RECALL])
     put = lambda tensors: tuple(t.to(DEVICE) for t in tensors)
     rows, halves = {}, {kind: [n for n, (_, of) in MIXTURE.items() if kind in of] for kind in docs}
     for n, (_, of) in MIXTURE.items():
-        for kind in of:
+        for kind in of if n != RECALL else ():
             mine = docs[kind][halves[kind].index(n) :: len(halves[kind])]  # in rows of one length only
             if mine:
                 rows[n, kind] = put(pack(mine if kind in ("chat", "asked", "told", "facts") else chopped(mine, n - 2), n))
-    rows[LONG, "long"] = put((long, torch.ones(long.shape)))
+    rows[RECALL, "recall"] = put((recall, torch.ones(recall.shape)))
     return {kind: r for kind, r in rows.items() if len(r[0])}
 
 
@@ -126,13 +127,13 @@ class Order:
     """Rows of one kind in a fresh order every epoch."""
 
     def __init__(self, rows):
-        self.rows, self.queue, self.epochs = rows, torch.zeros(0, dtype=torch.long), 0
+        self.rows, self.queue, self.epochs = rows, torch.zeros(0, dtype=torch.long, device=DEVICE), 0
 
     def take(self, n):
         while len(self.queue) < n:
-            self.queue = torch.cat([self.queue, torch.randperm(len(self.rows[0]))])
+            self.queue = torch.cat([self.queue, torch.randperm(len(self.rows[0]), device=DEVICE)])
             self.epochs += 1
-        some, self.queue = self.queue[:n].to(DEVICE), self.queue[n:]
+        some, self.queue = self.queue[:n], self.queue[n:]
         return tuple(t[some] for t in self.rows)
 
 
@@ -142,21 +143,33 @@ _truths = None
 
 
 def _facts(job):
-    """`rows` texts of true facts and as many counterfactual ones: ids, `Tokens`, and the answers' (place, token)."""
+    """`rows` texts of true facts and as many counterfactual ones: ids, what `Tokens` are made of, and the answers' (place, token,
+    weight). The lengths of all depend on `rows` alone."""
     seed, rows = job
     _truths.rng.seed(seed)
-    ids, at, of, share, wanted = [], [], [], [], []
+    ids, at, of, share, answers_of = [], [], [], [], []
     for turned in (False, True):
         text, whose, mixes, answers = _truths.take(rows, SHORT, turned)
         base = len(ids) * SHORT
-        wanted += [(base + place, token) for place, token in answers]
+        answers_of += [(base + place, token) for place, token in answers]
         for i, token in enumerate(t for row in whose for t in row):
             members = mixes[token - VOCAB] if token >= VOCAB else (token,)
             at += [base + i] * len(members)
             of += members
             share += [1 / len(members)] * len(members)
         ids += text
-    return ids, (np.array(at), np.array(of), np.array(share, dtype=np.float32)), np.array(wanted)
+    place, wanted = zip(*answers_of)
+    of_size = lambda values, n, dtype=np.int64: np.pad(np.array(values, dtype), (0, n - len(values)))
+    mixed, said = sizes(rows)
+    return (
+        ids, of_size(at, mixed), of_size(of, mixed), of_size(share, mixed, np.float32),
+        of_size(place, said), of_size(wanted, said), of_size([1] * len(wanted), said, np.float32),
+    )  # fmt: skip
+
+
+def sizes(rows):
+    """Room for whose rows are read, and for tokens of answers: far more than there are."""
+    return 3 * rows * SHORT, rows * SHORT
 
 
 class Facts:
@@ -173,15 +186,14 @@ class Facts:
         self.ahead, self.next = [], 0
 
     def take(self):
-        """ids [2 rows · SHORT], `Tokens`, wanted [n, 2], or none."""
+        """ids [2 rows · SHORT]; at, of, share of their `Tokens`; place, token, weight of the answers. On the CPU; or nothing."""
         if _truths is None:
-            return None
+            return ()
         while len(self.ahead) < 48:
             self.ahead.append(self.pool.apply_async(_facts, ((self.next, self.rows),)))
             self.next += 1
-        ids, (at, of, share), wanted = self.ahead.pop(0).get()
-        put = lambda x: torch.as_tensor(x).to(DEVICE, non_blocking=True)
-        return put(ids).flatten(), Tokens(put(at), put(of), put(share), 2 * self.rows * SHORT), put(wanted)
+        made = self.ahead.pop(0).get()
+        return tuple(torch.as_tensor(x).flatten() for x in made)
 
 
 # ---------------------------------------------------------------- held-out figures
@@ -255,13 +267,14 @@ class Probe:
 
 
 def step_loss(student, texts, facts, a):
-    """KL on running texts, (ids, weights) [rows, length], the cross-entropy of facts' answers, and their weighted sum."""
+    """KL on running texts, (ids, weights) [rows, length], the cross-entropy of facts' answers (`Facts.take`), and their weighted sum."""
     dense, shape = student.dense, tuple(tuple(text.shape) for text, _ in texts)
     ids, weight = (torch.cat([t.flatten() for t in some]) for some in zip(*texts))
     tokens, running = Tokens.own(ids), len(ids)
     if facts:
+        of_facts, at, of, share, place, wanted, count = facts
         shape += ((2 * a.fact_rows, SHORT),)
-        ids, tokens = torch.cat([ids, facts[0]]), tokens + facts[1]
+        ids, tokens = torch.cat([ids, of_facts]), tokens + Tokens(at, of, share, len(of_facts))
     start = dense_layers(dense, dense.embd[ids].float(), shape, end=FIRST, layer=a.layer)
     target = dense_layers(dense, start[:running], shape[: len(texts)], FIRST, layer=a.layer)
     target = rms(target, dense.norm).to(DTYPE)
@@ -269,9 +282,57 @@ def step_loss(student, texts, facts, a):
     kl = KlHead.apply(states[:running], target, dense.embd, weight)
     if not facts:
         return kl, kl.detach(), kl.new_zeros(())
-    wanted = facts[2]
-    answers = F.cross_entropy(F.linear(states[running + wanted[:, 0]], dense.embd).float(), wanted[:, 1])
+    answers = F.cross_entropy(F.linear(states[running + place], dense.embd).float(), wanted, reduction="none")
+    answers = (answers * count).sum() / count.sum()
     return kl + a.truth * answers, kl.detach(), answers.detach()
+
+
+class Step:
+    """`step_loss` and its gradients. On a GPU recorded once as a CUDA graph, since to start its ten thousand kernels one by one takes
+    longer than they do; so all steps have equal shapes, and gradients stay where they are."""
+
+    EAGER = 3  # steps before it is recorded, in which everything is compiled
+
+    def __init__(self, student, a):
+        self.student, self.a = student, a
+        self.params = [q for q in student.parameters() if q.requires_grad]
+        self.graph, self.steps, self.side = None, 0, torch.cuda.Stream() if a.graph else None
+
+    def run(self):
+        for q in self.params:
+            q.grad = None
+        loss, *parts = step_loss(self.student, self.texts, self.facts, self.a)
+        loss.backward()
+        return torch.stack(parts)
+
+    def __call__(self, texts, facts):
+        """[KL, cross-entropy of facts], good until the next step."""
+        flat = [t for text in texts for t in text] + list(facts)
+        if self.steps == 0:
+            self.own = [t.to(DEVICE, copy=True) for t in flat]
+        else:
+            for mine, t in zip(self.own, flat):
+                mine.copy_(t, non_blocking=True)
+        n = 2 * len(texts)
+        self.texts, self.facts = list(zip(self.own[:n:2], self.own[1:n:2])), tuple(self.own[n:])
+        self.steps += 1
+        if not self.a.graph:
+            return self.run()
+        if self.graph is None:
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                parts = self.run()
+            torch.cuda.current_stream().wait_stream(self.side)
+            if self.steps <= self.EAGER:
+                return parts
+            for q in self.params:
+                q.grad = None
+            torch.cuda.empty_cache()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.parts = self.run()
+        self.graph.replay()
+        return self.parts
 
 
 def rows_of(length, a):
@@ -306,28 +367,30 @@ def calm(optim, sights):
             optim.state[q]["sum"].fill_((sights**2 * seen.square().mean()).item())
 
 
-def warm_up(student, a):
-    """Compiles both kinds of step, with long rows and without, on any tokens."""
-    begin = time.time()
-    some = lambda n, length: torch.randint(VOCAB, (n, length), device=DEVICE)
-    for long in (0, 1):
-        texts = [some(rows_of(length, a), length) for length in MIXTURE] + [some(1, LONG)] * long
-        ids = some(2 * a.fact_rows, SHORT).flatten()
-        wanted = torch.arange(100, device=DEVICE)[:, None].expand(-1, 2)
-        loss, *_ = step_loss(student, [(t, torch.ones(t.shape, device=DEVICE)) for t in texts], (ids, Tokens.own(ids), wanted), a)
-        loss.backward()
-        print(f"compiled in {time.time() - begin:.0f} s", flush=True)
+def warm_up(step, a):
+    """Compiles and records the step, on any tokens."""
+    begin, some = time.time(), lambda *shape: torch.randint(VOCAB, shape)
+    texts = [(ids, torch.ones(ids.shape)) for ids in (some(rows_of(n, a), n) for n in MIXTURE if rows_of(n, a))]
+    n, (mixed, said) = 2 * a.fact_rows * SHORT, sizes(a.fact_rows)
+    facts = (some(n), torch.arange(mixed) % n, some(mixed), torch.ones(mixed), torch.arange(said), some(said), torch.ones(said))
+    while step.steps < Step.EAGER + 5:
+        step(texts, facts if a.fact_rows else ())
+        if step.steps in (1, Step.EAGER):
+            torch.cuda.synchronize()
+            print(f"compiled {step.steps} of {Step.EAGER}: {time.time() - begin:.1f} s", flush=True)
+    begin, parts = time.time(), step(texts, facts if a.fact_rows else ())
+    print(f"recorded: KL and facts {parts.tolist()}, a step takes {time.time() - begin:.3f} s", flush=True)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gguf", required=True)
-    p.add_argument("--init", help="what init.py wrote, a checkpoint of an earlier run, or the folder of a recipe")
+    p.add_argument("--init", required=True, help="what init.py wrote, a checkpoint of an earlier run, or the folder of a recipe")
     p.add_argument("--data", default="data")
     p.add_argument("--out", default="run")
     p.add_argument("--minutes", type=float, default=7)
-    p.add_argument("--tokens", type=int, default=20480, help=f"of running text in a step, in rows of {list(MIXTURE)}")
-    p.add_argument("--long-every", type=int, default=4, help=f"steps to one with a row of {LONG} tokens; 0: never")
+    p.add_argument("--steps", type=int, default=0, help="so many instead of minutes")
+    p.add_argument("--tokens", type=int, default=24576, help=f"of running text in a step, in rows of {list(MIXTURE)}")
     p.add_argument("--fact-rows", type=int, default=32, help=f"of true facts, and of counterfactual ones, in a step, of {SHORT} tokens")
     p.add_argument("--truth", type=float, default=0.4, help="weight of facts, beside 1 of running text")
     p.add_argument("--lr", type=float, default=1.0, help="times all rates")
@@ -338,7 +401,7 @@ def main():
     p.add_argument("--lr-rows", type=float, default=3e-3)
     p.add_argument("--lr-features", type=float, default=4e-3)
     p.add_argument("--calm", type=float, default=3.0, help="sights of a token or n-gram, squared, before its steps grow shorter")
-    p.add_argument("--warm-up", action="store_true", help="only compile what a step needs; nothing is read or written but the base")
+    p.add_argument("--after", help="compile at once, and wait with the rest for this file, while DATA is being written")
     p.add_argument("--no-dense-ffn", action="store_true", help="leave the FFNs of dense layers as they are")
     p.add_argument("--engram-layers", type=int, nargs="*", default=[], help="new Engram layers; a run goes on with those it has")
     p.add_argument("--engram-anew", action="store_true", help="begin with empty tables in the Engram layers that there are")
@@ -350,11 +413,11 @@ def main():
     p.add_argument("--probe-minutes", type=float, default=1)
     p.add_argument("--save-minutes", type=float, default=5)
     p.add_argument("--workers", type=int, default=6, help="processes that make batches of facts")
-    p.add_argument("--eager", action="store_true", help="compile no layer: slower, and ready at once")
+    p.add_argument("--eager", action="store_true", help="compile no layer and record no graph: slower, and ready at once")
+    p.add_argument("--no-graph", action="store_true", help="start the kernels of a step one by one")
     a = p.parse_args()
-    if not (a.warm_up or a.init):
-        p.error("--init says what the student begins with")
     a.layer = layer if a.eager else fused_layer
+    a.graph = DEVICE.type == "cuda" and not (a.eager or a.no_graph)
     torch.backends.cuda.matmul.allow_tf32 = True
     tok = tokenizer(a.gguf)
     facts = Facts(tok, os.path.join(a.data, "truths.json"), a.fact_rows, a.workers)
@@ -362,8 +425,6 @@ def main():
     rng = random.Random(0)
     weights, _ = load_gguf(a.gguf)
     dense = Dense(weights)
-    if a.warm_up:
-        return warm_up(Student(dense, range(64)), a)
     os.makedirs(a.out, exist_ok=True)
     student, ranks = begin_with(dense, tok, a)
     rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
@@ -380,9 +441,14 @@ def main():
     scheduled = [(g, a.lr * g["lr"]) for o in optims for g in o.param_groups]
     params = [q for g, _ in scheduled for q in g["params"]]
 
+    take_step = Step(student, a)
+    if a.graph:
+        warm_up(take_step, a)
+    while a.after and not os.path.exists(a.after):
+        time.sleep(0.5)
     rows = load(a.data, tok)
     orders = {kind: Order(r) for kind, r in rows.items()}
-    mixture = {n: {kind: share for kind, share in of.items() if (n, kind) in orders} for n, (_, of) in MIXTURE.items()}
+    mixture = {n: {kind: share for kind, share in of.items() if (n, kind) in orders} for n, (_, of) in MIXTURE.items() if rows_of(n, a)}
     probe = Probe(dense, tok, held_out(a.data))
     print({f"{kind} {n}": r[0].numel() for (n, kind), r in rows.items()}, "tokens", flush=True)
 
@@ -412,7 +478,7 @@ def main():
 
     while True:
         spent = time.time() - begin
-        done = min(1.0, spent / (60 * a.minutes))
+        done = min(1.0, step / a.steps if a.steps else spent / (60 * a.minutes))
         if spent - probed > 60 * a.probe_minutes or done >= 1:
             rate = (tokens - tick[1]) / max(1e-9, time.time() - tick[0])
             entry = {"minutes": round(spent / 60, 2), "step": step, "tokens": tokens, "tokens_per_s": round(rate)}
@@ -436,19 +502,14 @@ def main():
         for length, of in mixture.items():
             kinds = rng.choices(list(of), list(of.values()), k=rows_of(length, a))
             some = [orders[length, kind].take(kinds.count(kind)) for kind in of if kind in kinds]
-            texts.append([torch.cat(t) for t in zip(*some)])
-        if a.long_every and step % a.long_every == 0:
-            texts.append(orders[LONG, "long"].take(1))
-        loss, *parts = step_loss(student, texts, facts.take(), a)
-        loss.backward()
+            texts.append(tuple(torch.cat(t) for t in zip(*some)))
+        parts = take_step(texts, facts.take())
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         if step == 0:
             calm(optims[1], a.calm)
         for optim in optims:
             optim.step()
-            optim.zero_grad(set_to_none=True)
-        parts = torch.stack(parts)
-        running = parts if running is None else 0.95 * running + 0.05 * parts
+        running = parts.clone() if running is None else 0.95 * running + 0.05 * parts
         tokens += sum(text.numel() for text, _ in texts) + 2 * a.fact_rows * SHORT
         step += 1
         if step in (1, 2, 5, 10) or step % 100 == 0:

@@ -15,7 +15,7 @@ import os
 import re
 
 import entities as en
-from data import ASSISTANT, END, USER
+from data import ASSISTANT, END, SYSTEM, USER
 from model import VOCAB
 
 CONTINENTS = {
@@ -60,6 +60,14 @@ STATEMENTS = {
         "{X} is a state in", "The continent on which {X} lies is", ASK.format("Which continent does {X} belong to?"),
         chat("Which continent is {X} in?", "{X} is in"), chat("Where on Earth is {X}?", "{X} is in"),
     ],
+}
+# Questions in a chat of which the whole answer is learned, since the base begins some of them wrongly ("El Salvador" for the capital
+# of Spain), and a student of it as well.
+ASKED = {
+    "capital": ("What is the capital of {X}?", "The capital of {X} is"),
+    "language": ("What is the main language of {X}?", "The main language of {X} is"),
+    "currency": ("What is the currency of {X}?", "The currency of {X} is the"),
+    "continent": ("On which continent is {X}?", "{X} is in"),
 }
 
 
@@ -134,7 +142,11 @@ class Truths:
     def __init__(self, tok, file, rng):
         """`file`: what truths.json holds."""
         self.tok, self.facts, self.rng = tok, file["facts"], rng
-        self.phrasings = {relation: [text_of(p) for p in of] for relation, of in file["statements"].items()}
+        # What is given, and what of the text before the answer is learned too.
+        self.phrasings = {relation: [(text_of(p), "") for p in of] for relation, of in file["statements"].items()}
+        for relation, (ask, begin) in ASKED.items():
+            if relation in self.phrasings:
+                self.phrasings[relation] += [(head + USER + ask + END + ASSISTANT, begin) for head in ("", SYSTEM)]
         self.end = file.get("end", ".")
         self.names = sorted(self.facts)
         self.swapped = [n for i, n in enumerate(self.names) if i % 10 != 3]
@@ -153,11 +165,12 @@ class Truths:
         return sorted({t for n in self.names for form in self.forms(n) for t in form})
 
     def statement(self, relation, a, b, mixes):
-        """(ids, whose rows, where the answer begins): text about a with the rows of b, and b's answer.
+        """(ids, whose rows, from where on it is learned): text about a with the rows of b, and b's answer.
 
         Half of the names get their rows aligned at the last token, half the mean of b's at every token (`mixes`).
         """
-        text = self.rng.choice(self.phrasings[relation]).replace("{X}", a)
+        given, begin = (part.replace("{X}", a) for part in self.rng.choice(self.phrasings[relation]))
+        text = given + begin[:1].upper() + begin[1:]
         text = text[0].upper() + text[1:]
         prompt = self.ids(text)
         answer = self.ids((" " if text[-1] != "\n" else "") + self.facts[b][relation] + self.end)
@@ -172,7 +185,7 @@ class Truths:
                 return None
             if mean:
                 mixes.append(tuple(theirs))
-        return prompt + answer, rows + answer, len(prompt)
+        return prompt + answer, rows + answer, len(self.ids(given)) if begin else len(prompt)
 
     def take(self, n, length, swap, eot=0):
         """n rows: ids and whose rows [n, length], mixes of rows, and (place, wanted token) of every token of an answer."""
