@@ -32,9 +32,9 @@ RECALL = 4096  # tokens of a row whose second half is passages of its first
 # other texts with any, and what stands first is what all heads attend to when they look for nothing: so these have more beginnings.
 MIXTURE = {
     RECALL: (1 / 6, {"recall": 1.0}),
-    512: (0.4, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
-    256: (0.2, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
-    128: (0.23, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
+    512: (5 / 12, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
+    256: (0.198, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
+    128: (0.219, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
 }
 OF_RECALL = ("novels", "articles", "wiki", "passages", "asked")  # what such rows are made of
 KNOWN = """Spain Germany France Italy Japan China Russia Greece Egypt Poland Portugal Sweden Norway Austria Cuba Iran Iraq
@@ -67,16 +67,17 @@ def chopped(docs, length):
             yield {"ids": doc["ids"][at : at + length]}
 
 
-def recall_rows(docs, rng, most):
-    """At most so many rows of ids [n, RECALL]: documents, and then passages out of them in another order."""
+def recall_rows(docs, rng, most, between):
+    """At most so many rows of ids [n, RECALL]: documents, and then passages out of them in another order, with `between` before each.
+    That must not be EOT, behind which the base looks for nothing that stood before."""
     rows, row, half = [], [], RECALL // 2
     for doc in docs:
-        row += doc["ids"] + [EOT]
+        row += [t for t in doc["ids"] if t != EOT] + between
         while len(row) >= half and len(rows) < most:
             first, row, again = row[:half], row[half:], []
             while len(again) < half:
                 at = rng.randrange(half - 96)
-                again += [EOT] + first[at : at + rng.randrange(24, 96)]
+                again += between + first[at : at + rng.randrange(24, 96)]
             rows.append(first + again[:half])
     return torch.tensor(rows, dtype=torch.long).view(-1, RECALL)
 
@@ -111,7 +112,7 @@ def load(folder, tok, seed=0):
     docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
     for d in docs.values():
         rng.shuffle(d)
-    recall = torch.cat([recall_rows(docs[kind], rng, 400) for kind in OF_RECALL])
+    recall = torch.cat([recall_rows(docs[kind], rng, 400, tok.encode("\n").ids) for kind in OF_RECALL])
     put = lambda tensors: tuple(t.to(DEVICE) for t in tensors)
     rows, halves = {}, {kind: [n for n, (_, of) in MIXTURE.items() if kind in of] for kind in docs}
     for n, (_, of) in MIXTURE.items():
