@@ -112,7 +112,7 @@ class Engram(nn.Module):
     def forward(self, n, x, records, batch):
         """The stream x [batch * length, hidden] with layer n's part added."""
         i = self.layers[n]
-        e = F.embedding(records[i], self.table).flatten(1)
+        e = self.table.index_select(0, records[i].flatten()).view(len(x), -1)
         names = ("key", "value", "query_norm", "key_norm", "conv_norm", "conv")
         return layer_forward(x, e, *(getattr(self, name)[i] for name in names), batch, self.order)
 

@@ -178,7 +178,7 @@ class Student(nn.Module):
         share, of = tokens.share[:, None], tokens.of
         width = self.features.shape[1]
         e = self.dense.embd32.new_zeros(tokens.n, HIDDEN).index_add(0, tokens.at, self.dense.embd32[of] * share)
-        p = self.features.new_zeros(tokens.n, width).index_add(0, tokens.at, F.embedding(of, self.features) * share)
+        p = self.features.new_zeros(tokens.n, width).index_add(0, tokens.at, self.features.index_select(0, of) * share)
         one = torch.zeros(tokens.n, len(self.rows), device=DEVICE, dtype=DTYPE)
         slot = self.slot[of]
         own = tokens.share * (slot < len(self.tokens))

@@ -283,7 +283,7 @@ def step_loss(student, texts, facts, a):
     kl = KlHead.apply(states[:running], target, dense.embd, weight)
     if not facts:
         return kl, kl.detach(), kl.new_zeros(())
-    answers = F.cross_entropy(F.linear(states[running + place], dense.embd).float(), wanted, reduction="none")
+    answers = F.cross_entropy(F.linear(states.index_select(0, running + place), dense.embd).float(), wanted, reduction="none")
     answers = (answers * count).sum() / count.sum()
     return kl + a.truth * answers, kl.detach(), answers.detach()
 
