@@ -14,7 +14,7 @@ import torch.nn.functional as F
 HIDDEN, FFN, HEADS, KV, HD, LAYERS, VOCAB = 576, 1536, 9, 3, 64, 30, 49152
 Q, KVD = HEADS * HD, KV * HD
 THETA, EPS = 100_000.0, 1e-5
-EOT, IM_START, IM_END = 0, 1, 2
+EOT, IM_START, IM_END, NEWLINE = 0, 1, 2, 198
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

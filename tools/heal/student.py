@@ -10,7 +10,6 @@ arXiv 1308.3432).
 import os
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model import DEVICE, DTYPE, FFN, HIDDEN, LAYERS, VOCAB, Weights, layer, rms, rope_table

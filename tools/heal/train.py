@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import engram as ng
 from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
 from export import read_recipe
-from model import DEVICE, DTYPE, EOT, VOCAB, Dense, dense_forward, dense_layers, layer, load_gguf, rms, tokenizer
+from model import DEVICE, DTYPE, EOT, NEWLINE, VOCAB, Dense, dense_forward, dense_layers, layer, load_gguf, rms, tokenizer
 from student import FIRST, RANKS, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
@@ -67,17 +67,17 @@ def chopped(docs, length):
             yield {"ids": doc["ids"][at : at + length]}
 
 
-def recall_rows(docs, rng, most, between):
-    """At most so many rows of ids [n, RECALL]: documents, and then passages out of them in another order, with `between` before each.
-    That must not be EOT, behind which the base looks for nothing that stood before."""
+def recall_rows(docs, rng, most):
+    """At most so many rows of ids [n, RECALL]: documents, and then passages out of them in another order. None ends with EOT, behind
+    which the base looks for nothing that stood before."""
     rows, row, half = [], [], RECALL // 2
     for doc in docs:
-        row += [t for t in doc["ids"] if t != EOT] + between
+        row += [t for t in doc["ids"] if t != EOT] + [NEWLINE]
         while len(row) >= half and len(rows) < most:
             first, row, again = row[:half], row[half:], []
             while len(again) < half:
                 at = rng.randrange(half - 96)
-                again += between + first[at : at + rng.randrange(24, 96)]
+                again += [NEWLINE] + first[at : at + rng.randrange(24, 96)]
             rows.append(first + again[:half])
     return torch.tensor(rows, dtype=torch.long).view(-1, RECALL)
 
@@ -98,9 +98,12 @@ def as_chats(tok, docs, rng):
 
 
 def held_out(folder):
-    """By kind, documents that neither `load` nor init.py reads: ids and weights on DEVICE."""
-    kinds = ("factbook", "chat")
-    return {kind: tuple(t.to(DEVICE) for t in alone(documents(folder, f"held-{kind}"))) for kind in kinds}
+    """By kind, documents that neither `load` nor init.py reads: ids and weights on DEVICE. Of the passages that come again, in a row
+    made of the first kind, those count alone."""
+    found = {kind: alone(documents(folder, f"held-{kind}")) for kind in ("factbook", "chat")}
+    ids = recall_rows(documents(folder, "held-factbook"), random.Random(0), 1)
+    found["recall"] = ids, (torch.arange(RECALL) >= RECALL // 2).float().expand(ids.shape)
+    return {kind: tuple(t.to(DEVICE) for t in of) for kind, of in found.items()}
 
 
 def load(folder, tok, seed=0):
@@ -112,7 +115,7 @@ def load(folder, tok, seed=0):
     docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
     for d in docs.values():
         rng.shuffle(d)
-    recall = torch.cat([recall_rows(docs[kind], rng, 400, tok.encode("\n").ids) for kind in OF_RECALL])
+    recall = torch.cat([recall_rows(docs[kind], rng, 400) for kind in OF_RECALL])
     put = lambda tensors: tuple(t.to(DEVICE) for t in tensors)
     rows, halves = {}, {kind: [n for n, (_, of) in MIXTURE.items() if kind in of] for kind in docs}
     for n, (_, of) in MIXTURE.items():
