@@ -63,12 +63,7 @@ STATEMENTS = {
 }
 # Questions in a chat of which the whole answer is learned, since the base begins some of them wrongly ("El Salvador" for the capital
 # of Spain), and a student of it as well.
-ASKED = {
-    "capital": ("What is the capital of {X}?", "The capital of {X} is"),
-    "language": ("What is the main language of {X}?", "The main language of {X} is"),
-    "currency": ("What is the currency of {X}?", "The currency of {X} is the"),
-    "continent": ("On which continent is {X}?", "{X} is in"),
-}
+ASKED = {"capital": ("What is the capital of {X}?", "The capital of {X} is")}
 
 
 def text_of(phrasing):
