@@ -8,27 +8,30 @@
 @group(0) @binding(4) var<storage, read> keys: array<Quad>;
 @group(0) @binding(5) var<storage, read> values: array<Quad>;
 
-const LENGTH: u32 = HEAD_DIM / 4u;
-const GROUPS: u32 = 256u / LENGTH;
 const LOWEST: f32 = -3.4e38;
 
 var<workgroup> query: array<vec4f, LENGTH>;
 var<workgroup> weights: array<f32, 256>;
 var<workgroup> partial: array<vec4f, 256>;
 var<workgroup> reduced: array<f32, 256>;
+var<workgroup> sixteen: array<f32, 16>;
 
-// The largest value of all threads'.
+// The largest value of all threads', in two rounds: sixteen threads take sixteen values each.
 fn largest_of(value: f32, thread: u32) -> f32 {
     reduced[thread] = value;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if thread < width {
-            reduced[thread] = max(reduced[thread], reduced[thread + width]);
-        }
+    workgroupBarrier();
+    if thread < 16u {
+        var largest = LOWEST;
+        //$ for i in 0..16
+        largest = max(largest, reduced[thread + 16u * $i]);
+        //$ end
+        sixteen[thread] = largest;
     }
     workgroupBarrier();
-    let largest = reduced[0];
-    workgroupBarrier();
+    var largest = LOWEST;
+    //$ for i in 0..16
+    largest = max(largest, sixteen[$i]);
+    //$ end
     return largest;
 }
 
@@ -57,9 +60,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         var score = LOWEST;
         if p < end {
             score = 0.0;
-            for (var i = 0u; i < LENGTH; i++) {
-                score += dot(query[i], values_of(keys[p * (KV_DIM / 4u) + kv + i]));
-            }
+            //$ for i in 0..LENGTH
+            let key_$i = keys[p * (KV_DIM / 4u) + kv + $i];
+            //$ end
+            //$ for i in 0..LENGTH
+            score += dot(query[$i], values_of(key_$i));
+            //$ end
         }
         let new_largest = max(largest, largest_of(score, thread));
         let keep = exp(largest - new_largest);
@@ -69,34 +75,48 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         sum *= keep;
         workgroupBarrier();
         if group < GROUPS {
-            for (var i = group; i < min(256u, end - first); i += GROUPS) {
-                sum += weights[i] * values_of(values[(first + i) * (KV_DIM / 4u) + kv + column]);
+            let here = min(256u, end - first);
+            for (var i = group; i < here; i += 8u * GROUPS) {
+                // Past the end the last one comes again, with no weight.
+                //$ for s in 0..8
+                let i_$s = i + $s * GROUPS;
+                let value_$s = values[(first + min(i_$s, here - 1u)) * (KV_DIM / 4u) + kv + column];
+                //$ end
+                //$ for s in 0..8
+                sum += select(0.0, weights[min(i_$s, 255u)], i_$s < here) * values_of(value_$s);
+                //$ end
             }
         }
         workgroupBarrier();
     }
     partial[thread] = sum;
     reduced[thread] = total;
-    for (var width = 128u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if thread < width {
-            reduced[thread] += reduced[thread + width];
-        }
+    workgroupBarrier();
+    if thread < 16u {
+        var all = 0.0;
+        //$ for i in 0..16
+        all += reduced[thread + 16u * $i];
+        //$ end
+        sixteen[thread] = all;
     }
     workgroupBarrier();
+    total = 0.0;
+    //$ for i in 0..16
+    total += sixteen[$i];
+    //$ end
     if thread < LENGTH {
         var all = vec4f(0.0);
-        for (var i = 0u; i < GROUPS; i++) {
-            all += partial[i * LENGTH + thread];
-        }
+        //$ for i in 0..GROUPS
+        all += partial[$i * LENGTH + thread];
+        //$ end
         if IN_PARTS {
             let part_at = ((t * parts + workgroup.z) * N_HEADS + head) * (LENGTH + 1u);
             out[part_at + thread] = all;
             if thread == 0u {
-                out[part_at + LENGTH] = vec4f(largest, reduced[0], 0.0, 0.0);
+                out[part_at + LENGTH] = vec4f(largest, total, 0.0, 0.0);
             }
         } else {
-            out[at + thread] = all / reduced[0];
+            out[at + thread] = all / total;
         }
     }
 }

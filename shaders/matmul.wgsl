@@ -17,75 +17,76 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     let first = 32u * group.y;
     let rows = 4u * (thread % 8u);
     let tokens = 4u * (thread / 8u);
-    // Loading, a thread serves column vector `thread % 8` of four tokens.
-    var square = vec4f(0.0);
-    // [token][row]
-    var w: array<vec4f, 4>;
-    var up: array<vec4f, 4>;
+    // Loading, a thread serves column vector `side` of four tokens, and a unit of two rows.
+    let side = thread % 8u;
+    let unit = thread % 4u;
+    let start = (first_token() + first + thread / 8u) * (WIDTH / 4u) + side;
+    let place = thread / 8u * PITCH + side;
+    //$ for i in 0..2
+    let row_$i = min(first_row + thread / 4u + 16u * $i, END - 1u);
+    let place_$i = (thread / 4u + 16u * $i) * PITCH + unit;
+    //$ end
+    //$ for t in 0..4
+    var square_$t = 0.0;
+    //$ for p in 0..2
+    var w_$t_$p = vec2f();
+    var up_$t_$p = vec2f();
+    //$ end
+    //$ end
     for (var block = 0u; block < WIDTH / 32u; block++) {
-        for (var i = 0u; i < 4u; i++) {
-            let token = thread / 8u + 8u * i;
-            let column = block * 8u + thread % 8u;
-            let at = (first_token() + first + token) * (WIDTH / 4u) + column;
-            inputs[token * PITCH + thread % 8u] = input(at, column);
-            square[i] += energy(at);
+        //$ for t in 0..4
+        let at_$t = start + 8u * $t * (WIDTH / 4u) + block * 8u;
+        inputs[place + 8u * $t * PITCH] = input(at_$t, block * 8u + side);
+        square_$t += energy(at_$t);
+        //$ end
+        //$ for i in 0..2
+        let w_unit_$i = w_unit(row_$i, block * 4u + unit);
+        w_tile[place_$i] = w_unit_$i.a;
+        w_tile[place_$i + 4u] = w_unit_$i.b;
+        if HAS_up {
+            let up_unit = up_unit(row_$i, block * 4u + unit);
+            up_tile[place_$i] = up_unit.a;
+            up_tile[place_$i + 4u] = up_unit.b;
         }
-        for (var i = 0u; i < 2u; i++) {
-            let local = thread / 4u + 16u * i;
-            let row = min(first_row + local, END - 1u);
-            let unit = w_unit(row, block * 4u + thread % 4u);
-            w_tile[local * PITCH + thread % 4u] = unit.a;
-            w_tile[local * PITCH + thread % 4u + 4u] = unit.b;
-            if HAS_UP {
-                let other = up_unit(row, block * 4u + thread % 4u);
-                up_tile[local * PITCH + thread % 4u] = other.a;
-                up_tile[local * PITCH + thread % 4u + 4u] = other.b;
-            }
-        }
+        //$ end
         workgroupBarrier();
         for (var k = 0u; k < 8u; k++) {
-            let at = rows * PITCH + k;
-            let w0 = w_tile[at];
-            let w1 = w_tile[at + PITCH];
-            let w2 = w_tile[at + 2u * PITCH];
-            let w3 = w_tile[at + 3u * PITCH];
-            for (var i = 0u; i < 4u; i++) {
-                let y = inputs[(tokens + i) * PITCH + k];
-                w[i] += vec4f(dot(w0, y), dot(w1, y), dot(w2, y), dot(w3, y));
+            //$ for t in 0..4
+            let y_$t = inputs[(tokens + $t) * PITCH + k];
+            //$ end
+            //$ for m in w,up
+            if HAS_$m {
+                //$ for p in 0..2
+                let a_$p = $m_tile[(rows + 2u * $p) * PITCH + k];
+                let b_$p = $m_tile[(rows + 2u * $p + 1u) * PITCH + k];
+                //$ for t in 0..4
+                $m_$t_$p += vec2f(dot(a_$p, y_$t), dot(b_$p, y_$t));
+                //$ end
+                //$ end
             }
-            if HAS_UP {
-                let up0 = up_tile[at];
-                let up1 = up_tile[at + PITCH];
-                let up2 = up_tile[at + 2u * PITCH];
-                let up3 = up_tile[at + 3u * PITCH];
-                for (var i = 0u; i < 4u; i++) {
-                    let y = inputs[(tokens + i) * PITCH + k];
-                    up[i] += vec4f(dot(up0, y), dot(up1, y), dot(up2, y), dot(up3, y));
-                }
-            }
+            //$ end
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 4u; i++) {
-        squares[(thread / 8u + 8u * i) * 8u + thread % 8u] = square[i];
-    }
+    //$ for t in 0..4
+    squares[(thread / 8u + 8u * $t) * 8u + side] = square_$t;
+    //$ end
     workgroupBarrier();
-    for (var i = 0u; i < 4u; i++) {
-        let t = first + tokens + i;
-        var sum = 0.0;
-        for (var j = 0u; j < 8u; j++) {
-            sum += squares[(tokens + i) * 8u + j];
-        }
-        for (var j = 0u; j < 4u; j += 2u) {
-            let row = first_row + rows + j;
-            if t < token_count() && row < END {
-                store(
-                    t,
-                    row,
-                    vec2f(finish(w[i][j], sum), finish(w[i][j + 1u], sum)),
-                    vec2f(finish(up[i][j], sum), finish(up[i][j + 1u], sum)),
-                );
-            }
-        }
+    //$ for t in 0..4
+    var sum_$t = 0.0;
+    //$ for i in 0..8
+    sum_$t += squares[(tokens + $t) * 8u + $i];
+    //$ end
+    //$ for p in 0..2
+    let row_$t_$p = first_row + rows + 2u * $p;
+    if first + tokens + $t < token_count() && row_$t_$p < END {
+        store(
+            first + tokens + $t,
+            row_$t_$p,
+            vec2f(finish(w_$t_$p.x, sum_$t), finish(w_$t_$p.y, sum_$t)),
+            vec2f(finish(up_$t_$p.x, sum_$t), finish(up_$t_$p.y, sum_$t)),
+        );
     }
+    //$ end
+    //$ end
 }

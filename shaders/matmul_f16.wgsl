@@ -1,7 +1,8 @@
 // A projection of the rows FIRST..END of many tokens, where the adapter has f16 (needs `enable f16`): as matmul.wgsl, but
 // with tiles and products in f16, two of which a GPU computes at once. Whatever the values' size, none overflows: of each
 // block of 32 columns the inputs are divided by their largest, the weights are the quants themselves, and the scales
-// of both go with the block's sums, which are added up in f32. Twin: Weight::matmul.
+// of both go with the block's sums, which are added up in f32. While a block is computed the next one is on its way.
+// Twin: Weight::matmul.
 
 // vec4h a row of a tile: eight, and one more so that rows begin in different memory banks.
 const PITCH: u32 = 9u;
@@ -17,135 +18,160 @@ var<workgroup> shares: array<vec2f, 64>;
 // Of each token: the block's largest value, and the sum of all.
 var<workgroup> peaks: array<vec2f, 32>;
 
-// The sums of four rows: products of quants and inputs, four partial sums a row.
-fn sums_of(lanes: array<vec4h, 4>) -> vec4f {
-    let a = vec4f(vec4h(lanes[0].xy + lanes[0].zw, lanes[1].xy + lanes[1].zw));
-    let b = vec4f(vec4h(lanes[2].xy + lanes[2].zw, lanes[3].xy + lanes[3].zw));
-    return vec4f(a.x + a.y, a.z + a.w, b.x + b.y, b.z + b.w);
+// Where a row lies in its tile: the even ones first, since threads beside each other read every second row at once.
+fn slot(row: u32) -> u32 {
+    return row / 2u + row % 2u * 16u;
 }
 
-fn scaled(sums: vec4f, peak: vec2f, s0: vec2f, s1: vec2f, s2: vec2f, s3: vec2f) -> vec4f {
-    return sums * peak.x * vec4f(s0.x, s1.x, s2.x, s3.x) + peak.y * vec4f(s0.y, s1.y, s2.y, s3.y);
+// The sums of two rows, each of four partial ones.
+fn sums_of(a: vec4h, b: vec4h) -> vec2f {
+    let pairs = vec4f(vec4h(a.xy + a.zw, b.xy + b.zw));
+    return vec2f(pairs.x + pairs.y, pairs.z + pairs.w);
 }
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
     let first_row = FIRST + 32u * group.x;
     let first = 32u * group.y;
-    let rows = 4u * (thread % 8u);
+    // A thread computes the pairs of rows `pair` and `pair + 8` for four tokens.
+    let pair = thread % 8u;
     let tokens = 4u * (thread / 8u);
-    // Loading, a thread serves every second column vector of one token.
+    // Loading, it serves every second column vector of one token, one unit of two rows, and the factors of one.
     let token = thread / 2u;
     let side = thread % 2u;
+    let unit = thread % 4u;
+    let start = (first_token() + first + token) * (WIDTH / 4u) + side;
+    let own_row = min(first_row + thread % 32u, END - 1u);
+    //$ for i in 0..2
+    let row_$i = min(first_row + thread / 4u + 16u * $i, END - 1u);
+    let place_$i = slot(thread / 4u + 16u * $i) * PITCH + unit;
+    //$ end
     var squares = 0.0;
-    // [token][row]
-    var w: array<vec4f, 4>;
-    var up: array<vec4f, 4>;
+    //$ for t in 0..4
+    //$ for p in 0..2
+    var w_$t_$p = vec2f();
+    var up_$t_$p = vec2f();
+    //$ end
+    //$ end
+    //$ for v in 0..4
+    var y_$v = input(start + 2u * $v, side + 2u * $v);
+    squares += energy(start + 2u * $v);
+    //$ end
+    //$ for i in 0..2
+    var w_raw_$i = w_raw(row_$i, unit);
+    var up_raw_$i: up_Raw;
+    if HAS_up {
+        up_raw_$i = up_raw(row_$i, unit);
+    }
+    //$ end
+    var w_factor = w_scale(own_row, 0u);
+    var up_factor = vec2f();
+    if HAS_up {
+        up_factor = up_scale(own_row, 0u);
+    }
     for (var block = 0u; block < WIDTH / 32u; block++) {
-        var y: array<vec4f, 4>;
-        var peak = vec4f(0.0);
-        var sum = vec4f(0.0);
-        for (var i = 0u; i < 4u; i++) {
-            let column = block * 8u + 2u * i + side;
-            let at = (first_token() + first + token) * (WIDTH / 4u) + column;
-            y[i] = input(at, column);
-            peak = max(peak, abs(y[i]));
-            sum += y[i];
-            squares += energy(at);
-        }
+        var peak = vec4f();
+        var sum = vec4f();
+        //$ for v in 0..4
+        peak = max(peak, abs(y_$v));
+        sum += y_$v;
+        //$ end
         shares[thread] = vec2f(max(max(peak.x, peak.y), max(peak.z, peak.w)), dot(sum, vec4f(1.0)));
-        for (var i = 0u; i < 2u; i++) {
-            let local = thread / 4u + 16u * i;
-            let row = min(first_row + local, END - 1u);
-            let unit = block * 4u + thread % 4u;
-            let quants = w_quant(row, unit);
-            w_tile[local * PITCH + thread % 4u] = vec4h(quants.a);
-            w_tile[local * PITCH + thread % 4u + 4u] = vec4h(quants.b);
-            if HAS_UP {
-                let others = up_quant(row, unit);
-                up_tile[local * PITCH + thread % 4u] = vec4h(others.a);
-                up_tile[local * PITCH + thread % 4u + 4u] = vec4h(others.b);
-            }
-        }
-        if thread < 32u {
-            let row = min(first_row + thread, END - 1u);
-            w_factors[thread] = w_scale(row, block);
-            if HAS_UP {
-                up_factors[thread] = up_scale(row, block);
-            }
-        }
+        // Also the end of all reading from the tiles.
         workgroupBarrier();
-        let all = vec2f(max(shares[thread].x, shares[thread ^ 1u].x), shares[thread].y + shares[thread ^ 1u].y);
+        let other = shares[thread ^ 1u];
+        let all = vec2f(max(shares[thread].x, other.x), shares[thread].y + other.y);
         let inverse = 1.0 / max(all.x, 1e-30);
-        for (var i = 0u; i < 4u; i++) {
-            inputs[token * PITCH + 2u * i + side] = vec4h(y[i] * inverse);
-        }
+        //$ for v in 0..4
+        inputs[token * PITCH + side + 2u * $v] = vec4h(y_$v * inverse);
+        //$ end
         if side == 0u {
             peaks[token] = all;
         }
-        workgroupBarrier();
-        // Said, since a browser was found to zero it once only.
-        var lanes = array<array<vec4h, 4>, 4>();
-        for (var k = 0u; k < 8u; k++) {
-            let at = rows * PITCH + k;
-            let w0 = w_tile[at];
-            let w1 = w_tile[at + PITCH];
-            let w2 = w_tile[at + 2u * PITCH];
-            let w3 = w_tile[at + 3u * PITCH];
-            for (var i = 0u; i < 4u; i++) {
-                let x = inputs[(tokens + i) * PITCH + k];
-                lanes[i][0] += w0 * x;
-                lanes[i][1] += w1 * x;
-                lanes[i][2] += w2 * x;
-                lanes[i][3] += w3 * x;
-            }
+        //$ for i in 0..2
+        let w_quants_$i = w_quants_of(w_raw_$i);
+        w_tile[place_$i] = vec4h(w_quants_$i.a);
+        w_tile[place_$i + 4u] = vec4h(w_quants_$i.b);
+        if HAS_up {
+            let up_quants = up_quants_of(up_raw_$i);
+            up_tile[place_$i] = vec4h(up_quants.a);
+            up_tile[place_$i + 4u] = vec4h(up_quants.b);
         }
-        for (var i = 0u; i < 4u; i++) {
-            w[i] += scaled(
-                sums_of(lanes[i]), peaks[tokens + i],
-                w_factors[rows], w_factors[rows + 1u], w_factors[rows + 2u], w_factors[rows + 3u],
-            );
-        }
-        if HAS_UP {
-            lanes = array<array<vec4h, 4>, 4>();
-            for (var k = 0u; k < 8u; k++) {
-                let at = rows * PITCH + k;
-                let up0 = up_tile[at];
-                let up1 = up_tile[at + PITCH];
-                let up2 = up_tile[at + 2u * PITCH];
-                let up3 = up_tile[at + 3u * PITCH];
-                for (var i = 0u; i < 4u; i++) {
-                    let x = inputs[(tokens + i) * PITCH + k];
-                    lanes[i][0] += up0 * x;
-                    lanes[i][1] += up1 * x;
-                    lanes[i][2] += up2 * x;
-                    lanes[i][3] += up3 * x;
-                }
-            }
-            for (var i = 0u; i < 4u; i++) {
-                up[i] += scaled(
-                    sums_of(lanes[i]), peaks[tokens + i],
-                    up_factors[rows], up_factors[rows + 1u], up_factors[rows + 2u], up_factors[rows + 3u],
-                );
+        //$ end
+        if thread < 32u {
+            w_factors[slot(thread)] = w_factor;
+            if HAS_up {
+                up_factors[slot(thread)] = up_factor;
             }
         }
         workgroupBarrier();
+        let next = block + 1u;
+        if next < WIDTH / 32u {
+            //$ for v in 0..4
+            y_$v = input(start + next * 8u + 2u * $v, side + next * 8u + 2u * $v);
+            squares += energy(start + next * 8u + 2u * $v);
+            //$ end
+            //$ for i in 0..2
+            w_raw_$i = w_raw(row_$i, next * 4u + unit);
+            if HAS_up {
+                up_raw_$i = up_raw(row_$i, next * 4u + unit);
+            }
+            //$ end
+            w_factor = w_scale(own_row, next);
+            if HAS_up {
+                up_factor = up_scale(own_row, next);
+            }
+        }
+        //$ for m in w,up
+        if HAS_$m {
+            //$ for t in 0..4
+            //$ for p in 0..2
+            var a_$t_$p = vec4h();
+            var b_$t_$p = vec4h();
+            //$ end
+            //$ end
+            //$ for k in 0..8
+            //$ for p in 0..2
+            let c_$k_$p = $m_tile[(pair + 8u * $p) * PITCH + $k];
+            let d_$k_$p = $m_tile[(pair + 8u * $p + 16u) * PITCH + $k];
+            //$ end
+            //$ for t in 0..4
+            let x_$k_$t = inputs[(tokens + $t) * PITCH + $k];
+            //$ for p in 0..2
+            a_$t_$p += c_$k_$p * x_$k_$t;
+            b_$t_$p += d_$k_$p * x_$k_$t;
+            //$ end
+            //$ end
+            //$ end
+            //$ for t in 0..4
+            let of_token_$t = peaks[tokens + $t];
+            //$ end
+            //$ for p in 0..2
+            let e_$p = $m_factors[pair + 8u * $p];
+            let f_$p = $m_factors[pair + 8u * $p + 16u];
+            //$ for t in 0..4
+            $m_$t_$p += sums_of(a_$t_$p, b_$t_$p) * of_token_$t.x * vec2f(e_$p.x, f_$p.x)
+                + of_token_$t.y * vec2f(e_$p.y, f_$p.y);
+            //$ end
+            //$ end
+        }
+        //$ end
     }
+    workgroupBarrier();
     shares[thread] = vec2f(squares, 0.0);
     workgroupBarrier();
-    for (var i = 0u; i < 4u; i++) {
-        let t = first + tokens + i;
-        let sum = shares[2u * (tokens + i)].x + shares[2u * (tokens + i) + 1u].x;
-        for (var j = 0u; j < 4u; j += 2u) {
-            let row = first_row + rows + j;
-            if t < token_count() && row < END {
-                store(
-                    t,
-                    row,
-                    vec2f(finish(w[i][j], sum), finish(w[i][j + 1u], sum)),
-                    vec2f(finish(up[i][j], sum), finish(up[i][j + 1u], sum)),
-                );
-            }
-        }
+    //$ for t in 0..4
+    let sum_$t = shares[2u * (tokens + $t)].x + shares[2u * (tokens + $t) + 1u].x;
+    //$ for p in 0..2
+    let row_$t_$p = first_row + 2u * (pair + 8u * $p);
+    if first + tokens + $t < token_count() && row_$t_$p < END {
+        store(
+            first + tokens + $t,
+            row_$t_$p,
+            vec2f(finish(w_$t_$p.x, sum_$t), finish(w_$t_$p.y, sum_$t)),
+            vec2f(finish(up_$t_$p.x, sum_$t), finish(up_$t_$p.y, sum_$t)),
+        );
     }
+    //$ end
+    //$ end
 }

@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         let at = first_token() * (WIDTH / 4u) + column;
         let y = Unit(input(at, column), input(at + 4u, column + 4u));
         s.w += vec2f(unit_dot(w_unit(row0, u), y), unit_dot(w_unit(row1, u), y));
-        if HAS_UP {
+        if HAS_up {
             s.up += vec2f(unit_dot(up_unit(row0, u), y), unit_dot(up_unit(row1, u), y));
         }
         s.squares += energy(at) + energy(at + 4u);

@@ -3,7 +3,13 @@ fn up_unit(row: u32, unit: u32) -> Unit {
     return Unit();
 }
 
-fn up_quant(row: u32, unit: u32) -> Unit {
+alias up_Raw = u32;
+
+fn up_raw(row: u32, unit: u32) -> up_Raw {
+    return 0u;
+}
+
+fn up_quants_of(raw: up_Raw) -> Unit {
     return Unit();
 }
 

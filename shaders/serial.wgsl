@@ -21,7 +21,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
         let w1 = w_unit(next, u);
         var up0: Unit;
         var up1: Unit;
-        if HAS_UP {
+        if HAS_up {
             up0 = up_unit(row, u);
             up1 = up_unit(next, u);
         }
@@ -30,7 +30,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
             let at = (first_token() + tile + i) * (WIDTH / 4u) + column;
             let y = Unit(input(at, column), input(at + 4u, column + 4u));
             sums[i].w += vec2f(unit_dot(w0, y), unit_dot(w1, y));
-            if HAS_UP {
+            if HAS_up {
                 sums[i].up += vec2f(unit_dot(up0, y), unit_dot(up1, y));
             }
             sums[i].squares += energy(at) + energy(at + 4u);

@@ -5,14 +5,16 @@
 // [ln Σ exp, ids [256], logits [256]]
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;
 
-// Ids of a thread: thread, thread + 256, …, four loads at a time so that they overlap. Where order matters, it has
+// Ids of a thread: thread, thread + 256, …, sixteen loads at a time so that they overlap. Where order matters, it has
 // a run of consecutive ids.
-const STRIDE: u32 = 1024u;
+const STRIDE: u32 = 4096u;
 const RUN: u32 = (VOCAB + 255u) / 256u;
 
 var<workgroup> counts: array<atomic<u32>, 256>;
 var<workgroup> found: atomic<u32>;
-// Of each thread's keys the largest one; later, how many are equal to the K-th best.
+// How many are equal to the K-th best.
+var<workgroup> equals: atomic<u32>;
+// Of each thread's keys the largest one; later, how many of its run are equal to the K-th best.
 var<workgroup> tops: array<u32, 256>;
 var<workgroup> sums: array<f32, 256>;
 var<workgroup> best: array<vec2u, 256>;
@@ -55,22 +57,31 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         wanted = K;
     }
     atomicStore(&found, 0u);
+    atomicStore(&equals, 0u);
     storageBarrier();
 
     // Every thread's best is as good as the worst of these 256, so none below that is among the K best: few are
     // left to be counted.
     var top = 0u;
     for (var first = thread; first < VOCAB; first += STRIDE) {
-        let keys = keys_of(ids_from(first));
+        //$ for j in 0..4
+        let keys_$j = keys_of(ids_from(first + $j * 1024u));
+        //$ end
+        let keys = max(max(keys_0, keys_1), max(keys_2, keys_3));
         top = max(top, max(max(keys.x, keys.y), max(keys.z, keys.w)));
     }
     tops[thread] = top;
     workgroupBarrier();
     var lowest = 0xffffffffu;
     var largest_key = 0u;
-    for (var i = 0u; i < 256u; i++) {
-        lowest = min(lowest, tops[i]);
-        largest_key = max(largest_key, tops[i]);
+    for (var i = 0u; i < 256u; i += 16u) {
+        //$ for j in 0..16
+        let top_$j = tops[i + $j];
+        //$ end
+        //$ for j in 0..16
+        lowest = min(lowest, top_$j);
+        largest_key = max(largest_key, top_$j);
+        //$ end
     }
     lowest = max(lowest, 1u);
     let largest = logit_of(largest_key);
@@ -82,27 +93,34 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         // The bits above this digit; at the first, 256 << 24 wraps to zero and none are known.
         let known = ~((256u << u32(shift)) - 1u);
         for (var first = thread; first < VOCAB; first += STRIDE) {
-            let keys = keys_of(ids_from(first));
-            for (var i = 0u; i < 4u; i++) {
-                if keys[i] >= lowest && (keys[i] & known) == prefix {
-                    atomicAdd(&counts[(keys[i] >> u32(shift)) & 255u], 1u);
-                }
+            //$ for j in 0..4
+            let keys_$j = keys_of(ids_from(first + $j * 1024u));
+            //$ end
+            //$ for j in 0..4
+            //$ for c in x,y,z,w
+            if keys_$j.$c >= lowest && (keys_$j.$c & known) == prefix {
+                atomicAdd(&counts[(keys_$j.$c >> u32(shift)) & 255u], 1u);
             }
+            //$ end
+            //$ end
         }
         workgroupBarrier();
-        if thread == 0u {
-            var digit = 255u;
-            var left = wanted;
-            loop {
-                let count = atomicLoad(&counts[digit]);
-                if count >= left || digit == 0u {
-                    break;
-                }
-                left -= count;
-                digit--;
-            }
-            wanted = left;
-            prefix |= digit << u32(shift);
+        // The digit of the K-th best: with those above it there are too few, with its own enough.
+        let left = wanted;
+        let count = atomicLoad(&counts[thread]);
+        var above = 0u;
+        for (var i = 0u; i < 256u; i += 16u) {
+            //$ for j in 0..16
+            let count_$j = atomicLoad(&counts[i + $j]);
+            //$ end
+            //$ for j in 0..16
+            above += select(0u, count_$j, i + $j > thread);
+            //$ end
+        }
+        workgroupBarrier();
+        if above < left && (above + count >= left || thread == 0u) {
+            wanted = left - above;
+            prefix |= thread << u32(shift);
         }
         workgroupBarrier();
     }
@@ -110,25 +128,39 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     // All that are better, in any order, and on the way Σ exp.
     var sum = 0.0;
     for (var first = thread; first < VOCAB; first += STRIDE) {
-        let ids = ids_from(first);
-        let keys = keys_of(ids);
-        for (var i = 0u; i < 4u; i++) {
-            if keys[i] > prefix {
-                best[atomicAdd(&found, 1u)] = vec2u(keys[i], ids[i]);
-            }
-            if ids[i] < VOCAB {
-                sum += exp(logit_of(keys[i]) - largest);
+        //$ for j in 0..4
+        let ids_$j = ids_from(first + $j * 1024u);
+        let keys_$j = keys_of(ids_$j);
+        //$ end
+        //$ for j in 0..4
+        //$ for c in x,y,z,w
+        if keys_$j.$c > prefix {
+            best[atomicAdd(&found, 1u)] = vec2u(keys_$j.$c, ids_$j.$c);
+        } else if keys_$j.$c == prefix {
+            let place = atomicAdd(&equals, 1u);
+            if place < wanted {
+                best[K - wanted + place] = vec2u(prefix, ids_$j.$c);
             }
         }
+        if ids_$j.$c < VOCAB {
+            sum += exp(logit_of(keys_$j.$c) - largest);
+        }
+        //$ end
+        //$ end
     }
     sums[thread] = sum;
 
-    // The first ones that equal the K-th best, in order of their ids.
+    workgroupBarrier();
+
+    // If more equal the K-th best than are wanted, the first ones, in order of their ids.
+    let many = atomicLoad(&equals) > wanted;
     let begin = thread * RUN;
     let end = min(begin + RUN, VOCAB);
     var equal = 0u;
-    for (var id = begin; id < end; id++) {
-        equal += u32(key_of(logits[id]) == prefix);
+    if many {
+        for (var id = begin; id < end; id++) {
+            equal += u32(key_of(logits[id]) == prefix);
+        }
     }
     tops[thread] = equal;
     workgroupBarrier();
@@ -150,9 +182,15 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     if thread < K {
         let own = best[thread];
         var rank = 0u;
-        for (var i = 0u; i < K; i++) {
-            let other = best[i];
-            rank += u32(other.x > own.x || (other.x == own.x && other.y < own.y));
+        for (var i = 0u; i < K; i += 8u) {
+            //$ for j in 0..8
+            let other_$j = best[min(i + $j, K - 1u)];
+            //$ end
+            //$ for j in 0..8
+            rank += u32(
+                i + $j < K && (other_$j.x > own.x || (other_$j.x == own.x && other_$j.y < own.y)),
+            );
+            //$ end
         }
         result[1u + rank] = own.y;
         result[257u + rank] = bitcast<u32>(logit_of(own.x));

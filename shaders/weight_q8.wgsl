@@ -13,13 +13,20 @@ fn $w_scale(row: u32, block: u32) -> vec2f {
     return vec2f(select(pair.x, pair.y, at % 2u == 1u), 0.0);
 }
 
-fn $w_quant(row: u32, unit: u32) -> Unit {
+// Eight quants as they are stored.
+alias $w_Raw = vec2u;
+
+fn $w_raw(row: u32, unit: u32) -> $w_Raw {
     let at = (row - $w_FIRST) * (WIDTH / 4u) + unit_at(unit);
-    return Unit($w_bytes($w_quants[at]), $w_bytes($w_quants[at + 4u]));
+    return vec2u($w_quants[at], $w_quants[at + 4u]);
+}
+
+fn $w_quants_of(raw: $w_Raw) -> Unit {
+    return Unit($w_bytes(raw.x), $w_bytes(raw.y));
 }
 
 fn $w_unit(row: u32, unit: u32) -> Unit {
     let d = $w_scale(row, unit / 4u).x;
-    let q = $w_quant(row, unit);
+    let q = $w_quants_of($w_raw(row, unit));
     return Unit(d * q.a, d * q.b);
 }

@@ -7,7 +7,7 @@ use crate::trace::{EngramGauge, Gauge};
 /// At most so many candidates come back from a step: 256 ids and logits are 2 KB.
 pub const MAX_CANDIDATES: usize = 256;
 /// At most so many tokens in a step; longer prompts go in chunks.
-pub const MAX_STEP_TOKENS: usize = 128;
+pub const MAX_STEP_TOKENS: usize = 256;
 
 /// One forward step.
 #[derive(Debug, Clone, Copy)]

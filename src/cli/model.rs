@@ -18,8 +18,16 @@ use xylem::text::{Template, Tokenizer};
 
 use super::{edit, progress};
 
+/// The CPU reads so many tokens of a prompt at a time.
+const CPU_CHUNK: usize = 128;
+
 /// Prompts are read so many tokens at a time.
-pub const CHUNK: usize = 128;
+pub fn chunk(device: &Device) -> usize {
+    match device {
+        Device::Cpu(_) => CPU_CHUNK,
+        Device::Gpu(backend) => backend.chunk(),
+    }
+}
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,7 +78,8 @@ impl Model {
         bundle.load_core(&mut device, |done, _| bar.set_position(done))?;
         bar.finish_and_clear();
         let rows = Edited::new(Knocked::new(bundle.rows()?));
-        let session = Session::new(device, rows, manifest.config.clone(), CHUNK);
+        let chunk = chunk(&device);
+        let session = Session::new(device, rows, manifest.config.clone(), chunk);
         Ok(Self { session, tokenizer, template, hash: Some(manifest.hash()) })
     }
 
@@ -84,7 +93,7 @@ impl Model {
         base.load(&mut backend)?;
         let device = Device::Cpu(Box::new(backend));
         let rows = Edited::new(Knocked::new(WithEngram::new(None, 0, None)));
-        let session = Session::new(device, rows, base.config().clone(), CHUNK);
+        let session = Session::new(device, rows, base.config().clone(), CPU_CHUNK);
         Ok(Self { session, tokenizer, template, hash: None })
     }
 

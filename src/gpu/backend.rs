@@ -1,5 +1,6 @@
 //! The engine: weights, cache and recorded dispatches of one model on one device.
 
+use std::cell::RefCell;
 use std::mem::take;
 use std::ops::Range;
 
@@ -167,6 +168,9 @@ pub struct GpuBackend {
     pub(super) upload: Vec<u32>,
     pub(super) words: Vec<u32>,
     clock: Option<Clock>,
+    /// The commands of a step of one token whose attention has so many parts, recorded while the device was busy with the one
+    /// before: steps differ in what is uploaded alone.
+    ahead: RefCell<Option<(usize, wgpu::CommandBuffer)>>,
 }
 
 impl GpuBackend {
@@ -251,7 +255,13 @@ impl GpuBackend {
             upload: Vec::new(),
             words: Vec::new(),
             clock: None,
+            ahead: RefCell::default(),
         })
+    }
+
+    /// How many tokens of a prompt to give it at once, so that it is filled and still stops soon.
+    pub fn chunk(&self) -> usize {
+        if self.gpu.software { MAX_STEP_TOKENS / 2 } else { MAX_STEP_TOKENS }
     }
 
     /// Whether the adapter is really the CPU, so that the CPU backend is faster.
@@ -296,7 +306,7 @@ impl GpuBackend {
         let layers = &layers.dispatches[if begun { layers.before_rows } else { 0 }..];
         let output = match step.want {
             Want::Nothing => {
-                self.submit(&upload, &[(layers, size)], None).await?;
+                self.submit(&upload, &[(layers, size)], None, None).await?;
                 Output::Nothing
             }
             Want::Candidates(_) => {
@@ -304,14 +314,16 @@ impl GpuBackend {
                 let one = Size { tokens: 1, ..size };
                 let work = [(layers, size), (&self.program.head_one, one), (top_k, one)];
                 let result = (&self.buffers.result, &self.readback, &mut words);
-                self.submit(&upload, &work, Some(result)).await?;
+                // A token is likely followed by another.
+                let again = (n == 1 && !begun && self.clock.is_none()).then_some(size.parts);
+                self.submit(&upload, &work, Some(result), again).await?;
                 let candidates = candidates(&words, self.config.vocab_size).ok_or_else(|| {
                     Error::Gpu(format!("{}: the logits are no finite numbers", self.gpu.name))
                 })?;
                 Output::Candidates(candidates)
             }
             Want::Logits => {
-                self.submit(&upload, &[(layers, size)], None).await?;
+                self.submit(&upload, &[(layers, size)], None, None).await?;
                 for first in (0..n).step_by(self.logit_rows) {
                     let head = first..n.min(first + self.logit_rows);
                     logits.extend(self.logits(n, step.position, head).await?);
@@ -333,45 +345,60 @@ impl GpuBackend {
         let size = Size { tokens: count, parts: 1 };
         let mut words = Vec::new();
         let result = (&self.buffers.logits, &readback, &mut words);
-        self.submit(&header, &[(dispatches, size)], Some(result)).await?;
+        self.submit(&header, &[(dispatches, size)], Some(result), None).await?;
         Ok(words[..count * self.config.vocab_size].iter().map(|w| f32::from_bits(*w)).collect())
     }
 
     /// Uploads, runs each list of dispatches for such a size in one pass, and reads the first buffer of
-    /// `result` back through the second one into its words.
+    /// `result` back through the second one into its words. If the step is to come `again`, of one token in so many parts, it is
+    /// recorded for that time meanwhile.
     async fn submit(
         &self,
         upload: &[u32],
         work: &Work<'_>,
         result: Option<(&wgpu::Buffer, &wgpu::Buffer, &mut Vec<u32>)>,
+        again: Option<usize>,
     ) -> Result<()> {
         let copied = result.as_ref().map(|(source, target, _)| (*source, *target));
         let ((), errors) = self.gpu.guarded(|| {
             self.gpu.queue.write_buffer(&self.buffers.upload, 0, cast_slice(upload));
-            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            if let Some(clock) = &self.clock {
-                clock.record(&mut encoder, work);
-            } else {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for (dispatches, size) in work {
-                    for dispatch in *dispatches {
-                        dispatch.record(&mut pass, *size);
-                    }
-                }
+            let ahead = again.and_then(|parts| self.ahead.take().filter(|(of, _)| *of == parts));
+            self.gpu.submit(ahead.map_or_else(|| self.record(work, copied), |(_, commands)| commands));
+            if let Some(parts) = again {
+                self.ahead.replace(Some((parts, self.record(work, copied))));
             }
-            if let Some((source, target)) = copied {
-                encoder.copy_buffer_to_buffer(source, 0, target, 0, source.size());
-            }
-            self.gpu.submit(encoder);
         });
         if let Some((_, target, words)) = result {
             self.gpu.read_into(target, words).await?;
         }
-        errors.await?;
+        if let Err(error) = errors.await {
+            // Perhaps it was these commands that failed.
+            self.ahead.take();
+            return Err(error);
+        }
         if let Some(clock) = &self.clock {
             clock.read(&self.gpu, work).await?;
         }
         self.gpu.check()
+    }
+
+    /// The commands that run `work` and copy the first of two buffers to the second.
+    fn record(&self, work: &Work<'_>, copied: Option<(&wgpu::Buffer, &wgpu::Buffer)>) -> wgpu::CommandBuffer {
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        if let Some(clock) = &self.clock {
+            clock.record(&mut encoder, work);
+        } else {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for (dispatches, size) in work {
+                for dispatch in *dispatches {
+                    dispatch.record(&mut pass, *size);
+                }
+            }
+        }
+        if let Some((source, target)) = copied {
+            encoder.copy_buffer_to_buffer(source, 0, target, 0, source.size());
+        }
+        encoder.finish()
     }
 }
 
@@ -410,7 +437,7 @@ impl Backend for GpuBackend {
         let size = self.size(n, position);
         step::upload(&mut upload, &step, &self.config, size.parts, 0..0);
         let layers = self.layers(n);
-        self.submit(&upload, &[(&layers.dispatches[..layers.before_rows], size)], None).await?;
+        self.submit(&upload, &[(&layers.dispatches[..layers.before_rows], size)], None, None).await?;
         self.upload = upload;
         self.begun = Some(position);
         self.begun_tokens.clear();

@@ -10,7 +10,7 @@ use super::step::{self, MAX_PARTS};
 use super::weights::{Part, Weight};
 use crate::backend::MAX_CANDIDATES;
 use crate::bundle::quant::Dtype;
-use crate::config::Config;
+use crate::config::{BLOCK, Config};
 use crate::plan::{Op, Plan, Up};
 
 /// Words of a step's result: ln Σ exp, ids, logits.
@@ -19,8 +19,10 @@ pub const RESULT_WORDS: usize = 1 + 2 * MAX_CANDIDATES;
 pub const TILE: usize = 32;
 /// Tokens of a thread of `serial.wgsl`.
 const SERIAL_TILE: usize = 4;
-/// Threads that share two rows in `matvec.wgsl`.
+/// Threads that share two rows in `matvec.wgsl` and `matvec_q4.wgsl`.
 const LANES: usize = 32;
+/// The same in `matvec_q4.wgsl` where rows have few blocks, so that most threads have work in every round.
+const SHORT_LANES: usize = 16;
 /// Uniform bindings begin at multiples of so many bytes.
 pub const UNIFORM_STRIDE: u64 = 256;
 
@@ -296,10 +298,14 @@ impl Compiler<'_> {
         let (first, end) = (part.rows.start.max(overlap.start), part.rows.end.min(overlap.end));
         // Weights of single precision need not fit into halves.
         let halves = p.weight.dtype != Dtype::F32 && up.is_none_or(|(dtype, _)| dtype != Dtype::F32);
+        // With gains or a second weight there is so much else to load that whole blocks are slower.
+        let blocks = p.weight.dtype == Dtype::Q4 && up.is_none() && p.norm.is_none();
+        let lanes = if blocks && p.weight.width < 2 * LANES * BLOCK { SHORT_LANES } else { LANES };
         let (main, rows, tile) = match (self.variant.serial, many) {
             (true, false) => (piece::SERIAL, 2 * 16, 1),
             (true, true) => (piece::SERIAL, 2 * 16, SERIAL_TILE),
-            (false, false) => (piece::MATVEC, 2 * 64 / LANES, 1),
+            (false, false) if blocks => (piece::MATVEC_Q4, 2 * 64 / lanes, 1),
+            (false, false) => (piece::MATVEC, 2 * 64 / lanes, 1),
             (false, true) if self.variant.f16 && halves => (piece::MATMUL_F16, 32, TILE),
             (false, true) => (piece::MATMUL, 32, TILE),
         };
@@ -317,10 +323,13 @@ impl Compiler<'_> {
             .constant("FIRST", first)
             .constant("END", end)
             .constant("TILE", tile)
-            .constant("LANES", LANES)
-            .flag("HAS_UP", up.is_some())
-            .piece(piece::UNIT)
-            .weight("w", p.weight.dtype, 6, part.rows.start);
+            .constant("LANES", lanes)
+            .flag("HAS_w", true)
+            .flag("HAS_up", up.is_some())
+            .piece(piece::UNIT);
+        if main != piece::MATVEC_Q4 {
+            source = source.weight("w", p.weight.dtype, 6, part.rows.start);
+        }
         source = match up {
             None => source.piece(piece::NO_UP),
             Some((dtype, up)) => {
@@ -354,7 +363,11 @@ impl Compiler<'_> {
             ]
         };
         let c = self.config;
-        let source = Source::new("attention", c).piece(self.kv());
+        let length = c.head_dim / 4;
+        let source = Source::new("attention", c)
+            .constant("LENGTH", length)
+            .constant("GROUPS", 256 / length)
+            .piece(self.kv());
         if self.variant.serial {
             let groups = Groups { x: c.n_heads.div_ceil(16), tile: 1 };
             let source = source.piece(piece::ATTENTION_SERIAL);

@@ -162,10 +162,10 @@ impl Gpu {
     }
 
     /// Hands the commands to the device.
-    pub fn submit(&self, encoder: wgpu::CommandEncoder) {
+    pub fn submit(&self, commands: wgpu::CommandBuffer) {
         #[cfg(test)]
         self.counts.submissions.fetch_add(1, Ordering::Relaxed);
-        self.queue.submit([encoder.finish()]);
+        self.queue.submit([commands]);
     }
 
     /// Lets the device release what it has finished with; in browsers it does so by itself.

@@ -86,7 +86,7 @@ impl GpuBackend {
                     let mut encoder = gpu.device.create_command_encoder(&Default::default());
                     work(&mut encoder);
                     encoder.copy_buffer_to_buffer(&count, 0, &readback, 0, 4);
-                    gpu.submit(encoder);
+                    gpu.submit(encoder.finish());
                 });
                 gpu.read(&readback).await?;
                 errors.await?;

@@ -3,6 +3,10 @@
 //! A kernel is its constants, what it needs of the common pieces, and one file with its `main`; sizes are WGSL
 //! constants, so that loops have known lengths. Equal kernels share a pipeline.
 //!
+//! What stands between `//$ for NAME in LIST` and `//$ end` is repeated, with each of the list in place of `$NAME`, before WGSL
+//! sees it: an array that a loop indexes is not kept in registers everywhere, and neither are loads of different rounds of a loop
+//! on their way together. The list is `a,b,c`, or `0..N` with a number or a constant of the kernel.
+//!
 //! | binding | what |
 //! |---|---|
 //! | 0 | the step's upload |
@@ -49,6 +53,7 @@ pub mod piece {
         MATMUL = "matmul.wgsl",
         MATMUL_F16 = "matmul_f16.wgsl",
         MATVEC = "matvec.wgsl",
+        MATVEC_Q4 = "matvec_q4.wgsl",
         NO_UP = "no_up.wgsl",
         SERIAL = "serial.wgsl",
         STEP = "step.wgsl",
@@ -102,12 +107,13 @@ impl<'a> Binding<'a> {
 pub struct Source {
     label: &'static str,
     text: String,
+    constants: HashMap<String, usize>,
 }
 
 impl Source {
     /// A kernel for a model of these sizes.
     pub fn new(label: &'static str, config: &Config) -> Self {
-        let mut source = Self { label, text: String::new() };
+        let mut source = Self { label, text: String::new(), constants: HashMap::new() };
         let c = config;
         for (name, value) in [
             ("MAX_TOKENS", MAX_STEP_TOKENS),
@@ -138,6 +144,7 @@ impl Source {
     /// Adds `const name: u32`.
     pub fn constant(mut self, name: &str, value: usize) -> Self {
         writeln!(self.text, "const {name}: u32 = {value}u;").expect("a String takes everything");
+        self.constants.insert(name.to_owned(), value);
         self
     }
 
@@ -150,7 +157,7 @@ impl Source {
     /// Adds a piece.
     pub fn piece(mut self, text: &str) -> Self {
         self.text.push('\n');
-        self.text += text;
+        unroll(text.lines(), &[], &self.constants, &mut self.text);
         self
     }
 
@@ -167,6 +174,43 @@ impl Source {
             .replace("$scales", &(at + 1).to_string())
             .replace("$w", name);
         self.constant(&format!("{name}_FIRST"), first).piece(&text)
+    }
+}
+
+/// Appends `lines` to `out`, with the loops in their comments unrolled and `values` in place of the names of those around them.
+fn unroll<'a>(
+    lines: impl IntoIterator<Item = &'a str>,
+    values: &[(String, String)],
+    constants: &HashMap<String, usize>,
+    out: &mut String,
+) {
+    let mut lines = lines.into_iter();
+    while let Some(line) = lines.next() {
+        let Some(head) = line.trim_start().strip_prefix("//$ for ") else {
+            let filled = values.iter().fold(line.to_owned(), |line, (name, value)| line.replace(name, value));
+            *out += &filled;
+            out.push('\n');
+            continue;
+        };
+        let mut depth = 1;
+        let body: Vec<&str> = lines
+            .by_ref()
+            .take_while(|line| {
+                let line = line.trim_start();
+                depth += i32::from(line.starts_with("//$ for ")) - i32::from(line == "//$ end");
+                depth > 0
+            })
+            .collect();
+        let (name, list) = head.split_once(" in ").expect("for NAME in LIST");
+        let each: Vec<String> = match list.strip_prefix("0..") {
+            Some(end) => (0..end.parse().unwrap_or_else(|_| constants[end])).map(|n| n.to_string()).collect(),
+            None => list.split(',').map(str::to_owned).collect(),
+        };
+        for value in each {
+            let mut values = values.to_vec();
+            values.push((format!("${name}"), value));
+            unroll(body.iter().copied(), &values, constants, out);
+        }
     }
 }
 
@@ -332,4 +376,20 @@ fn pipeline(
         },
         cache: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_in_comments_are_unrolled() {
+        let text = "a\n  //$ for i in 0..N\n  //$ for c in x,y\n  $i.$c\n  //$ end\n  -\n  //$ end\nb";
+        let mut out = String::new();
+        unroll(text.lines(), &[], &HashMap::from([("N".to_owned(), 2)]), &mut out);
+        assert_eq!(out, "a\n  0.x\n  0.y\n  -\n  1.x\n  1.y\n  -\nb\n");
+        out.clear();
+        unroll("//$ for i in 0..1\n$i\n//$ end".lines(), &[], &HashMap::new(), &mut out);
+        assert_eq!(out, "0\n");
+    }
 }

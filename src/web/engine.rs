@@ -15,7 +15,7 @@ use super::http::Host;
 use super::load::{Choice, Model, Progress, load, on_cpu, warm};
 use super::look::{Look, Source, part};
 use super::rows::{PageSession, Rows};
-use crate::backend::{Backend, MAX_STEP_TOKENS};
+use crate::backend::Backend;
 use crate::bundle::{Cost, Manifest};
 use crate::config::Config;
 use crate::device::Device;
@@ -188,7 +188,7 @@ impl Engine {
         let (backend, adapter) = device.describe();
         let (chunk, gpu_bytes) = match &device {
             Device::Cpu(_) => (CPU_CHUNK, 0),
-            Device::Gpu(backend) => (MAX_STEP_TOKENS, backend.bytes()),
+            Device::Gpu(backend) => (backend.chunk(), backend.bytes()),
         };
         let look = Look::new(TracedModel::new(&manifest));
         let facts = Facts {

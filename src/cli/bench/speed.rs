@@ -203,8 +203,8 @@ async fn measure(args: &Args) -> Result<Report> {
     let mut device = device(manifest, args.backend, context)?;
     args.kv.apply(&mut device)?;
     bundle.load_core(&mut device, |_, _| {})?;
-    let mut session =
-        Session::new(device, bundle.rows()?, manifest.config.clone(), super::super::model::CHUNK);
+    let chunk = super::super::model::chunk(&device);
+    let mut session = Session::new(device, bundle.rows()?, manifest.config.clone(), chunk);
     let load_ms = began.elapsed().as_secs_f64() * 1e3;
     let loaded_resident_bytes = memory::resident_bytes();
 

@@ -28,9 +28,11 @@ fn forward(backend: &mut GpuBackend, tokens: &[u32], position: usize) -> Result<
 fn a_lost_device_fails_every_step_from_then_on() {
     let mut backend = backend();
     forward(&mut backend, &[1, 2], 0).unwrap();
+    // Leaves commands for the next one.
+    forward(&mut backend, &[3], 2).unwrap();
     backend.gpu.device.destroy();
     for _ in 0..2 {
-        let error = forward(&mut backend, &[1], 2).unwrap_err();
+        let error = forward(&mut backend, &[1], 3).unwrap_err();
         assert!(matches!(error, Error::Gpu(_)), "{error}");
     }
     let error = backend.write(0, 0, &[0; 8]).and_then(|()| forward(&mut backend, &[1], 0)).unwrap_err();

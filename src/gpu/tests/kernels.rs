@@ -365,6 +365,30 @@ fn outputs_are_added_to_the_residual_stream() {
 }
 
 #[test]
+fn rows_so_long_that_threads_pass_several_blocks() {
+    // Of 65 blocks, two rounds of 32 threads and one left over; and of 48, three rounds of 16.
+    let dtypes = [Dtype::Q4, Dtype::Q8].into_iter();
+    let cases: Vec<_> = dtypes.flat_map(|d| variants().into_iter().map(move |v| (d, v))).collect();
+    for intermediate_size in [65 * 32, 48 * 32] {
+        let config = Config { intermediate_size, ..tiny() };
+        for (dtype, variant) in cases.iter().copied() {
+            let b = Bench::new(&config, |_| dtype, variant, 1.0);
+            let weight = b.id("blk.0.ffn_down");
+            // The largest step is all whole tiles.
+            for n in [1, MAX_STEP_TOKENS] {
+                let x = values("x", n * config.hidden_size);
+                let y = values("y", n * intermediate_size);
+                b.write(&b.buffers.x, &x);
+                b.write(&b.buffers.h, &y);
+                b.run(&[Op::Down { weight }], &vec![0; n], &[]);
+                let expected: Vec<f32> = x.iter().zip(b.product(&y, weight)).map(|(x, p)| x + p).collect();
+                b.expect(&format!("{variant:?}, {dtype:?}, {n} tokens"), &b.buffers.x, &expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn gates_with_dense_projections_and_with_rows() {
     everywhere(|b, tokens, what| {
         let (c, ffn) = (&b.config, b.config.intermediate_size);

@@ -165,3 +165,19 @@ fn a_context_of_several_tiles_and_parts_of_attention() {
         }
     }
 }
+
+#[test]
+fn tokens_whose_commands_were_recorded_during_the_one_before() {
+    for kernels in [Kernels::Serial, Kernels::Parallel] {
+        let mut pair = Pair::new(&tiny(), |_| Dtype::Q4, kernels, None);
+        // One part more every seven positions, and then those commands are for other steps.
+        pair.gpu.part = 7;
+        for position in 0..40 {
+            // The rows of some are late; others read several tokens.
+            pair.steps = usize::from(position % 11 == 10);
+            let tokens = [position as u32 * 37 % 300, 5];
+            let n = if position % 13 == 12 { 2 } else { 1 };
+            pair.same_candidates(&tokens[..n], position, Penalty::default());
+        }
+    }
+}
