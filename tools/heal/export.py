@@ -182,7 +182,8 @@ def main():
             lines = [json.loads(line) for line in f]
         training["start"], training["end"] = lines[0], lines[-1]
     if a.probe:
-        from train import Probe, held_out
+        from probe import Probe
+        from rows import held_out
 
         student.load_state_dict(written)
         training["exported"] = Probe(dense, tok, held_out(a.probe))(student)

@@ -15,8 +15,9 @@ import torch
 import engram as ng
 from export import read_recipe, tensors_of, write
 from model import Dense, load_gguf
+from probe import Probe
 from student import Student
-from train import Probe, held_out
+from rows import held_out
 
 TABLES = ("features", "maps", "rows", "engram")
 

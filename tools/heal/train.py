@@ -20,125 +20,14 @@ import torch
 import torch.nn.functional as F
 
 import engram as ng
-from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
 from export import read_recipe
-from model import DEVICE, DTYPE, EOT, NEWLINE, VOCAB, Dense, dense_forward, dense_layers, layer, load_gguf, rms, tokenizer
+from model import DEVICE, DTYPE, VOCAB, Dense, dense_layers, layer, load_gguf, rms, tokenizer
+from probe import Probe
+from rows import MIXTURE, Order, held_out, load
 from student import FIRST, RANKS, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
 SHORT = 64  # tokens of a row of facts
-RECALL = 4096  # tokens of a row whose second half is passages of its first
-# Of each length of a row, its share of the running text, and how often it has which kind. Chats begin with the same token always,
-# other texts with any, and what stands first is what all heads attend to when they look for nothing: so these have more beginnings.
-MIXTURE = {
-    RECALL: (1 / 6, {"recall": 1.0}),
-    512: (5 / 12, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
-    256: (0.198, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
-    128: (0.219, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
-}
-OF_RECALL = ("novels", "articles", "wiki", "passages", "asked")  # what such rows are made of
-KNOWN = """Spain Germany France Italy Japan China Russia Greece Egypt Poland Portugal Sweden Norway Austria Cuba Iran Iraq
-Ireland Canada Hungary Denmark Finland Turkey Peru Chile Kenya Thailand England India Mexico""".split()
-
-
-def pack(docs, length):
-    """Rows of ids and weights, [n, length], each starting where a document does. Prompts of asked facts count little."""
-    rows, shares = [], []
-    ids, weights, at = np.full(length, EOT), np.zeros(length, np.float32), 0
-    for doc in docs:
-        d, prompt = doc["ids"], doc.get("prompt", 1)
-        d = d[: length - at] if d[-1] != EOT else d[:-1][: length - at]
-        ids[at : at + len(d)] = d
-        weights[at : at + len(d)] = 1.0  # of what comes next
-        weights[at : at + min(len(d), prompt - 1)] = 0.25
-        weights[at + len(d) : at + len(d) + 1] = 0.1
-        at += len(d) + 1
-        if at > length - 12:
-            rows.append(ids)
-            shares.append(weights)
-            ids, weights, at = np.full(length, EOT), np.zeros(length, np.float32), 0
-    return torch.from_numpy(np.array(rows)), torch.from_numpy(np.array(shares))
-
-
-def chopped(docs, length):
-    """Documents of at most so many tokens, out of longer ones."""
-    for doc in docs:
-        for at in range(0, len(doc["ids"]), length):
-            yield {"ids": doc["ids"][at : at + length]}
-
-
-def recall_rows(docs, rng, most):
-    """At most so many rows of ids [n, RECALL]: documents, and then passages out of them in another order. None ends with EOT, behind
-    which the base looks for nothing that stood before."""
-    rows, row, half = [], [], RECALL // 2
-    for doc in docs:
-        row += [t for t in doc["ids"] if t != EOT] + [NEWLINE]
-        while len(row) >= half and len(rows) < most:
-            first, row, again = row[:half], row[half:], []
-            while len(again) < half:
-                at = rng.randrange(half - 96)
-                again += [NEWLINE] + first[at : at + rng.randrange(24, 96)]
-            rows.append(first + again[:half])
-    return torch.tensor(rows, dtype=torch.long).view(-1, RECALL)
-
-
-def alone(docs):
-    """As `pack`, each document in a row of its own."""
-    docs = [doc["ids"] for doc in docs]
-    length = max(map(len, docs))
-    ids = [d + [EOT] * (length - len(d)) for d in docs]
-    return torch.tensor(ids), torch.tensor([[1.0] * (len(d) - 1) + [0.0] * (length - len(d) + 1) for d in docs])
-
-
-def as_chats(tok, docs, rng):
-    """Encyclopedic summaries as answers in the chat template."""
-    for doc in docs:
-        head = (SYSTEM if rng.random() < 0.6 else "") + USER + rng.choice(QUESTIONS).format(X=doc["title"]) + END + ASSISTANT
-        yield {"kind": "told", "ids": tok.encode(head).ids + doc["ids"] + tok.encode(END).ids}
-
-
-def held_out(folder):
-    """By kind, documents that neither `load` nor init.py reads: ids and weights on DEVICE. Of the passages that come again, in a row
-    made of the first kind, those count alone."""
-    found = {kind: alone(documents(folder, f"held-{kind}")) for kind in ("factbook", "chat")}
-    ids = recall_rows(documents(folder, "held-factbook"), random.Random(0), 1)
-    found["recall"] = ids, (torch.arange(RECALL) >= RECALL // 2).float().expand(ids.shape)
-    return {kind: tuple(t.to(DEVICE) for t in of) for kind, of in found.items()}
-
-
-def load(folder, tok, seed=0):
-    """Rows by length and kind, on DEVICE."""
-    rng = random.Random(seed)
-    docs = {kind: list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of if kind != "recall"}
-    rng.shuffle(docs["wiki"])
-    told = len(docs["wiki"]) // 5
-    docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
-    for d in docs.values():
-        rng.shuffle(d)
-    recall = torch.cat([recall_rows(docs[kind], rng, 400) for kind in OF_RECALL])
-    put = lambda tensors: tuple(t.to(DEVICE) for t in tensors)
-    rows, halves = {}, {kind: [n for n, (_, of) in MIXTURE.items() if kind in of] for kind in docs}
-    for n, (_, of) in MIXTURE.items():
-        for kind in of if n != RECALL else ():
-            mine = docs[kind][halves[kind].index(n) :: len(halves[kind])]  # in rows of one length only
-            if mine:
-                rows[n, kind] = put(pack(mine if kind in ("chat", "asked", "told", "facts") else chopped(mine, n - 2), n))
-    rows[RECALL, "recall"] = put((recall, torch.ones(recall.shape)))
-    return {kind: r for kind, r in rows.items() if len(r[0])}
-
-
-class Order:
-    """Rows of one kind in a fresh order every epoch."""
-
-    def __init__(self, rows):
-        self.rows, self.queue, self.epochs = rows, torch.zeros(0, dtype=torch.long, device=DEVICE), 0
-
-    def take(self, n):
-        while len(self.queue) < n:
-            self.queue = torch.cat([self.queue, torch.randperm(len(self.rows[0]), device=DEVICE)])
-            self.epochs += 1
-        some, self.queue = self.queue[:n], self.queue[n:]
-        return tuple(t[some] for t in self.rows)
 
 
 # ---------------------------------------------------------------- batches of facts, by other processes
@@ -198,73 +87,6 @@ class Facts:
             self.next += 1
         made = self.ahead.pop(0).get()
         return tuple(torch.as_tensor(x).flatten() for x in made)
-
-
-# ---------------------------------------------------------------- held-out figures
-
-
-class Probe:
-    """Held-out figures: running text, facts, and swaps of rows."""
-
-    def __init__(self, dense, tok, held):
-        self.dense, self.held = dense, held
-        prompts = [tok.encode(f"The capital of {n} is").ids for n in KNOWN]
-        self.prompts = torch.tensor([p for p in prompts if len(p) == 5], device=DEVICE)
-        self.answers = self.logits(self.end(self.prompts), self.prompts)
-        the = {tok.encode(w).ids[0] for w in (" the", " a", " located", " not", " in")}
-        good = torch.tensor([t not in the for t in self.answers.argmax(-1).tolist()], device=DEVICE)
-        self.prompts, self.answers = self.prompts[good], self.answers[good]
-
-    def end(self, ids):
-        return rms(dense_forward(self.dense, ids), self.dense.norm).to(DTYPE)
-
-    def logits(self, states, ids):
-        return F.linear(states.view(*ids.shape, -1)[:, -1], self.dense.embd).float()
-
-    def student(self, student, ids, rows=None):
-        start = dense_forward(self.dense, ids, FIRST)
-        return student(start, ids.flatten(), (tuple(ids.shape),), None if rows is None else Tokens.own(rows.flatten()))
-
-    def text(self, student, kind):
-        ids, weight = self.held[kind]
-        mask = weight[:, :-1].flatten() > 0.5
-        pick = lambda h: h.view(*ids.shape, -1)[:, :-1].flatten(0, 1)[mask]
-        hs, ht, target = pick(self.student(student, ids)), pick(self.end(ids)), ids[:, 1:].flatten()[mask]
-        out = torch.zeros(4, device=DEVICE)
-        for s in [slice(i, i + 1024) for i in range(0, len(hs), 1024)]:
-            ls = F.linear(hs[s], self.dense.embd).float().log_softmax(-1)
-            lt = F.linear(ht[s], self.dense.embd).float().log_softmax(-1)
-            out += torch.stack(
-                [
-                    -ls.gather(1, target[s, None]).sum(),
-                    -lt.gather(1, target[s, None]).sum(),
-                    (lt.exp() * (lt - ls)).sum(),
-                    (ls.argmax(-1) == lt.argmax(-1)).sum(),
-                ]
-            )
-        nll, dense_nll, kl, top1 = (out / len(hs)).tolist()
-        return {"nll": nll, "dense_nll": dense_nll, "kl": kl, "top1": top1}
-
-    def facts(self, student):
-        say = lambda rows: self.logits(self.student(student, self.prompts, rows), self.prompts)
-        true = self.answers.argmax(-1)
-        cloze = (say(self.prompts).argmax(-1) == true).float().mean().item()
-        rows = self.prompts.clone()
-        rows[:, 3] = self.prompts[:, 3].roll(1)
-        new = true.roll(1)
-        differ = new != true
-        p = say(rows).log_softmax(-1)
-        margin = (p.gather(1, new[:, None]) - p.gather(1, true[:, None]))[:, 0][differ]
-        exact = (p.argmax(-1) == new)[differ].float().mean().item()
-        return {
-            "cloze": cloze, "swap_margin": margin.mean().item(), "swap_es": (margin > 0).float().mean().item(), "swap_exact": exact,
-            "prompts": len(true),
-        }  # fmt: skip
-
-    @torch.no_grad()
-    def __call__(self, student):
-        out = {f"{kind}_{k}": v for kind in self.held for k, v in self.text(student, kind).items()}
-        return {k: round(v, 4) for k, v in (out | self.facts(student)).items()}
 
 
 # ---------------------------------------------------------------- training
