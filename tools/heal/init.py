@@ -84,19 +84,22 @@ def means_of(dense, rows, batch=64):
 
 @torch.no_grad()
 def fit_rows(dense, student, rows, means, ridge=0.02):
-    """The maps, the features and the residual rows."""
+    """The maps, the features and the residual rows; `means` is used up."""
     weight = (torch.bincount(rows.flatten(), minlength=VOCAB).float() + 0.3).sqrt()[:, None]
     e, width = dense.embd32, student.features.shape[1]
     gram = (e * weight).t() @ e
     gram += ridge * gram.diagonal().mean() * torch.eye(HIDDEN, device=DEVICE)
-    left = []
     for i, mean in enumerate(means):
         student.maps[i][:, :HIDDEN] = torch.linalg.solve(gram, (e * weight).t() @ mean).t()
-        left.append(mean - e @ student.maps[i][:, :HIDDEN].t())
         spread = (weight * (mean - (mean * weight).sum(0) / weight.sum()).square()).sum()
-        print(f"layer {STEM[i]}: the map explains {1 - (weight * left[-1].square()).sum() / spread:.3f} of the rows", flush=True)
-    size = [r.square().mean().sqrt() for r in left]
-    u, s, v = torch.svd_lowrank(torch.cat([r / z for r, z in zip(left, size)], 1) * weight.sqrt(), q=width + 16, niter=3)
+        mean -= e @ student.maps[i][:, :HIDDEN].t()
+        print(f"layer {STEM[i]}: the map explains {1 - (weight * mean.square()).sum() / spread:.3f} of the rows", flush=True)
+    left, size = means, [r.square().mean().sqrt() for r in means]
+    both = torch.empty(VOCAB, len(left) * FFN, device=DEVICE)
+    for part, r, z in zip(both.split(FFN, 1), left, size):
+        torch.mul(r, weight.sqrt() / z, out=part)
+    u, s, v = torch.svd_lowrank(both, q=width + 16, niter=3)
+    del both
     features = u[:, :width] * s[:width] / weight.sqrt()
     scale = features.square().mean(0).sqrt() / 0.1
     student.features.copy_(features / scale)

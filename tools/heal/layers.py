@@ -2,8 +2,8 @@
 
     layers.py --gguf M --data DATA --out DIR --steps 100
 
-For each set a start in closed form (init.py) and so many steps of train.py, from the same text in the same order; and ten layers once
-more without any facts, true or turned. Trainings run side by side, so this wants a GPU. DIR/layers.json has each set's figures
+For each set a start in closed form (init.py) and so many steps of train.py, from the same text in the same order. Trainings run side
+by side, so this wants a GPU; on a CPU, --at-once 1 and few tokens. DIR/layers.json has each set's figures
 on held-out text before the first step and after the last.
 """
 
@@ -22,7 +22,6 @@ SETS = {
     "every third": range(2, 30, 3),
     "half of the layers": range(1, 30, 2),
 }
-WITHOUT_FACTS = "ten from the second on, no facts"
 
 
 def main():
@@ -30,6 +29,8 @@ def main():
     p.add_argument("--gguf", required=True)
     p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
+    p.add_argument("--only", nargs="+", default=list(SETS), choices=list(SETS), metavar="SET", help=f"of {', '.join(SETS)}")
+    p.add_argument("--without-facts", action="store_true", help="train the first set once more without any")
     p.add_argument("--steps", type=int, default=100)
     p.add_argument("--at-once", type=int, default=3, help="trainings side by side")
     p.add_argument("--tokens", type=int, default=6144, help="of running text in a step")
@@ -37,10 +38,10 @@ def main():
     p.add_argument("--limit", type=int, default=150_000, help="tokens of text for the closed form")
     a = p.parse_args()
     running = []
-    for name, layers in SETS.items():
+    for name in a.only:
         folder = os.path.join(a.out, name.replace(" ", "-"))
         os.makedirs(folder, exist_ok=True)
-        layers = list(layers)
+        layers = list(SETS[name])
         env = os.environ | {"STEM_LAYERS": ",".join(map(str, layers))}
         init = os.path.join(folder, "init.pt")
 
@@ -50,7 +51,8 @@ def main():
 
         # One after the other, since each takes some 15 GB.
         if python("init.py", folder, "--out", init, "--limit", str(a.limit)).wait():
-            raise SystemExit(f"init.py failed, see {folder}")
+            print(f"{name}: the start failed, see {folder}", file=sys.stderr)
+            continue
 
         def train(name, folder, fact_rows):
             while sum(process.poll() is None for *_, process in running) >= a.at_once:
@@ -61,8 +63,8 @@ def main():
             running.append((name, layers, folder, done))
 
         train(name, folder, a.fact_rows)
-        if name == next(iter(SETS)):
-            train(WITHOUT_FACTS, folder + "-no-facts", 0)
+        if a.without_facts and name == a.only[0]:
+            train(f"{name}, no facts", folder + "-no-facts", 0)
     found = []
     for name, layers, folder, process in running:
         if process.wait():

@@ -290,7 +290,7 @@ def main():
         torch.manual_seed(step)
     begin = time.time() - spent
     log = open(os.path.join(a.out, "log.jsonl"), "a")
-    probed, saved_at, tick, running = -1e9, spent, (time.time(), tokens), None
+    probed, saved_at, tick, running = float("-inf"), spent, (time.time(), tokens), None
 
     def save():
         torch.save(

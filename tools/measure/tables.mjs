@@ -1,7 +1,7 @@
 // The tables and sentences of README and docs that come from measured figures, so that README, docs and page say the same.
 // What stands between `<!-- figures: NAME -->` and `<!-- end -->` is written anew from the JSON; with --check it only says
-// whether it is so already. `run.sh`, `layers.sh` and
-// `passes.py` make the JSON.
+// whether it is so already. `run.sh`, `layers.sh`,
+// `passes.py` and `tools/heal/layers.py` make the JSON.
 
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -19,6 +19,7 @@ const knockOuts = await read("docs/figures/knock-outs.json");
 const ways = await read("docs/figures/ways.json");
 const teach = await read("docs/figures/teach.json");
 const layers = await read("docs/figures/layers.json");
+const healed = await read("docs/figures/healed.json");
 const passes = await read("docs/figures/passes.json");
 
 const two = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
@@ -201,6 +202,19 @@ function layersTable() {
   return table(["STEM layers", "factbook NLL / KL / top-1", "chats NLL / KL / top-1", "es", "shift", "exact", "kl_subject"], body);
 }
 
+/** From the logs of `tools/heal/layers.py`. */
+function healedTable() {
+  const of = (line, kind) => [line[`${kind}_nll`], line[`${kind}_kl`], line[`${kind}_top1`]].map(two).join(" / ");
+  const body = healed.map(({ name, layers: which, healed: line }) => [
+    `${name}: ${ranges(which)}`,
+    of(line, "factbook"),
+    of(line, "chat"),
+    two(line.recall_kl),
+    two(line.cloze),
+  ]);
+  return table(["STEM layers", "factbook NLL / KL / top-1", "chats NLL / KL / top-1", "recall KL", "cloze"], body);
+}
+
 function passesTable() {
   const body = passes.sets.map(({ name, layers, es, exact, shift }) => [
     `${name}: ${ranges(layers)}`,
@@ -224,6 +238,7 @@ const blocks = {
   ways: waysTable,
   teach: teachTable,
   layers: layersTable,
+  healed: healedTable,
   passes: passesTable,
   "edits in short": () =>
     `Of ${edits.swap.n} swaps ${share(edits.swap, "exact")} make the new answer the greedy one, of the ` +
