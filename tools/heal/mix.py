@@ -13,22 +13,13 @@ import json
 import torch
 
 import engram as ng
-from export import read_recipe, tensors_of, write
+from export import balanced, read_recipe, tensors_of, write
 from model import Dense, load_gguf
 from probe import Probe
-from student import Student
 from rows import held_out
+from student import Student
 
 TABLES = ("features", "maps", "rows", "engram")
-
-
-def low_rank(b, a, rank):
-    """The nearest factors of that rank to b a."""
-    qb, rb = torch.linalg.qr(b)
-    qa, ra = torch.linalg.qr(a.t())
-    u, s, v = torch.linalg.svd(rb @ ra.t())
-    root = s[:rank].sqrt()
-    return qb @ (u[:, :rank] * root), (root[:, None] * v[:rank]) @ qa.t()
 
 
 def mixed(old, new, core, tables):
@@ -41,9 +32,8 @@ def mixed(old, new, core, tables):
             out[name] = value
         elif name.startswith("core.") and name.endswith("_a"):
             b = name[:-1] + "b"
-            out[b], out[name] = low_rank(
-                torch.cat([(1 - share) * old[b], share * new[b]], 1), torch.cat([old[name], value]), len(value)
-            )
+            wide = balanced(torch.cat([old[name], value]), torch.cat([(1 - share) * old[b], share * new[b]], 1))
+            out[name], out[b] = wide[0][: len(value)], wide[1][:, : len(value)]  # by falling size: the nearest of that rank
         elif not name.startswith("core."):
             out[name] = torch.lerp(old[name], value, share)
     return out
@@ -66,7 +56,7 @@ def main():
     head, new, ranks_new = read_recipe(a.new)
     if ranks != ranks_new or old.keys() != new.keys():
         raise SystemExit(f"{a.old} and {a.new} have different layers or ranks: {ranks}, {ranks_new}")
-    engram, _ = ng.engram_of(head["engram"]["config"] if "engram" in head else None, tok)
+    engram, _ = ng.engram_of(head.get("engram", {}).get("config"), tok)
     student = Student.of(dense, mixed(old, new, a.core, a.tables), ranks, engram)
     out, written = tensors_of(student)
     student.load_state_dict(written)

@@ -70,7 +70,7 @@ class Facts:
 
     def __init__(self, tok, path, rows, workers):
         global _truths
-        self.rows, self.made = rows, None
+        self.rows = rows
         if not rows or not os.path.exists(path):
             return
         with open(path) as f:
@@ -144,13 +144,13 @@ class Step:
         self.steps += 1
         if not self.a.graph:
             return self.run()
-        if self.graph is None:
+        if self.steps <= self.EAGER:
             self.side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.side):
                 parts = self.run()
             torch.cuda.current_stream().wait_stream(self.side)
-            if self.steps <= self.EAGER:
-                return parts
+            return parts
+        if self.graph is None:
             for q in self.params:
                 q.grad = None
             torch.cuda.empty_cache()
