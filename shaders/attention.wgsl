@@ -35,6 +35,25 @@ fn largest_of(value: f32, thread: u32) -> f32 {
     return largest;
 }
 
+// The sum of all threads' values, likewise.
+fn sum_of(value: f32, thread: u32) -> f32 {
+    reduced[thread] = value;
+    workgroupBarrier();
+    if thread < 16u {
+        var sum = 0.0;
+        //$ for i in 0..16
+        sum += reduced[thread + 16u * $i];
+        //$ end
+        sixteen[thread] = sum;
+    }
+    workgroupBarrier();
+    var sum = 0.0;
+    //$ for i in 0..16
+    sum += sixteen[$i];
+    //$ end
+    return sum;
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index) thread: u32) {
     let head = workgroup.x;
@@ -90,20 +109,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3u, @builtin(local_invocation_index
         workgroupBarrier();
     }
     partial[thread] = sum;
-    reduced[thread] = total;
-    workgroupBarrier();
-    if thread < 16u {
-        var all = 0.0;
-        //$ for i in 0..16
-        all += reduced[thread + 16u * $i];
-        //$ end
-        sixteen[thread] = all;
-    }
-    workgroupBarrier();
-    total = 0.0;
-    //$ for i in 0..16
-    total += sixteen[$i];
-    //$ end
+    total = sum_of(total, thread);
     if thread < LENGTH {
         var all = vec4f(0.0);
         //$ for i in 0..GROUPS

@@ -5,7 +5,6 @@
 @group(0) @binding(4) var<storage, read> keys: array<Quad>;
 @group(0) @binding(5) var<storage, read> values: array<Quad>;
 
-
 @compute @workgroup_size(16)
 fn main(@builtin(global_invocation_id) id: vec3u) {
     let head = id.x;

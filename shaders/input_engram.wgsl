@@ -15,6 +15,6 @@ fn energy(at: u32) -> f32 {
     return 0.0;
 }
 
-fn finish(dot: f32, squares: f32) -> f32 {
-    return dot;
+fn finish(dots: vec2f, squares: f32) -> vec2f {
+    return dots;
 }

@@ -11,6 +11,6 @@ fn energy(at: u32) -> f32 {
     return dot(x[at], x[at]);
 }
 
-fn finish(dot: f32, squares: f32) -> f32 {
-    return dot * inverseSqrt(squares / f32(WIDTH) + EPS);
+fn finish(dots: vec2f, squares: f32) -> vec2f {
+    return dots * inverseSqrt(squares / f32(WIDTH) + EPS);
 }

@@ -80,12 +80,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
     //$ for p in 0..2
     let row_$t_$p = first_row + rows + 2u * $p;
     if first + tokens + $t < token_count() && row_$t_$p < END {
-        store(
-            first + tokens + $t,
-            row_$t_$p,
-            vec2f(finish(w_$t_$p.x, sum_$t), finish(w_$t_$p.y, sum_$t)),
-            vec2f(finish(up_$t_$p.x, sum_$t), finish(up_$t_$p.y, sum_$t)),
-        );
+        store(first + tokens + $t, row_$t_$p, finish(w_$t_$p, sum_$t), finish(up_$t_$p, sum_$t));
     }
     //$ end
     //$ end

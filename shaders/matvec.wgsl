@@ -38,8 +38,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) th
         }
     }
     if lane == 0u && row < END {
-        let w = vec2f(finish(s.w.x, s.squares), finish(s.w.y, s.squares));
-        let up = vec2f(finish(s.up.x, s.squares), finish(s.up.y, s.squares));
-        store(0u, row, w, up);
+        store(0u, row, finish(s.w, s.squares), finish(s.up, s.squares));
     }
 }

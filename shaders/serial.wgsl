@@ -39,9 +39,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
     for (var i = 0u; i < TILE; i++) {
         if tile + i < token_count() {
             let s = sums[i];
-            let w = vec2f(finish(s.w.x, s.squares), finish(s.w.y, s.squares));
-            let up = vec2f(finish(s.up.x, s.squares), finish(s.up.y, s.squares));
-            store(tile + i, row, w, up);
+            store(tile + i, row, finish(s.w, s.squares), finish(s.up, s.squares));
         }
     }
 }
