@@ -384,6 +384,60 @@ fn a_recipe_changes_what_it_says() {
 }
 
 #[test]
+fn a_bundle_holds_the_values_of_matrices_in_four_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tiny.gguf");
+    checkpoint(&path, TYPES[0], true, 3);
+    let base = Base::open(&path).unwrap();
+    let mut rng = StdRng::seed_from_u64(12);
+    let mut raw: Vec<Raw> = Vec::new();
+    for (names, rows, width) in [
+        (
+            ["blk.1.ffn_gate.weight", "blk.1.ffn_gate.weight.scale", "blk.1.ffn_gate.weight.least"],
+            FFN,
+            HIDDEN,
+        ),
+        (
+            ["blk.1.ffn_down.weight", "blk.1.ffn_down.weight.scale", "blk.1.ffn_down.weight.least"],
+            HIDDEN,
+            FFN,
+        ),
+        (["blk.1.stem_map", "blk.1.stem_map.scale", "blk.1.stem_map.least"], FFN, HIDDEN),
+    ] {
+        // Some blocks use a part of the levels, some have a scale below zero.
+        let quants = (0..rows * width / 2).map(|i| rng.random::<u8>() & [0xff, 0x33, 0x70][i / 16 % 3]);
+        let quants = quants.collect();
+        let mut halves = |from: f32, to: f32| -> Vec<u8> {
+            let halves = (0..rows * width / 32).map(|_| half::f16::from_f32(rng.random_range(from..to)));
+            halves.flat_map(|half| half.to_le_bytes()).collect()
+        };
+        let (scales, minima) = (halves(-0.01, 0.02), halves(-0.1, 0.05));
+        raw.push((names[0], Type::U8, vec![rows, width / 2], quants));
+        raw.push((names[1], Type::F16, vec![rows, width / 32], scales));
+        raw.push((names[2], Type::F16, vec![rows, width / 32], minima));
+    }
+    let storage = serde_json::json!({"storage": {"ffn_gate": "q4", "ffn_down": "q4"}});
+    let recipe = Recipe::open(&write_recipe(dir.path(), &path, &raw, storage), &base).unwrap();
+    let out = dir.path().join("bundle");
+    let manifest = build::write(&base, &recipe, Precision::Keep, "tiny", &out, &()).unwrap();
+    let core: Vec<u8> =
+        manifest.core.shards.iter().flat_map(|shard| fs::read(out.join(&shard.file)).unwrap()).collect();
+    for name in ["blk.1.ffn_gate", "blk.1.ffn_down"] {
+        let expected = &recipe.matrix(&format!("{name}.weight")).unwrap().values;
+        let tensor = manifest.tensor(name).unwrap();
+        let planes = &core[tensor.offset as usize..][..tensor.bytes()];
+        let (quants, scales) = planes.split_at(tensor.dtype.planes(expected.len())[0]);
+        let mut found = vec![0f32; expected.len()];
+        dequantize(tensor.dtype, quants, scales, 0, &mut found);
+        assert!(tensor.dtype == Dtype::Q4 && found == *expected, "{name}");
+    }
+    assert!(bundle_logits(&out).iter().all(|l| l.is_finite()));
+    let error = Recipe::open(&write_recipe(dir.path(), &path, &raw[..8], serde_json::json!({})), &base);
+    let says = error.unwrap_err().to_string();
+    assert!(says.contains("there is no `blk.1.stem_map.least`"), "{says}");
+}
+
+#[test]
 fn a_recipe_can_bring_features_of_tokens_and_types_of_storage() {
     const R: usize = 6;
     let dir = tempfile::tempdir().unwrap();

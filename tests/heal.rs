@@ -356,8 +356,8 @@ fn parts(dir: &Path) -> Vec<Vec<u8>> {
 }
 
 /// Gives the recipe in `dir`, which has one file, `R` features of each token, changes of its dense FFN, in which gate and up
-/// share a factor, and types of storage.
-fn extend(dir: &Path) {
+/// share a factor, and types of storage; and with `gate` the STEM layer's gate in full, in four bits.
+fn extend(dir: &Path, gate: bool) {
     let file = fs::read(dir.join("part-0.safetensors")).unwrap();
     let stored = SafeTensors::deserialize(&file).unwrap();
     let bytes = |name: &str, rows: usize, width: usize| -> Vec<u8> {
@@ -380,6 +380,16 @@ fn extend(dir: &Path) {
     all.extend(changes.iter().map(|(name, shape, bytes)| (format!("blk.1.{name}"), view(*shape, bytes))));
     all.push(("blk.0.stem_map".into(), view([FFN, HIDDEN + R], &map)));
     all.push(("stem_embd".into(), view([VOCAB, R], &features)));
+    let quants: Vec<u8> = bytes("quants", FFN, HIDDEN / 8);
+    let half = |value: f32| half::f16::from_f32(value).to_le_bytes().repeat(FFN * HIDDEN / 32);
+    let (scales, minima) = (half(0.011), half(-0.083));
+    if gate {
+        let name = "blk.0.ffn_gate.weight";
+        let view = |dtype, width, bytes| TensorView::new(dtype, vec![FFN, width], bytes).unwrap();
+        all.push((name.into(), view(Type::U8, HIDDEN / 2, &quants)));
+        all.push((format!("{name}.scale"), view(Type::F16, HIDDEN / 32, &scales)));
+        all.push((format!("{name}.least"), view(Type::F16, HIDDEN / 32, &minima)));
+    }
     let new = serialize(all, None).unwrap();
     fs::write(dir.join("part-0.safetensors"), &new).unwrap();
     let path = dir.join("recipe.json");
@@ -399,7 +409,7 @@ fn a_run_goes_on_from_features_and_dense_ffns_rounded_as_they_are_stored() {
     place.settings(0);
     let (outcome, _) = run(&mut place.trainer(&base, "first", None).unwrap(), None);
     let dir = outcome.recipe.unwrap();
-    extend(&dir);
+    extend(&dir, false);
     let recipe = Recipe::open(&dir, &base).unwrap();
     assert_eq!(recipe.head().storage["ffn_down"], Dtype::Q4);
 
@@ -442,6 +452,53 @@ fn a_run_goes_on_from_features_and_dense_ffns_rounded_as_they_are_stored() {
     let head = fs::read_to_string(&path).unwrap().replace("attn_qkv", "attn_output");
     fs::write(&path, head).unwrap();
     assert!(says(Some(&dir)).contains("another student"));
+}
+
+#[test]
+fn whole_gates_in_four_bits_stay_bit_for_bit() {
+    let place = Place::new();
+    let base = place.base();
+    place.settings(0);
+    let (outcome, _) = run(&mut place.trainer(&base, "first", None).unwrap(), None);
+    let dir = outcome.recipe.unwrap();
+    extend(&dir, true);
+    let recipe = Recipe::open(&dir, &base).unwrap();
+    let gate = |recipe: &Recipe<'_>| recipe.matrix("blk.0.ffn_gate.weight").unwrap().clone();
+    let rewritten = |name: &str, dir: &Path| {
+        place.settings(0);
+        let mut trainer = place.trainer(&base, name, Some(dir)).unwrap();
+        let before = Recipe::open(dir, &base).unwrap();
+        let error = difference(&trainer.logits(&TOKENS).unwrap(), &logits(&base, &before));
+        assert!(error < 1e-5, "{error}");
+        run(&mut trainer, None).0.recipe.unwrap()
+    };
+    // Written without a step, and trained, and written again.
+    let same = Recipe::open(&rewritten("same", &dir), &base).unwrap();
+    assert_eq!(gate(&same), gate(&recipe));
+    assert!(same.matrix("blk.0.ffn_gate.lora_a").is_none());
+    place.settings(4);
+    let (outcome, _) = run(&mut place.trainer(&base, "trained", Some(&dir)).unwrap(), None);
+    let dir = outcome.recipe.unwrap();
+    let trained = Recipe::open(&dir, &base).unwrap();
+    assert!(difference(&gate(&trained).values, &gate(&recipe).values) > 1e-3, "the gate wasn't trained");
+    let again = Recipe::open(&rewritten("again", &dir), &base).unwrap();
+    for name in ["blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"] {
+        let matrix = |recipe: &Recipe<'_>| recipe.matrix(name).unwrap().clone();
+        assert_eq!(matrix(&again), matrix(&trained), "{name}");
+        // So does a bundle hold it.
+        let name = name.trim_end_matches(".weight");
+        let values = matrix(&trained).values;
+        let kind = Changes::storage(&trained, name);
+        let (dtype, planes) = store(name, &values, trained.config(), Precision::Keep, kind);
+        let (quants, scales) = planes.split_at(dtype.planes(values.len())[0]);
+        let mut found = vec![0f32; values.len()];
+        dequantize(dtype, quants, scales, 0, &mut found);
+        assert!(dtype == Dtype::Q4 && found == values, "{name}");
+    }
+    let files = parts(&dir);
+    let stored = SafeTensors::deserialize(&files[0]).unwrap();
+    assert_eq!(stored.tensor("blk.0.ffn_down.weight").unwrap().dtype(), Type::U8);
+    assert_eq!(stored.tensor("blk.0.stem_map").unwrap().dtype(), Type::I8);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! from is not decided here.
 
 pub mod cost;
+mod levels;
 pub mod manifest;
 pub mod quant;
 pub mod random;

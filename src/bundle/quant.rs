@@ -20,6 +20,7 @@ use half::f16;
 use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
+use super::levels::{self, level};
 use crate::config::BLOCK;
 
 /// How the weights of a tensor are stored.
@@ -53,7 +54,8 @@ impl Dtype {
 
 /// Stores `weights` (whole blocks unless `f32`) as `dtype`: the planes one after the other.
 ///
-/// `q8` takes a block's largest magnitude as its range; `q4` looks for the scale and minimum of least squared error.
+/// `q8` takes a block's largest magnitude as its range; `q4` looks for the scale and minimum of least squared error,
+/// and keeps what it has stored once already.
 pub fn quantize(dtype: Dtype, weights: &[f32]) -> Vec<u8> {
     let [quant_bytes, scale_bytes] = dtype.planes(weights.len());
     let mut quants: Vec<u8> = Vec::with_capacity(quant_bytes + scale_bytes);
@@ -113,7 +115,8 @@ struct FitQ4 {
 /// Scales, minima and quants of up to [`LANES`] blocks of four bits.
 ///
 /// For a few ranges about that from the least to the largest weight: round, solve scale and minimum by least
-/// squares for these quants, and round again (the idea is ggml's, in `make_qkx2_quants`).
+/// squares for these quants, and round again (the idea is ggml's, in `make_qkx2_quants`). A block that four bits hold exactly
+/// is taken as it is.
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
     const RANGES: [f32; 7] = [15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0];
@@ -134,7 +137,7 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
         let (mut sum_q, mut sum_qq, mut sum_qw) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
         for w in &w {
             for i in 0..LANES {
-                let q = ((w[i] - min[i]) * inverses[i]).round().clamp(0.0, 15.0);
+                let q = level(w[i], min[i], inverses[i]);
                 (sum_q[i], sum_qq[i], sum_qw[i]) = (sum_q[i] + q, sum_qq[i] + q * q, sum_qw[i] + q * w[i]);
             }
         }
@@ -151,7 +154,7 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
         let mut q = [[0f32; LANES]; BLOCK];
         for (w, q) in w.iter().zip(&mut q) {
             for i in 0..LANES {
-                q[i] = ((w[i] - minimum[i]) * inverses[i]).round().clamp(0.0, 15.0);
+                q[i] = level(w[i], minimum[i], inverses[i]);
                 error[i] += (scale[i] * q[i] + minimum[i] - w[i]).powi(2);
             }
         }
@@ -165,7 +168,30 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
             }
         }
     }
+    let repeats = repeats(&w);
+    for (lane, block) in blocks.iter().enumerate().filter(|(lane, _)| least[*lane] > 0.0 && repeats[*lane]) {
+        if let Some((d, m)) = levels::exact(block) {
+            (best.d[lane], best.m[lane]) = (d, m);
+            let (minimum, inverse) = (m.to_f32(), inverse(d.to_f32()));
+            best.q.iter_mut().zip(block).for_each(|(q, w)| q[lane] = level(*w, minimum, inverse));
+        }
+    }
     best
+}
+
+/// Which blocks have a weight twice among their first 17, as all do that have sixteen levels at most: ordinary ones don't, and
+/// need no closer look.
+#[inline(always)]
+fn repeats(w: &[Lanes; BLOCK]) -> [bool; LANES] {
+    let mut found = [0u32; LANES];
+    for (n, a) in w[..17].iter().enumerate() {
+        for b in &w[..n] {
+            for i in 0..LANES {
+                found[i] |= u32::from(a[i] == b[i]);
+            }
+        }
+    }
+    found.map(|found| found != 0)
 }
 
 fn inverse(d: f32) -> f32 {
@@ -335,6 +361,9 @@ mod tests {
             if error < best.0 {
                 best = (error, d, m, q);
             }
+        }
+        if let Some((d, m)) = levels::exact(block).filter(|_| best.0 > 0.0) {
+            return (d, m, round(d.to_f32(), m.to_f32()));
         }
         (best.1, best.2, best.3)
     }

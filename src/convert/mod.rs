@@ -10,7 +10,7 @@ pub(crate) mod engram;
 mod fit;
 mod forward;
 mod means;
-mod raw;
+pub(crate) mod raw;
 pub mod recipe;
 pub(crate) mod regression;
 pub mod store;

@@ -19,8 +19,11 @@
 //!   in a bundle's core ([`crate::bundle::manifest`]), and `blk.N.engram_rows.H` \[prime, head_width], the rows of head
 //!   `H`, counted from 0 through all orders.
 //!
-//! Values are f32, f16 or i8; an i8 tensor `X` comes with `X.scale` \[rows, groups] (f32 or f16), one scale for
-//! each `in / groups` consecutive values of a row.
+//! Values are f32, f16, i8 or four bits; an i8 tensor `X` comes with `X.scale` \[rows, groups] (f32 or f16), one scale for
+//! each `in / groups` consecutive values of a row. Any matrix may also be in blocks of four bits, 32 values of a row each, with
+//! the numbers of a bundle's [`Dtype::Q4`]: `X` is u8 \[rows, in / 2], whose byte k of a row holds value 2k in its low and
+//! value 2k + 1 in its high bits; `X.scale` and `X.least` (f16) \[rows, in / 32] are d and m of a block, and a value is
+//! d·q + m. A bundle that stores the matrix as `q4` holds these very values, unless a low-rank change is added.
 //!
 //! `recipe.json` may say in which type a bundle stores changed matrices, where training rounded them so:
 //! `"storage": {"ffn_gate": "q4", "ffn_down": "q4"}`. Names are those of the bundle's core after `blk.N.`
@@ -213,7 +216,7 @@ impl<'a> Recipe<'a> {
         &self.head
     }
 
-    /// The names of its tensors, without scales, the list of tokens and the rows of Engram heads.
+    /// The names of its tensors, without scales and minima, the list of tokens and the rows of Engram heads.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

@@ -1,5 +1,6 @@
 //! From trained tensors to a recipe, as [`crate::convert::recipe`] describes it: matrices in eight bits, with a scale for
-//! each row, or for each 32 columns where they take the place of the base's.
+//! each row, or for each 32 columns where they take the place of the base's. Of the latter, those that a bundle stores in four
+//! bits are in four bits here too, so that the bundle holds the very values that training multiplied with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +13,11 @@ use safetensors::tensor::Dtype;
 use super::files::{self, Stored};
 use super::rounding::factors;
 use super::start::{Start, first_changed};
-use crate::config::{BLOCK, Config};
+use crate::bundle::quant::{self, quantize};
+use crate::config::BLOCK;
 use crate::convert::Base;
-use crate::convert::engram;
 use crate::convert::recipe::{BaseFile, FORMAT, Head, Matrix, VERSION, sha256};
+use crate::convert::{engram, store};
 use crate::error::{Error, Result};
 
 /// The least scale: that of a row which is zero.
@@ -47,7 +49,7 @@ pub fn write(
         groups.push(vec![Stored { name: "stem_tokens".into(), dtype: Dtype::I32, shape, bytes }]);
     }
     for layer in first_changed(c)..c.n_layers {
-        self::layer(base, c, tensors, layer, &mut groups)?;
+        self::layer(base, start, tensors, layer, &mut groups)?;
     }
     groups.push(plain("output_norm", get(tensors, "output_norm")?));
     if let Some(features) = tensors.get("stem_embd") {
@@ -101,11 +103,12 @@ fn part_of(matrix: &Matrix, first: usize, rows: usize) -> Matrix {
 /// The tensors of one layer.
 fn layer(
     base: &Base,
-    c: &Config,
+    start: &Start,
     tensors: &BTreeMap<String, Matrix>,
     layer: usize,
     groups: &mut Vec<Vec<Stored>>,
 ) -> Result<()> {
+    let c = &start.config;
     let name = |part: &str| format!("blk.{layer}.{part}");
     for part in ["attn_norm", "ffn_norm"] {
         groups.push(plain(&name(part), get(tensors, &name(part))?));
@@ -127,11 +130,10 @@ fn layer(
         }
     }
     if c.stem_index(layer).is_some() {
-        groups.push(quantised(
-            &format!("{}.weight", name("ffn_down")),
-            get(tensors, &name("ffn_down"))?,
-            BLOCK,
-        )?);
+        if let Some(gate) = tensors.get(&name("ffn_gate")) {
+            groups.push(whole(&name("ffn_gate"), gate, start)?);
+        }
+        groups.push(whole(&name("ffn_down"), get(tensors, &name("ffn_down"))?, start)?);
         let map = get(tensors, &name("stem_map"))?;
         groups.push(quantised(&name("stem_map"), map, map.width)?);
         if let Some(rows) = tensors.get(&name("stem_rows")) {
@@ -142,7 +144,7 @@ fn layer(
     let Some(own) = engram.layers.iter().find(|l| l.layer == layer) else { return Ok(()) };
     for part in ["key", "value"] {
         let name = name(&format!("engram_{part}"));
-        groups.push(quantised(&format!("{name}.weight"), get(tensors, &name)?, BLOCK)?);
+        groups.push(whole(&name, get(tensors, &name)?, start)?);
     }
     for part in ["query_norm", "key_norm", "conv_norm", "conv"] {
         let name = name(&format!("engram_{part}"));
@@ -166,6 +168,51 @@ fn plain(name: &str, vector: &Matrix) -> Vec<Stored> {
     vec![Stored { name: format!("{name}.weight"), dtype: Dtype::F32, shape, bytes }]
 }
 
+/// A matrix that takes the place of the base's, under the name of the checkpoint's.
+fn whole(name: &str, matrix: &Matrix, start: &Start) -> Result<Vec<Stored>> {
+    let trained = store::part(name).and_then(|part| start.storage.get(part)).copied();
+    let stored = format!("{name}.weight");
+    match store::changed(name, &start.config, trained) {
+        quant::Dtype::Q4 => four_bits(&stored, matrix),
+        _ => quantised(&stored, matrix, BLOCK),
+    }
+}
+
+/// A matrix in blocks of four bits, as a bundle stores it, but with the values of a row in plain order.
+fn four_bits(name: &str, matrix: &Matrix) -> Result<Vec<Stored>> {
+    let largest = matrix.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+    if largest > f16::MAX.to_f32() {
+        return Err(too_large(name, largest));
+    }
+    let planes = quantize(quant::Dtype::Q4, &matrix.values);
+    let (blocks, halves) = planes.split_at(quant::Dtype::Q4.planes(matrix.values.len())[0]);
+    let mut quants = Vec::with_capacity(blocks.len());
+    for block in blocks.chunks_exact(BLOCK / 2) {
+        let plain: Vec<u8> = block.iter().map(|b| b & 15).chain(block.iter().map(|b| b >> 4)).collect();
+        quants.extend(plain.as_chunks::<2>().0.iter().map(|[low, high]| low | high << 4));
+    }
+    let (mut scales, mut minima) = (Vec::new(), Vec::new());
+    for [d0, d1, m0, m1] in halves.as_chunks::<4>().0 {
+        scales.extend([d0, d1]);
+        minima.extend([m0, m1]);
+    }
+    let shape = vec![matrix.rows, matrix.width / 2];
+    let groups = vec![matrix.rows, matrix.width / BLOCK];
+    let half = |part: &str, bytes| {
+        let name = format!("{name}.{part}");
+        Stored { name, dtype: Dtype::F16, shape: groups.clone(), bytes }
+    };
+    let quants = Stored { name: name.to_owned(), dtype: Dtype::U8, shape, bytes: quants };
+    Ok(vec![quants, half("scale", scales), half("least", minima)])
+}
+
+fn too_large(name: &str, largest: f32) -> Error {
+    Error::invalid(
+        format!("the tensor `{name}`"),
+        format!("reaches {largest}, too much for a scale in half precision; lower the rates"),
+    )
+}
+
 /// A matrix in eight bits, with a scale in half precision for each `group` columns of a row.
 fn quantised(name: &str, matrix: &Matrix, group: usize) -> Result<Vec<Stored>> {
     let (mut quants, mut scales) = (Vec::with_capacity(matrix.values.len()), Vec::new());
@@ -173,10 +220,7 @@ fn quantised(name: &str, matrix: &Matrix, group: usize) -> Result<Vec<Stored>> {
         let largest = part.iter().fold(0f32, |m, v| m.max(v.abs()));
         let scale = f16::from_f32((largest / 127.0).max(MIN_SCALE));
         if !scale.is_finite() {
-            return Err(Error::invalid(
-                format!("the tensor `{name}`"),
-                format!("reaches {largest}, too much for a scale in half precision; lower the rates"),
-            ));
+            return Err(too_large(name, largest));
         }
         scales.extend(scale.to_le_bytes());
         quants.extend(
@@ -216,8 +260,11 @@ fn balanced(a: &Matrix, b: &Matrix) -> Result<(Matrix, Matrix)> {
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::{TensorView, serialize};
+
     use super::*;
     use crate::bundle::random::weights;
+    use crate::convert::raw::Raw;
 
     fn random(name: &str, rows: usize, width: usize) -> Matrix {
         Matrix { rows, width, values: weights(name, &[rows, width], 4) }
@@ -256,6 +303,22 @@ mod tests {
         let zero = Matrix { rows: 1, width: 32, values: vec![0.0; 32] };
         assert!(quantised("z", &zero, 32).unwrap()[0].bytes.iter().all(|b| *b == 0));
         let huge = Matrix { rows: 1, width: 32, values: vec![1e9; 32] };
-        assert!(quantised("z", &huge, 32).unwrap_err().to_string().contains("`z`"));
+        for error in [quantised("z", &huge, 32), four_bits("z", &huge)].map(Result::unwrap_err) {
+            assert!(error.to_string().contains("`z`") && error.to_string().contains("1000000000"), "{error}");
+        }
+    }
+
+    #[test]
+    fn four_bits_are_the_values_that_training_rounded_to() {
+        let mut matrix = random("m", 3, 64);
+        let stored = four_bits("m", &matrix).unwrap();
+        assert_eq!(stored.iter().map(|t| t.shape[1]).collect::<Vec<_>>(), [32, 2, 2]);
+        let views = stored
+            .iter()
+            .map(|t| (t.name.as_str(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
+        let mut raw = Raw::default();
+        raw.add(Path::new("part-0"), &serialize(views, None).unwrap()).unwrap();
+        quant::round_q4(&mut matrix.values);
+        assert_eq!(raw.matrices["m"], matrix);
     }
 }

@@ -76,7 +76,7 @@ pub struct Student {
     pub qkv_rank: usize,
     /// Rank of the change of the attention's output.
     pub output_rank: usize,
-    /// Rank of the change of a STEM layer's gate.
+    /// Rank of the change of a STEM layer's gate, unless a recipe brings it whole.
     pub gate_rank: usize,
     /// Rank of the changes of a dense FFN's gate, up and down, from the first STEM or Engram layer on.
     pub ffn_rank: usize,
@@ -121,7 +121,7 @@ pub struct Rates {
     pub core: f64,
     /// Gains of RMSNorm.
     pub norms: f64,
-    /// Down-projections of STEM layers.
+    /// Matrices of STEM layers that are trained whole: down-projections, and gates that a recipe brings so.
     pub down: f64,
     /// Maps from embeddings to rows.
     pub maps: f64,

@@ -3,7 +3,8 @@
 //! Tensors have the names of a bundle's core (`blk.N.ffn_down`; Q, K and V are one, `blk.N.attn_qkv`), with `.lora_a`
 //! `[rank, in]` and `.lora_b` `[out, rank]` where the base's matrix stays and is changed by their product; beside them
 //! `blk.N.stem_map` `[ffn, hidden]`, `blk.N.stem_rows` `[tokens, ffn]` and `blk.N.engram_rows` `[records, head_width]`.
-//! From a recipe that has them come `stem_embd` `[vocab, r]`, and maps of `hidden + r` columns.
+//! From a recipe that has them come `stem_embd` `[vocab, r]`, maps of `hidden + r` columns, and whole gates of STEM layers,
+//! `blk.N.ffn_gate` `[ffn, hidden]`.
 //! Vectors are matrices of one row, the convolution's taps `[taps, hidden]`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ pub enum Group {
     Core,
     /// Gains of RMSNorm.
     Norms,
-    /// Down-projections of STEM layers.
+    /// Matrices of STEM layers that are trained whole: down-projections, and gates that a recipe brings so.
     Down,
     /// Maps from embeddings to rows.
     Maps,
@@ -57,7 +58,7 @@ impl Group {
             "stem_map" => Self::Maps,
             "stem_rows" | "stem_embd" => Self::Rows,
             "engram_rows" => Self::EngramTables,
-            "ffn_down" => Self::Down,
+            "ffn_gate" | "ffn_down" => Self::Down,
             part if part.starts_with("engram_") => Self::Engram,
             part if part.contains(".lora_") => Self::Core,
             _ => Self::Norms,
@@ -197,7 +198,9 @@ impl Start {
             self.low_rank(&name("attn_output"), ranks.output_rank, [hidden, c.q_dim()], seed);
             let ffn = c.intermediate_size;
             if stem {
-                self.low_rank(&name("ffn_gate"), ranks.gate_rank, [ffn, hidden], seed);
+                if !self.tensors.contains_key(&name("ffn_gate")) {
+                    self.low_rank(&name("ffn_gate"), ranks.gate_rank, [ffn, hidden], seed);
+                }
                 self.base_value(base, &name("ffn_down"), [hidden, ffn])?;
             } else {
                 self.low_rank(&name("ffn_gate"), ranks.ffn_rank, [ffn, hidden], seed);
@@ -267,10 +270,16 @@ fn of_recipe(base: &Base, recipe: &Recipe<'_>) -> Result<Start> {
         for part in ["attn_norm", "ffn_norm"] {
             add(format!("blk.{layer}.{part}"), take(&format!("blk.{layer}.{part}.weight")));
         }
-        let mut changed = vec!["attn_qkv", "attn_output", "ffn_gate"];
+        let mut changed = vec!["attn_qkv", "attn_output"];
         if !stem {
-            changed.extend(["ffn_up", "ffn_down"]);
+            changed.extend(["ffn_gate", "ffn_up", "ffn_down"]);
         } else {
+            let gate = take(&format!("blk.{layer}.ffn_gate.weight"));
+            // A gate is trained whole or in low rank.
+            if gate.is_none() {
+                changed.push("ffn_gate");
+            }
+            add(format!("blk.{layer}.ffn_gate"), gate);
             add(format!("blk.{layer}.ffn_down"), take(&format!("blk.{layer}.ffn_down.weight")));
             for part in ["stem_map", "stem_rows"] {
                 add(format!("blk.{layer}.{part}"), take(&format!("blk.{layer}.{part}")));
@@ -322,7 +331,8 @@ fn of_recipe(base: &Base, recipe: &Recipe<'_>) -> Result<Start> {
             format!("the recipe `{}`", recipe.head().name),
             format!(
                 "changes `{name}`, which is not trained: layers below {first}, the embedding and the head stay the \
-                 base's, and dense FFNs change in low rank alone; start from another recipe"
+                 base's, dense FFNs change in low rank alone, and gates of STEM layers whole or in low rank; start from \
+                 another recipe"
             ),
         ));
     }
@@ -439,6 +449,7 @@ mod tests {
             ("blk.13.attn_qkv.lora_a", Group::Core),
             ("blk.3.ffn_gate.lora_b", Group::Core),
             ("blk.3.ffn_down", Group::Down),
+            ("blk.3.ffn_gate", Group::Down),
             ("blk.13.ffn_down.lora_a", Group::Core),
             ("blk.3.stem_map", Group::Maps),
             ("blk.3.stem_rows", Group::Rows),

@@ -84,6 +84,17 @@ fn start() -> Start {
     Start { config: c, tokens, compressed, tensors, storage: storage(Dtype::F32) }
 }
 
+/// A student whose STEM layer has its gate whole.
+fn whole_gate() -> Start {
+    let mut start = start();
+    let name = "blk.1.ffn_gate";
+    factors(name).iter().for_each(|factor| drop(start.tensors.remove(factor)));
+    let (rows, width) = (start.config.intermediate_size, start.config.hidden_size);
+    let values = weights(name, &[rows, width], 5);
+    start.tensors.insert(name.into(), Matrix { rows, width, values });
+    start
+}
+
 /// All FFNs stored in one type.
 fn storage(dtype: Dtype) -> BTreeMap<String, Dtype> {
     FFN.map(|part| (part.to_owned(), dtype)).into()
@@ -166,14 +177,15 @@ fn loss_of(model: &Model, tensors: &Tensors, job: &Job) -> f64 {
 
 #[test]
 fn gradients_are_those_of_the_loss() {
-    check_gradients(&job());
+    check_gradients(&start(), &job());
+    check_gradients(&whole_gate(), &job());
 }
 
 #[test]
 fn gradients_of_facts_are_those_of_the_loss() {
     let job = taught();
     assert_eq!(job.compared.len(), 4);
-    check_gradients(&job);
+    check_gradients(&start(), &job);
     // It is the cross-entropy alone, whatever the base says.
     let device = Device::flex();
     let start = start();
@@ -190,10 +202,9 @@ fn gradients_of_facts_are_those_of_the_loss() {
     assert!((found - expected).abs() < 1e-5, "{found} for {expected}");
 }
 
-fn check_gradients(job: &Job) {
+fn check_gradients(start: &Start, job: &Job) {
     let device = Device::flex();
-    let start = start();
-    let model = model(&start, &device);
+    let model = model(start, &device);
     let parameters = Parameters::new(&start.tensors, &device);
     let (loss, found) = both(&model, &parameters, job);
     assert!((job.weight * loss - loss_of(&model, &parameters.values(), job)).abs() < 1e-5);
@@ -320,9 +331,12 @@ fn what_is_stored_in_four_bits_is_rounded() {
     still.tensors.get_mut("blk.2.ffn_up.lora_b").unwrap().values.fill(0.0);
     let names = rounded(&Start { storage: storage(Dtype::Q4), ..still });
     assert!(names.len() == all.len() - 1 && names.iter().all(|(name, _)| name != "blk.2.ffn_up"));
+    // A whole gate as one that changes in low rank.
+    let whole = Start { storage: storage(Dtype::Q4), ..whole_gate() };
+    assert_eq!(rounded(&whole).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), all);
     // As a bundle stores it.
     let start = Start { storage: storage(Dtype::Q4), ..start() };
-    for (name, [before, after]) in rounded(&start) {
+    for (name, [before, after]) in rounded(&start).into_iter().chain(rounded(&whole)) {
         let stored = quantize(Dtype::Q4, &before);
         let (quants, scales) = stored.split_at(Dtype::Q4.planes(before.len())[0]);
         let mut expected = vec![0f32; before.len()];
@@ -364,6 +378,7 @@ fn the_loss_falls() {
 #[test]
 fn the_loss_falls_while_matrices_are_rounded() {
     falls(&Start { storage: storage(Dtype::Q4), ..start() }, &Device::flex());
+    falls(&Start { storage: storage(Dtype::Q4), ..whole_gate() }, &Device::flex());
 }
 
 fn falls(start: &Start, device: &Device) {
