@@ -376,7 +376,11 @@ fn extend(dir: &Path, gate: bool) {
     let changes = changes.map(|(name, from, [rows, width])| (name, [rows, width], bytes(from, rows, width)));
     let view = |shape: [usize; 2], bytes| TensorView::new(Type::F32, shape.into(), bytes).unwrap();
     let mut all: Vec<_> = stored.tensors();
-    all.retain(|(name, _)| !name.starts_with("blk.0.stem_map"));
+    let replaced = |name: &str| {
+        name.starts_with("blk.0.stem_map")
+            || changes.iter().any(|(part, ..)| name.contains(&format!("blk.1.{part}")))
+    };
+    all.retain(|(name, _)| !replaced(name));
     all.extend(changes.iter().map(|(name, shape, bytes)| (format!("blk.1.{name}"), view(*shape, bytes))));
     all.push(("blk.0.stem_map".into(), view([FFN, HIDDEN + R], &map)));
     all.push(("stem_embd".into(), view([VOCAB, R], &features)));
@@ -499,6 +503,15 @@ fn whole_gates_in_four_bits_stay_bit_for_bit() {
     let stored = SafeTensors::deserialize(&files[0]).unwrap();
     assert_eq!(stored.tensor("blk.0.ffn_down.weight").unwrap().dtype(), Type::U8);
     assert_eq!(stored.tensor("blk.0.stem_map").unwrap().dtype(), Type::I8);
+
+    // A gate isn't trained both ways.
+    place.settings(2);
+    let (outcome, _) = run(&mut place.trainer(&base, "both", None).unwrap(), None);
+    let dir = outcome.recipe.unwrap();
+    extend(&dir, true);
+    assert!(Recipe::open(&dir, &base).unwrap().matrix("blk.0.ffn_gate.lora_a").is_some());
+    let says = place.trainer(&base, "new", Some(&dir)).err().unwrap().to_string();
+    assert!(says.contains("`blk.0.ffn_gate.lora_a`") && says.contains("whole or in low rank"), "{says}");
 }
 
 #[test]

@@ -168,8 +168,8 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
             }
         }
     }
-    let repeats = repeats(&w);
-    for (lane, block) in blocks.iter().enumerate().filter(|(lane, _)| least[*lane] > 0.0 && repeats[*lane]) {
+    let few = few_levels(&w);
+    for (lane, block) in blocks.iter().enumerate().filter(|(lane, _)| least[*lane] > 0.0 && few[*lane]) {
         if let Some((d, m)) = levels::exact(block) {
             (best.d[lane], best.m[lane]) = (d, m);
             let (minimum, inverse) = (m.to_f32(), inverse(d.to_f32()));
@@ -179,19 +179,18 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
     best
 }
 
-/// Which blocks have a weight twice among their first 17, as all do that have sixteen levels at most: ordinary ones don't, and
-/// need no closer look.
+/// Which blocks may have sixteen levels at most, by a hash of each weight: ordinary ones have more, and need no closer look.
 #[inline(always)]
-fn repeats(w: &[Lanes; BLOCK]) -> [bool; LANES] {
-    let mut found = [0u32; LANES];
-    for (n, a) in w[..17].iter().enumerate() {
-        for b in &w[..n] {
-            for i in 0..LANES {
-                found[i] |= u32::from(a[i] == b[i]);
-            }
+fn few_levels(w: &[Lanes; BLOCK]) -> [bool; LANES] {
+    let mut hashes = [0u32; LANES];
+    for w in w {
+        for i in 0..LANES {
+            // Zero has one hash, whatever its sign. The factor is 2³² over the golden ratio (source: Knuth, vol. 3, 6.4).
+            let hash = (w[i] + 0.0).to_bits().wrapping_mul(0x9e37_79b1) >> 27;
+            hashes[i] |= 1 << hash;
         }
     }
-    found.map(|found| found != 0)
+    hashes.map(|hashes| hashes.count_ones() <= 16)
 }
 
 fn inverse(d: f32) -> f32 {
