@@ -12,8 +12,8 @@ const NEAR: u16 = 64;
 
 /// Scale and minimum of which `block` is made, if there are any.
 ///
-/// All blocks are found whose sums `d·q + m` are exact in single precision, and nearly all others: sums are rounded where
-/// the minimum is some ten thousand scales, or a small part of one.
+/// All blocks of several levels are found whose sums `d·q + m` are exact in single precision, and nearly all others: sums are
+/// rounded where the minimum is some ten thousand scales, or a small part of one. Constants are found but for some as far off.
 pub fn exact(block: &[f32; BLOCK]) -> Option<(f16, f16)> {
     let mut levels = Vec::with_capacity(MOST + 1);
     for weight in block {
