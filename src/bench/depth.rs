@@ -18,7 +18,7 @@ pub struct Depth {
     pub position: usize,
     /// Milliseconds of a step of one token.
     pub decode_ms: Spread,
-    /// Attention's part of that, the median; nothing where the backend can't measure.
+    /// Attention's part of such steps, the median, in steps of their own; nothing where the backend can't measure.
     pub attention_ms: Option<f64>,
     /// Milliseconds a token while the last chunk of a prompt was read up to here; nothing at the beginning.
     pub prefill_ms: Option<f64>,
@@ -51,7 +51,6 @@ pub async fn at<B: Backend, R: RowSource>(
         places.iter().zip(ms).filter(|((part, _), _)| *part == Part::Attention).map(|(_, ms)| ms).sum()
     };
     session.reset();
-    session.backend_mut().time(true);
     let mut found = Vec::new();
     for depth in depths {
         let mut prefill_ms = None;
@@ -62,22 +61,22 @@ pub async fn at<B: Backend, R: RowSource>(
             session.step(chunk, Want::Nothing).await?;
             prefill_ms = Some(ms_since(began) / chunk.len() as f64);
         }
-        let (mut all, mut in_attention) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
         // The first one finds the caches of the machine as the prompt left them.
         for step in 0..=steps {
-            session.rewind(&text[..*depth]);
             let began = Instant::now();
-            let output = session.step(&text[*depth..=*depth], Want::Candidates(Penalty::default())).await?;
-            let ms = ms_since(began);
-            if !matches!(output, Output::Candidates(_)) {
-                return Err(Error::Gpu("the step gave no candidates".into()));
-            }
-            let times = session.report().times;
-            if step > 0 {
-                all.push(ms);
-                in_attention.extend((!times.is_empty()).then(|| attention(times)));
-            }
+            take(session, text, *depth).await?;
+            all.extend((step > 0).then(|| ms_since(began)));
         }
+        // To tell a GPU's operations apart makes a step slower, so these are others.
+        session.backend_mut().time(true);
+        let mut in_attention = Vec::new();
+        for _ in 0..steps {
+            take(session, text, *depth).await?;
+            let times = session.report().times;
+            in_attention.extend((!times.is_empty()).then(|| attention(times)));
+        }
+        session.backend_mut().time(false);
         session.rewind(&text[..*depth]);
         found.push(Depth {
             position: *depth,
@@ -87,9 +86,21 @@ pub async fn at<B: Backend, R: RowSource>(
             backend_bytes: session.backend().bytes(),
         });
     }
-    session.backend_mut().time(false);
     session.reset();
     Ok(found)
+}
+
+/// A step of one token behind the first `depth` of `text`.
+async fn take<B: Backend, R: RowSource>(
+    session: &mut Session<B, R>,
+    text: &[u32],
+    depth: usize,
+) -> Result<()> {
+    session.rewind(&text[..depth]);
+    match session.step(&text[depth..=depth], Want::Candidates(Penalty::default())).await? {
+        Output::Candidates(_) => Ok(()),
+        _ => Err(Error::Gpu("the step gave no candidates".into())),
+    }
 }
 
 fn ms_since(began: Instant) -> f64 {

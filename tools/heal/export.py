@@ -2,7 +2,8 @@
 
     export.py --gguf M --checkpoint RUN/last.pt --log RUN/log.jsonl --out recipe --name NAME [--probe DATA]
 
-Matrices are I8 with one F16 scale per row, or per group of columns. With --probe, the figures of the student with the exported
+Matrices are I8 with one F16 scale per row, or per group of columns; those that training rounds to four bits are blocks of four bits, as
+it left them. With --probe, the figures of the student with the exported
 values in place, on the held-out rows of that data folder, go into recipe.json.
 """
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import engram as ng
 from model import DEVICE, FFN, HIDDEN, KVD, LAYERS, Q, Dense, load_gguf
-from student import FIRST, STEM, Student, changed
+from student import FIRST, STEM, Student, changed, eight_bit_parts, four_bit_parts
 
 BASE = {
     "name": "SmolLM2-135M-Instruct",
@@ -29,7 +30,6 @@ LIMIT = 15_900_000
 PARTS = {
     "qkv": {"attn_q": Q, "attn_k": KVD, "attn_v": KVD},
     "o": {"attn_output": HIDDEN},
-    "gate": {"ffn_gate": FFN},
     "ffn": {"ffn_gate": FFN, "ffn_up": FFN},
     "down": {"ffn_down": HIDDEN},
 }
@@ -37,22 +37,23 @@ PARTS = {
 STORAGE = {"ffn_gate": "q4", "ffn_down": "q4"}
 
 
-def quantise(x, group=None):
+def in_eight_bits(x, group=None):
     """I8 and F16 scales, one per row or per `group` columns; and the value they stand for."""
-    rows, width = x.shape
-    group = group or width
-    parts = x.view(rows, width // group, group)
-    scale = (parts.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-7).half()
-    q = (parts / scale.float()).round().clamp(-127, 127)
-    return q.to(torch.int8).view(rows, width), scale[..., 0].contiguous(), (q * scale.float()).view(rows, width)
+    q, d = eight_bit_parts(x.reshape(-1, group or x.shape[1]))
+    return q.to(torch.int8).view(x.shape), d.half().view(len(x), -1), (q * d).view(x.shape)
 
 
-def balanced(a, b):
-    """The same product with factors of like size, so that both quantise well."""
-    qa, ra = torch.linalg.qr(a.t())  # a = raᵀ qaᵀ
-    u, s, v = torch.linalg.svd(b @ ra.t(), full_matrices=False)
-    root = s.clamp(min=1e-12).sqrt()
-    return root[:, None] * (v @ qa.t()), u * root
+def in_four_bits(x):
+    """Two levels a byte, the first in its lower half; F16 scales and minima of each 32 columns; and the value they stand for."""
+    q, d, m = four_bit_parts(x)
+    levels, parts = q.to(torch.uint8).view(len(x), -1), lambda v: v.half().view(len(x), -1)
+    return levels[:, 0::2] | levels[:, 1::2] << 4, parts(d), parts(m), (d * q + m).view(x.shape)
+
+
+def out_of_four_bits(packed, scale, least):
+    """That value."""
+    levels = torch.stack([packed & 15, packed >> 4], -1).view(*scale.shape, 32)
+    return (levels * scale.float()[..., None] + least.float()[..., None]).view(len(packed), -1)
 
 
 @torch.no_grad()
@@ -62,11 +63,14 @@ def tensors_of(student):
     out = {"stem_tokens": student.tokens.to(torch.int32)}
 
     def put(name, x, group=None):
-        q, scale, value = quantise(x.float().contiguous(), group)
-        out[name], out[name + ".scale"] = q, scale
+        out[name], out[name + ".scale"], value = in_eight_bits(x.float(), group)
         return value
 
-    state["features"] = put("stem_embd", state["features"])
+    def put_four_bits(name, x):
+        out[name], out[name + ".scale"], out[name + ".least"], value = in_four_bits(x.float())
+        return value
+
+    state["features"] = put_four_bits("stem_embd", state["features"])
     for n in range(FIRST, LAYERS):
         for ours, name in (("attn", "attn_norm"), ("ffn", "ffn_norm")):
             out[f"blk.{n}.{name}.weight"] = state[f"norms.{n}_{ours}"].float()
@@ -74,27 +78,27 @@ def tensors_of(student):
             ka, kb = f"core.{n}_{ours}_a", f"core.{n}_{ours}_b"
             if ka not in state:
                 continue
-            a, b = balanced(state[ka], state[kb])
             values = []
-            for name, own in zip(parts, b.split(list(parts.values()))):
-                state[ka] = put(f"blk.{n}.{name}.lora_a", a)
+            for name, own in zip(parts, state[kb].split(list(parts.values()))):
+                value = put(f"blk.{n}.{name}.lora_a", state[ka])
                 values.append(put(f"blk.{n}.{name}.lora_b", own))
-            state[kb] = torch.cat(values)
+            state[ka], state[kb] = value, torch.cat(values)
         if n in STEM:
             i = STEM.index(n)
-            state[f"down.{n}"] = put(f"blk.{n}.ffn_down.weight", state[f"down.{n}"], 32)
-            # The part of the features has another size than that of the embedding.
-            state[f"maps.{i}"] = put(f"blk.{n}.stem_map", state[f"maps.{i}"], student.features.shape[1])
+            for ours, name in (("gate", "ffn_gate"), ("down", "ffn_down")):
+                state[f"{ours}.{n}"] = put_four_bits(f"blk.{n}.{name}.weight", state[f"{ours}.{n}"])
+            state[f"maps.{i}"] = put_four_bits(f"blk.{n}.stem_map", state[f"maps.{i}"])
             cols = slice(i * FFN, (i + 1) * FFN)
-            state["rows"][:-1, cols] = put(f"blk.{n}.stem_rows", state["rows"][:-1, cols])
+            state["rows"][:-1, cols] = put_four_bits(f"blk.{n}.stem_rows", state["rows"][:-1, cols])
     out["output_norm.weight"] = state["norms.out"].float()
     if student.engram is not None:
         out |= ng.tensors_of(student.engram, put, state)
     return {k: v.cpu().contiguous() for k, v in out.items()}, state
 
 
-def read_recipe(folder):
-    """(recipe.json, the student's state, its ranks) of such a recipe, with the values as they were rounded."""
+def read_recipe(folder, dense):
+    """(recipe.json, the student's state, its ranks) of such a recipe, with the values as they were rounded. STEM gates that change in
+    low rank, as `xylem heal` may write them, become whole ones."""
     with open(os.path.join(folder, "recipe.json")) as f:
         head = json.load(f)
     stored = {}
@@ -102,6 +106,8 @@ def read_recipe(folder):
         stored |= load_file(os.path.join(folder, file["file"]))
 
     def get(name):
+        if name + ".least" in stored:
+            return out_of_four_bits(stored[name], stored[name + ".scale"], stored[name + ".least"])
         x = stored[name].float()
         if name + ".scale" in stored:
             scale = stored[name + ".scale"].float()
@@ -119,7 +125,12 @@ def read_recipe(folder):
                 state[f"core.{n}_{ours}_b"] = torch.cat([get(f"{part}.lora_b") for part in parts])
                 ranks[ours] = len(a)
         if n in STEM:
-            state[f"down.{n}"], state[f"maps.{STEM.index(n)}"] = get(f"blk.{n}.ffn_down.weight"), get(f"blk.{n}.stem_map")
+            name, own = f"blk.{n}.ffn_gate", dense.full[n].ffn[:FFN]
+            gate = get(f"{name}.weight") if f"{name}.weight" in stored else own
+            if f"{name}.lora_a" in stored:
+                gate = gate + (get(f"{name}.lora_b") @ get(f"{name}.lora_a")).to(own.device)
+            state[f"gate.{n}"], state[f"down.{n}"] = gate, get(f"blk.{n}.ffn_down.weight")
+            state[f"maps.{STEM.index(n)}"] = get(f"blk.{n}.stem_map")
             rows.append(get(f"blk.{n}.stem_rows"))
     state["rows"] = F.pad(torch.cat(rows, 1), (0, 0, 0, 1))
     if "engram" in head:
@@ -128,11 +139,11 @@ def read_recipe(folder):
 
 
 def write(head, out, folder):
-    """The recipe: `head` with its "files", of at most LIMIT bytes, in which a tensor and its scales stay together."""
+    """The recipe: `head` with its "files", of at most LIMIT bytes, in which a tensor, its scales and minima stay together."""
     os.makedirs(folder, exist_ok=True)
     groups = []
-    for name in [n for n in out if not n.endswith(".scale")]:
-        group = {k: out[k] for k in (name, name + ".scale") if k in out}
+    for name in [n for n in out if not n.endswith((".scale", ".least"))]:
+        group = {k: out[k] for k in (name, name + ".scale", name + ".least") if k in out}
         groups.append((sum(t.numel() * t.element_size() + 200 for t in group.values()), group))
     parts = []  # the largest first, each into the first file with room for it
     for size, group in sorted(groups, key=lambda g: -g[0]):

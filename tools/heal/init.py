@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import entities as en
 from data import documents
 from model import DEVICE, DTYPE, EOT, FFN, HIDDEN, VOCAB, Dense, dense_forward, halves, load_gguf, rope_table
-from student import FIRST, STEM, Student
+from student import FEATURES, FIRST, STEM, Student
 from truths import Truths
 
 TEXTS = ("chat", "wiki", "passages")
@@ -158,7 +158,7 @@ def main():
     p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--rows", type=int, default=1199, help="tokens with a residual row")
-    p.add_argument("--features", type=int, default=96, help="learned features of every token")
+    p.add_argument("--features", type=int, default=FEATURES, help="learned features of every token")
     p.add_argument("--limit", type=int, default=400_000, help="tokens of text")
     a = p.parse_args()
     torch.manual_seed(0)

@@ -11,20 +11,24 @@ import argparse
 import json
 
 import torch
+import torch.nn.functional as F
 
 import engram as ng
-from export import balanced, read_recipe, tensors_of, write
-from model import Dense, load_gguf
+from export import read_recipe, tensors_of, write
+from model import HIDDEN, Dense, load_gguf
 from probe import Probe
 from rows import held_out
-from student import Student
+from student import Student, balanced
 
 TABLES = ("features", "maps", "rows", "engram")
 
 
 def mixed(old, new, core, tables):
-    """The state that is so far from old to new. Low-rank changes are mixed as products, since their factors are not unique."""
-    out = {}
+    """The state that is so far from old to new. Low-rank changes are mixed as products, since their factors are not unique. Where old
+    has fewer features, its others are zero, so that it doesn't matter what its maps make of them."""
+    out, have = {}, old["features"].shape[1]
+    old = old | {"features": F.pad(old["features"], (0, new["features"].shape[1] - have))}
+    old |= {k: torch.cat([old[k], new[k][:, HIDDEN + have :]], 1) for k in old if k.startswith("maps.")}
     for name, value in new.items():
         share = tables if name.startswith(TABLES) else core
         if name == "tokens":
@@ -52,10 +56,10 @@ def main():
     a = p.parse_args()
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
-    _, old, ranks = read_recipe(a.old)
-    head, new, ranks_new = read_recipe(a.new)
-    if ranks != ranks_new or old.keys() != new.keys():
-        raise SystemExit(f"{a.old} and {a.new} have different layers or ranks: {ranks}, {ranks_new}")
+    _, old, _ = read_recipe(a.old, dense)
+    head, new, ranks = read_recipe(a.new, dense)
+    if old.keys() != new.keys():
+        raise SystemExit(f"{a.old} and {a.new} change different matrices: {sorted(old.keys() ^ new.keys())}")
     engram, _ = ng.engram_of(head.get("engram", {}).get("config"), tok)
     student = Student.of(dense, mixed(old, new, a.core, a.tables), ranks, engram)
     out, written = tensors_of(student)

@@ -3,8 +3,8 @@
     U_l[t] = A_l [e(t); p(t)] + R_l[t]
 
 e: the base's embedding; p: learned features, the same in all layers; R: residual rows of some tokens. FFNs that training
-changes are rounded to four bits in every step, as a bundle stores them; gradients pass the rounding unchanged (Bengio et al.,
-arXiv 1308.3432).
+changes are rounded to four bits in every step, as a bundle stores them, and A, p and R too, as a recipe does; so are the factors of
+low-rank changes, to eight. Gradients pass the rounding unchanged (Bengio et al., arXiv 1308.3432).
 """
 
 import os
@@ -18,13 +18,16 @@ from model import DEVICE, DTYPE, FFN, HIDDEN, LAYERS, VOCAB, Weights, layer, rms
 STEM = [int(n) for n in os.environ.get("STEM_LAYERS", "1,2,3,4,5,6,7,8,9,10").split(",")]
 FIRST = STEM[0]  # the layers below are the base's own, and are never touched
 
+FEATURES = 256  # learned of every token
+# Of attention's low-rank changes; of dense FFNs, gate and up together.
+RANKS = {"qkv": 64, "o": 64, "ffn": 72, "down": 64}
 RANGES = (15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0)
 
 
-def four_bits(w):
-    """w [out, in] as `q4` of `src/bundle/quant.rs` stores it: of a few ranges that whose least-squares scale d and minimum m, both
-    in f16, leave the least error of d q + m in a block of 32."""
-    block = w.view(-1, 32)
+def four_bit_parts(w):
+    """Levels q, scale d and minimum m of each block of 32 along the rows of w [out, in], as `q4` of `src/bundle/quant.rs` has them: of
+    a few ranges that whose least-squares d and m, both in f16, leave the least error of d q + m. [blocks, 32], twice [blocks, 1]"""
+    block = w.reshape(-1, 32)
     least, most, total = block.amin(-1, keepdim=True), block.amax(-1, keepdim=True), block.sum(-1, keepdim=True)
     inverse = lambda d: torch.where(d == 0, 0.0, 1.0 / d)
     level = lambda d, m: ((block - m) * inverse(d)).round().clamp(0, 15)
@@ -35,27 +38,57 @@ def four_bits(w):
         det = 32 * sum_qq - sum_q * sum_q
         d = torch.where(det > 0, (32 * sum_qw - sum_q * total) / det, 0.0).half().float()
         m = ((total - d * sum_q) / 32).half().float()
-        value = d * level(d, m) + m
-        error = (value - block).square().sum(-1, keepdim=True)
-        found = value if best is None else torch.where(error < best, value, found)
-        best = error if best is None else torch.minimum(error, best)
-    return found.view(w.shape)
+        q = level(d, m)
+        error = (d * q + m - block).square().sum(-1, keepdim=True)
+        if best is None:
+            best, found = error, (q, d, m)
+        else:
+            found = tuple(torch.where(error < best, new, old) for new, old in zip((q, d, m), found))
+            best = torch.minimum(error, best)
+    return found
+
+
+def four_bits(w):
+    """w as it is when stored in four bits."""
+    q, d, m = four_bit_parts(w)
+    return (d * q + m).view(w.shape)
+
+
+def eight_bit_parts(x):
+    """Levels q from -127 to 127 of x [out, in], and a scale d in f16 for each row: [out, in], [out, 1]"""
+    d = (x.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-7).half().float()
+    return (x / d).round().clamp(-127, 127), d
+
+
+def eight_bits(x):
+    """x as it is when stored in eight bits."""
+    q, d = eight_bit_parts(x)
+    return q * d
+
+
+def balanced(a, b):
+    """The same product with factors of like size, so that both quantise well."""
+    qa, ra = torch.linalg.qr(a.t())  # a = raᵀ qaᵀ
+    u, s, v = torch.linalg.svd(b @ ra.t(), full_matrices=False)
+    root = s.clamp(min=1e-12).sqrt()
+    return root[:, None] * (v @ qa.t()), u * root
 
 
 class Rounded(torch.autograd.Function):
-    """`four_bits` in DTYPE."""
+    """w in four bits and in DTYPE; or by what else, and in what else, is said."""
 
     @staticmethod
-    def forward(ctx, w):
-        return fused_four_bits(w).to(DTYPE)
+    def forward(ctx, w, dtype=DTYPE, how=None):
+        return (how or fused_four_bits)(w).to(dtype)
 
     @staticmethod
     def backward(ctx, dy):
-        return dy.float()
+        return dy.float(), None, None
 
 
 torch._dynamo.config.recompile_limit = 64  # two kinds of layer, of step, and of model
 fused_four_bits = torch.compile(four_bits, dynamic=True)
+fused_eight_bits = torch.compile(eight_bits, dynamic=True)
 fused_layer = torch.compile(layer, dynamic=False)
 
 
@@ -107,9 +140,9 @@ class Tokens:
 
 
 class Student(nn.Module):
-    def __init__(self, dense, tokens, features=96, ranks=None, engram=None):
-        """`tokens`: the ids that have a residual row. `ranks` of low-rank changes: attention's `qkv` and `o`, the STEM layers'
-        `gate`, the dense FFNs' `ffn` (gate and up) and `down`; without a rank a matrix stays the base's own.
+    def __init__(self, dense, tokens, features=FEATURES, ranks=None, engram=None):
+        """`tokens`: the ids that have a residual row. `ranks` of low-rank changes: attention's `qkv` and `o`, the dense FFNs' `ffn`
+        (gate and up) and `down`; without a rank a matrix stays the base's own.
 
         `engram`: Engram layers (`engram.py`), from FIRST on, or none.
         """
@@ -122,17 +155,18 @@ class Student(nn.Module):
         slot = torch.full((VOCAB,), len(tokens), dtype=torch.long)
         slot[self.tokens.cpu()] = torch.arange(len(tokens))
         self.register_buffer("slot", slot, persistent=False)
-        self.core, self.norms, self.down = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self.core, self.norms, self.gate, self.down = (nn.ParameterDict() for _ in range(4))
         for n in range(FIRST, LAYERS):
             w = dense.full[n]
             self.norms[f"{n}_attn"] = nn.Parameter(w.norm1.clone())
             self.norms[f"{n}_ffn"] = nn.Parameter(w.norm2.clone())
             if n in STEM:
+                self.gate[str(n)] = nn.Parameter(w.ffn[:FFN].clone())
                 self.down[str(n)] = nn.Parameter(w.down.clone())
             for name in changed(n):
                 if not ranks[name]:
                     continue
-                high, wide = self.base(n, name).shape
+                high, wide = getattr(w, name).shape
                 self.core[f"{n}_{name}_a"] = nn.Parameter(torch.randn(ranks[name], wide) * wide**-0.5)
                 self.core[f"{n}_{name}_b"] = nn.Parameter(torch.zeros(high, ranks[name]))
         self.norms["out"] = nn.Parameter(dense.norm.clone())
@@ -148,15 +182,12 @@ class Student(nn.Module):
         student.load_state_dict(state)
         return student
 
-    def base(self, n, name):
-        """The base's own matrix of layer n, as it is stored."""
-        w = self.dense.full[n]
-        return w.ffn[:FFN] if name == "gate" else getattr(w, name)
-
     def changed_matrix(self, n, name):
         """W + b a in fp32, or none where there is no change."""
-        b = self.core[f"{n}_{name}_b"] if f"{n}_{name}_b" in self.core else None
-        return None if b is None else self.base(n, name) + b @ self.core[f"{n}_{name}_a"]
+        if f"{n}_{name}_b" not in self.core:
+            return None
+        b, a = (Rounded.apply(self.core[f"{n}_{name}_{factor}"], torch.float32, fused_eight_bits) for factor in "ba")
+        return getattr(self.dense.full[n], name) + b @ a
 
     def weights(self):
         """What the layers from FIRST on multiply with."""
@@ -166,29 +197,30 @@ class Student(nn.Module):
             plain = lambda name: getattr(own, name) if w[name] is None else w[name].to(DTYPE)
             few = lambda name: getattr(own, name) if w[name] is None else Rounded.apply(w[name])
             if n in STEM:
-                ffn, down = Rounded.apply(w["gate"]), Rounded.apply(self.down[str(n)])
+                ffn, down = Rounded.apply(self.gate[str(n)]), Rounded.apply(self.down[str(n)])
             else:
                 ffn, down = few("ffn"), few("down")
             out.append(Weights(self.norms[f"{n}_attn"], self.norms[f"{n}_ffn"], plain("qkv"), plain("o"), ffn, down))
         return out
 
     def known(self, tokens):
-        """What rows are made of, for each position: [e; p] and which residual row. Linear, so that a mean of rows is one of these."""
+        """What rows are made of: for each position [e; p] and which residual row, and the residual rows of each STEM layer. All is
+        linear, so that a mean of rows is one of these."""
         share, of = tokens.share[:, None], tokens.of
         width = self.features.shape[1]
+        features = Rounded.apply(self.features, torch.float32)
         e = self.dense.embd32.new_zeros(tokens.n, HIDDEN).index_add(0, tokens.at, self.dense.embd32[of] * share)
-        p = self.features.new_zeros(tokens.n, width).index_add(0, tokens.at, self.features.index_select(0, of) * share)
+        p = features.new_zeros(tokens.n, width).index_add(0, tokens.at, features.index_select(0, of) * share)
         one = torch.zeros(tokens.n, len(self.rows), device=DEVICE, dtype=DTYPE)
         slot = self.slot[of]
         own = tokens.share * (slot < len(self.tokens))
         one.view(-1).index_add_(0, tokens.at * len(self.rows) + slot, own.to(DTYPE))
-        return torch.cat([e, p], -1).to(DTYPE), one
+        return torch.cat([e, p], -1).to(DTYPE), one, Rounded.apply(self.rows).split(FFN, 1)
 
     def up(self, known, i):
         """The rows of the i-th STEM layer, [tokens, FFN]."""
-        features, one = known
-        rows = self.rows[:, i * FFN : (i + 1) * FFN].to(DTYPE)
-        return torch.addmm(one @ rows, features, self.maps[i].to(DTYPE).t())
+        features, one, rows = known
+        return torch.addmm(one @ rows[i], features, Rounded.apply(self.maps[i]).t())
 
     def forward(self, x, ids, shape, tokens=None, layer=layer):
         """Normalised last states [tokens, HIDDEN] from the base's stream x before layer FIRST.
@@ -211,10 +243,6 @@ class Student(nn.Module):
         return rms(x, self.norms["out"]).to(DTYPE)
 
 
-# Of attention's changes; of a STEM layer's gate; of dense FFNs, gate and up together.
-RANKS = {"qkv": 64, "o": 48, "gate": 64, "ffn": 32, "down": 32}
-
-
 def changed(n):
-    """The matrices of layer n that have a low-rank change; a STEM layer's W_d is trained whole."""
-    return ("qkv", "o", "gate") if n in STEM else ("qkv", "o", "ffn", "down")
+    """The matrices of layer n that have a low-rank change; a STEM layer's gate and W_d are trained whole."""
+    return ("qkv", "o") if n in STEM else ("qkv", "o", "ffn", "down")

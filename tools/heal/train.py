@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 import engram as ng
 from export import read_recipe
-from model import DEVICE, DTYPE, VOCAB, Dense, dense_layers, layer, load_gguf, rms, tokenizer
+from model import DEVICE, DTYPE, FFN, HIDDEN, VOCAB, Dense, dense_layers, layer, load_gguf, rms, tokenizer
 from probe import Probe
 from rows import MIXTURE, Order, held_out, load
-from student import FIRST, RANKS, KlHead, Student, Tokens, fused_layer
+from student import FEATURES, FIRST, RANKS, STEM, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
 SHORT = 64  # tokens of a row of facts
@@ -165,11 +165,33 @@ def rows_of(length, a):
     return round(a.tokens * MIXTURE[length][0] / length)
 
 
+def grown(state, ranks):
+    """The state, and the ranks, of the same student with FEATURES and RANKS, where it has less.
+
+    New features are zero. Their part of the maps is what the residual rows, all layers' together, have most of: where frequent
+    tokens needed to go beyond the map. New parts of low-rank changes begin as such changes do, with b zero.
+    """
+    state, have = {k: v.to(DEVICE) for k, v in state.items()}, state["features"].shape[1]
+    if (more := FEATURES - have) > 0:
+        _, _, v = torch.svd_lowrank(state["rows"], q=more + 16, niter=3)
+        state["features"] = F.pad(state["features"], (0, more))
+        for i in range(len(STEM)):
+            own = state[f"maps.{i}"]
+            size = own[:, HIDDEN:].norm() * (len(STEM) / have) ** 0.5  # v's columns have length 1 over all layers together
+            state[f"maps.{i}"] = torch.cat([own, size * v[i * FFN : (i + 1) * FFN, :more]], 1)
+    for name in [k for k in state if k.startswith("core.") and k.endswith("_a")]:
+        a, b = state[name], name[:-1] + "b"
+        if (more := RANKS[name.split("_")[1]] - len(a)) > 0:
+            state[name] = torch.cat([a, torch.randn(more, a.shape[1], device=DEVICE) * a.square().mean().sqrt()])
+            state[b] = F.pad(state[b], (0, more))
+    return state, {name: max(rank, RANKS[name]) if rank else 0 for name, rank in ranks.items()}
+
+
 def begin_with(dense, tok, a):
     """The student of `--init`, and the ranks of its changes."""
     ranks = RANKS | ({"ffn": 0, "down": 0} if a.no_dense_ffn else {})
     if os.path.isdir(a.init):
-        head, state, ranks = read_recipe(a.init)
+        head, state, ranks = read_recipe(a.init, dense)
         config = head.get("engram", {}).get("config")
     else:
         saved = torch.load(a.init, map_location=DEVICE)
@@ -177,6 +199,7 @@ def begin_with(dense, tok, a):
     if a.engram_layers and not config:
         ids, count = ng.compress(tok)
         config = ng.draw(a.engram_layers, a.engram_tables, a.engram_heads, a.engram_width, ids, count)
+    state, ranks = grown(state, ranks)
     student = Student(dense, state["tokens"].tolist(), state["features"].shape[1], ranks, ng.engram_of(config, tok)[0])
     student.load_state_dict(student.state_dict() | {k: v for k, v in state.items() if k in student.state_dict()})
     if a.engram_anew:
@@ -215,6 +238,7 @@ def main():
     p.add_argument("--data", default="data")
     p.add_argument("--out", default="run")
     p.add_argument("--minutes", type=float, default=7)
+    p.add_argument("--by", type=float, help="end at this time instead, in seconds since 1970: for a machine that is lent until then")
     p.add_argument("--steps", type=int, default=0, help="so many instead of minutes")
     p.add_argument("--tokens", type=int, default=24576, help=f"of running text in a step, in rows of {list(MIXTURE)}")
     p.add_argument("--fact-rows", type=int, default=32, help=f"of true facts, and of counterfactual ones, in a step, of {SHORT} tokens")
@@ -253,7 +277,7 @@ def main():
     dense = Dense(weights)
     os.makedirs(a.out, exist_ok=True)
     student, ranks = begin_with(dense, tok, a)
-    rates = {"core": a.lr_core, "norms": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
+    rates = {"core": a.lr_core, "norms": a.lr_down, "gate": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
     groups = [{"params": list(getattr(student, k).parameters()), "lr": lr} for k, lr in rates.items()]
     groups.append({"params": [student.rows], "lr": a.lr_rows})
     # Of what belongs to single tokens or n-grams most is seen seldom, and Adam would let one sight of it move it as far as a hundred.
@@ -289,6 +313,8 @@ def main():
         rng.seed(step)  # not the same text again
         torch.manual_seed(step)
     begin = time.time() - spent
+    if a.by:
+        a.minutes = (a.by - begin) / 60
     log = open(os.path.join(a.out, "log.jsonl"), "a")
     probed, saved_at, tick, running = float("-inf"), spent, (time.time(), tokens), None
 
