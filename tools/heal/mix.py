@@ -50,6 +50,7 @@ def main():
     p.add_argument("--to", dest="new", required=True)
     p.add_argument("--core", type=float, default=0.6)
     p.add_argument("--tables", type=float, default=0.0)
+    p.add_argument("--without-convolution", action="store_true", help="set the taps of Engram layers' convolutions to zero")
     p.add_argument("--data", required=True)
     p.add_argument("--provenance", help="a JSON file that replaces all but the figures of `training`")
     p.add_argument("--out", required=True)
@@ -61,7 +62,10 @@ def main():
     if old.keys() != new.keys():
         raise SystemExit(f"{a.old} and {a.new} change different matrices: {sorted(old.keys() ^ new.keys())}")
     engram, _ = ng.engram_of(head.get("engram", {}).get("config"), tok)
-    student = Student.of(dense, mixed(old, new, a.core, a.tables), ranks, engram)
+    state = mixed(old, new, a.core, a.tables)
+    if a.without_convolution:
+        state |= {name: torch.zeros_like(value) for name, value in state.items() if name.startswith("engram.conv.")}
+    student = Student.of(dense, state, ranks, engram)
     out, written = tensors_of(student)
     student.load_state_dict(written)
     training = {k: v for k, v in head["training"].items() if k in ("start", "end", "exported")}
