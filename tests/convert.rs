@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use xylem::backend::{Backend, Output, Step, Want};
 use xylem::bundle::quant::dequantize;
-use xylem::bundle::{Bundle, Dtype, Tensor};
+use xylem::bundle::{Bundle, Dtype, Manifest, Tensor};
 use xylem::convert::{Base, Dense, Precision, Recipe, Untrained, build};
 use xylem::cpu::CpuBackend;
 use xylem::engram::compress::Compressed;
@@ -52,20 +52,28 @@ fn bundle_logits(dir: &Path) -> Vec<f32> {
     logits(&mut Session::new(backend, bundle.rows().unwrap(), m.config.clone(), 128))
 }
 
+/// The values of each tensor of a bundle's core, in its order.
+fn expanded(dir: &Path, manifest: &Manifest) -> Vec<Vec<f32>> {
+    let core: Vec<u8> =
+        manifest.core.shards.iter().flat_map(|shard| fs::read(dir.join(&shard.file)).unwrap()).collect();
+    let values = |tensor: &Tensor| {
+        let stored = &core[tensor.offset as usize..][..tensor.bytes()];
+        let (quants, scales) = stored.split_at(tensor.dtype.planes(tensor.elements())[0]);
+        let mut values = vec![0.0; tensor.elements()];
+        dequantize(tensor.dtype, quants, scales, 0, &mut values);
+        values
+    };
+    manifest.core.tensors.iter().map(values).collect()
+}
+
 /// The logits of a bundle whose weights are expanded to f32 first.
 fn expanded_logits(dir: &Path) -> Vec<f32> {
     let bundle = Bundle::open(dir).unwrap();
     let m = bundle.manifest();
-    let core: Vec<u8> =
-        m.core.shards.iter().flat_map(|shard| fs::read(dir.join(&shard.file)).unwrap()).collect();
     let f32s = |tensor: &Tensor| Tensor { dtype: Dtype::F32, ..tensor.clone() };
     let mut backend = CpuBackend::new(&m.core.tensors.iter().map(f32s).collect::<Vec<_>>(), &m.config, 64);
-    for (id, tensor) in m.core.tensors.iter().enumerate() {
-        let stored = &core[tensor.offset as usize..][..tensor.bytes()];
-        let (quants, scales) = stored.split_at(tensor.dtype.planes(tensor.elements())[0]);
-        let mut weights = vec![0.0; tensor.elements()];
-        dequantize(tensor.dtype, quants, scales, 0, &mut weights);
-        backend.write(id, 0, bytemuck::cast_slice(&weights)).unwrap();
+    for (id, weights) in expanded(dir, m).iter().enumerate() {
+        backend.write(id, 0, bytemuck::cast_slice(weights)).unwrap();
     }
     logits(&mut Session::new(backend, bundle.rows().unwrap(), m.config.clone(), 128))
 }
@@ -420,16 +428,11 @@ fn a_bundle_holds_the_values_of_matrices_in_four_bits() {
     let recipe = Recipe::open(&write_recipe(dir.path(), &path, &raw, storage), &base).unwrap();
     let out = dir.path().join("bundle");
     let manifest = build::write(&base, &recipe, Precision::Keep, "tiny", &out, &()).unwrap();
-    let core: Vec<u8> =
-        manifest.core.shards.iter().flat_map(|shard| fs::read(out.join(&shard.file)).unwrap()).collect();
+    let stored: Vec<_> = manifest.core.tensors.iter().zip(expanded(&out, &manifest)).collect();
     for name in ["blk.1.ffn_gate", "blk.1.ffn_down"] {
         let expected = &recipe.matrix(&format!("{name}.weight")).unwrap().values;
-        let tensor = manifest.tensor(name).unwrap();
-        let planes = &core[tensor.offset as usize..][..tensor.bytes()];
-        let (quants, scales) = planes.split_at(tensor.dtype.planes(expected.len())[0]);
-        let mut found = vec![0f32; expected.len()];
-        dequantize(tensor.dtype, quants, scales, 0, &mut found);
-        assert!(tensor.dtype == Dtype::Q4 && found == *expected, "{name}");
+        let (tensor, found) = stored.iter().find(|(tensor, _)| tensor.name == name).unwrap();
+        assert!(tensor.dtype == Dtype::Q4 && found == expected, "{name}");
     }
     assert!(bundle_logits(&out).iter().all(|l| l.is_finite()));
     let error = Recipe::open(&write_recipe(dir.path(), &path, &raw[..8], serde_json::json!({})), &base);

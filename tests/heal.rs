@@ -147,6 +147,12 @@ length = 24
         let calibration = || Ok(vec![(0..200).map(|i| (i * i * 7 + i / 3) % 256).collect()]);
         Trainer::new(base, settings, &self.path(out), hardware, &calibration, &())
     }
+
+    /// The folder of the recipe that a run of so many steps ends with.
+    fn recipe(&self, base: &Base, out: &str, init: Option<&Path>, steps: u64) -> PathBuf {
+        self.settings(steps);
+        run(&mut self.trainer(base, out, init).unwrap(), None).0.recipe.unwrap()
+    }
 }
 
 /// Stops after so many steps, and keeps the entries.
@@ -410,9 +416,7 @@ fn extend(dir: &Path, gate: bool) {
 fn a_run_goes_on_from_features_and_dense_ffns_rounded_as_they_are_stored() {
     let place = Place::new();
     let base = place.base();
-    place.settings(0);
-    let (outcome, _) = run(&mut place.trainer(&base, "first", None).unwrap(), None);
-    let dir = outcome.recipe.unwrap();
+    let dir = place.recipe(&base, "first", None, 0);
     extend(&dir, false);
     let recipe = Recipe::open(&dir, &base).unwrap();
     assert_eq!(recipe.head().storage["ffn_down"], Dtype::Q4);
@@ -462,9 +466,7 @@ fn a_run_goes_on_from_features_and_dense_ffns_rounded_as_they_are_stored() {
 fn whole_gates_in_four_bits_stay_bit_for_bit() {
     let place = Place::new();
     let base = place.base();
-    place.settings(0);
-    let (outcome, _) = run(&mut place.trainer(&base, "first", None).unwrap(), None);
-    let dir = outcome.recipe.unwrap();
+    let dir = place.recipe(&base, "first", None, 0);
     extend(&dir, true);
     let recipe = Recipe::open(&dir, &base).unwrap();
     let gate = |recipe: &Recipe<'_>| recipe.matrix("blk.0.ffn_gate.weight").unwrap().clone();
@@ -480,9 +482,7 @@ fn whole_gates_in_four_bits_stay_bit_for_bit() {
     let same = Recipe::open(&rewritten("same", &dir), &base).unwrap();
     assert_eq!(gate(&same), gate(&recipe));
     assert!(same.matrix("blk.0.ffn_gate.lora_a").is_none());
-    place.settings(4);
-    let (outcome, _) = run(&mut place.trainer(&base, "trained", Some(&dir)).unwrap(), None);
-    let dir = outcome.recipe.unwrap();
+    let dir = place.recipe(&base, "trained", Some(&dir), 4);
     let trained = Recipe::open(&dir, &base).unwrap();
     assert!(difference(&gate(&trained).values, &gate(&recipe).values) > 1e-3, "the gate wasn't trained");
     let again = Recipe::open(&rewritten("again", &dir), &base).unwrap();
@@ -494,10 +494,7 @@ fn whole_gates_in_four_bits_stay_bit_for_bit() {
         let values = matrix(&trained).values;
         let kind = Changes::storage(&trained, name);
         let (dtype, planes) = store(name, &values, trained.config(), Precision::Keep, kind);
-        let (quants, scales) = planes.split_at(dtype.planes(values.len())[0]);
-        let mut found = vec![0f32; values.len()];
-        dequantize(dtype, quants, scales, 0, &mut found);
-        assert!(dtype == Dtype::Q4 && found == values, "{name}");
+        assert!(dtype == Dtype::Q4 && expanded(&planes, values.len()) == values, "{name}");
     }
     let files = parts(&dir);
     let stored = SafeTensors::deserialize(&files[0]).unwrap();
@@ -505,9 +502,7 @@ fn whole_gates_in_four_bits_stay_bit_for_bit() {
     assert_eq!(stored.tensor("blk.0.stem_map").unwrap().dtype(), Type::I8);
 
     // A gate isn't trained both ways.
-    place.settings(2);
-    let (outcome, _) = run(&mut place.trainer(&base, "both", None).unwrap(), None);
-    let dir = outcome.recipe.unwrap();
+    let dir = place.recipe(&base, "both", None, 2);
     extend(&dir, true);
     assert!(Recipe::open(&dir, &base).unwrap().matrix("blk.0.ffn_gate.lora_a").is_some());
     let says = place.trainer(&base, "new", Some(&dir)).err().unwrap().to_string();

@@ -16,8 +16,8 @@ use super::start::{Start, first_changed};
 use crate::bundle::quant::{self, quantize};
 use crate::config::BLOCK;
 use crate::convert::Base;
+use crate::convert::engram;
 use crate::convert::recipe::{BaseFile, FORMAT, Head, Matrix, VERSION, sha256};
-use crate::convert::{engram, store};
 use crate::error::{Error, Result};
 
 /// The least scale: that of a row which is zero.
@@ -170,11 +170,10 @@ fn plain(name: &str, vector: &Matrix) -> Vec<Stored> {
 
 /// A matrix that takes the place of the base's, under the name of the checkpoint's.
 fn whole(name: &str, matrix: &Matrix, start: &Start) -> Result<Vec<Stored>> {
-    let trained = store::part(name).and_then(|part| start.storage.get(part)).copied();
-    let stored = format!("{name}.weight");
-    match store::changed(name, &start.config, trained) {
-        quant::Dtype::Q4 => four_bits(&stored, matrix),
-        _ => quantised(&stored, matrix, BLOCK),
+    let weight = format!("{name}.weight");
+    match start.stored(name) {
+        quant::Dtype::Q4 => four_bits(&weight, matrix),
+        _ => quantised(&weight, matrix, BLOCK),
     }
 }
 

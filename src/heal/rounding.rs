@@ -13,7 +13,6 @@ use crate::bundle::manifest::expected_tensors;
 use crate::bundle::quant::{Dtype, round_q4};
 use crate::config::BLOCK;
 use crate::convert::recipe::{Matrix, add_product};
-use crate::convert::store;
 use crate::error::{Error, Result};
 
 /// Weights that one thread rounds at once.
@@ -42,8 +41,7 @@ impl Rounding {
     pub fn new(start: &Start, own: impl Fn(&str) -> Option<Tensor<2>>, device: &Device) -> Self {
         let all = expected_tensors(&start.config).into_iter().map(|(name, _)| name);
         let matrices = all.filter_map(|name| {
-            let trained = store::part(&name).and_then(|part| start.storage.get(part)).copied();
-            if store::changed(&name, &start.config, trained) != Dtype::Q4 {
+            if start.stored(&name) != Dtype::Q4 {
                 return None;
             }
             if start.tensors.contains_key(&name) {

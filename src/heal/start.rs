@@ -16,7 +16,7 @@ use crate::bundle::random;
 use crate::config::Config;
 use crate::convert::recipe::{Matrix, Recipe};
 use crate::convert::regression::Regression;
-use crate::convert::{Base, Changes, Progress, closed_form};
+use crate::convert::{Base, Changes, Progress, closed_form, store};
 use crate::engram::compress::Compressed;
 use crate::engram::draw::Sizes;
 use crate::error::{Error, Result};
@@ -128,6 +128,12 @@ pub fn start(
 }
 
 impl Start {
+    /// The type that a bundle stores the matrix `name` in where it is changed.
+    pub fn stored(&self, name: &str) -> Dtype {
+        let trained = store::part(name).and_then(|part| self.storage.get(part)).copied();
+        store::changed(name, &self.config, trained)
+    }
+
     /// Adds Engram layers with empty tables.
     fn add_engram(&mut self, base: &Base, sizes: &settings::Engram, seed: u64) -> Result<()> {
         let compressed =
@@ -198,9 +204,7 @@ impl Start {
             self.low_rank(&name("attn_output"), ranks.output_rank, [hidden, c.q_dim()], seed);
             let ffn = c.intermediate_size;
             if stem {
-                if !self.tensors.contains_key(&name("ffn_gate")) {
-                    self.low_rank(&name("ffn_gate"), ranks.gate_rank, [ffn, hidden], seed);
-                }
+                self.low_rank(&name("ffn_gate"), ranks.gate_rank, [ffn, hidden], seed);
                 self.base_value(base, &name("ffn_down"), [hidden, ffn])?;
             } else {
                 self.low_rank(&name("ffn_gate"), ranks.ffn_rank, [ffn, hidden], seed);
@@ -238,10 +242,11 @@ impl Start {
         Ok(())
     }
 
-    /// A change that is zero: the first factor random, the second zero (source: LoRA, arXiv 2106.09685).
+    /// A change that is zero: the first factor random, the second zero (source: LoRA, arXiv 2106.09685). A matrix that is
+    /// trained whole needs none.
     fn low_rank(&mut self, name: &str, rank: usize, [rows, width]: [usize; 2], seed: u64) {
         let (a, b) = (format!("{name}.lora_a"), format!("{name}.lora_b"));
-        if rank == 0 || self.tensors.contains_key(&a) {
+        if rank == 0 || [&a, name].iter().any(|have| self.tensors.contains_key(*have)) {
             return;
         }
         let values = random::weights(&a, &[rank, width], seed);

@@ -3,8 +3,8 @@
     export.py --gguf M --checkpoint RUN/last.pt --log RUN/log.jsonl --out recipe --name NAME [--probe DATA]
 
 Matrices are I8 with one F16 scale per row, or per group of columns; those that training rounds to four bits are blocks of four bits, as
-it left them. With --probe, the figures of the student with the exported
-values in place, on the held-out rows of that data folder, go into recipe.json.
+it left them. With --probe, the figures of the student with the exported values in place, on the held-out rows of that data folder, go
+into recipe.json.
 """
 
 import argparse
