@@ -34,6 +34,16 @@ impl<S, E> WithEngram<S, E> {
         &self.stem
     }
 
+    /// Moves `n` STEM rows, which lie side by side from `start` on, apart by `width` values. In place, since those of a prompt
+    /// are megabytes.
+    fn spread(&self, out: &mut Vec<f32>, start: usize, n: usize, width: usize) {
+        let (stem, all) = (self.stem_width, self.stem_width + width);
+        out.resize(start + n * all, 0.0);
+        for i in (1..n).rev() {
+            out.copy_within(start + i * stem..start + (i + 1) * stem, start + i * all);
+        }
+    }
+
     /// The Engram table, if there is one.
     pub fn engram(&self) -> Option<&E> {
         self.engram.as_ref().map(|memory| &memory.rows)
@@ -52,10 +62,11 @@ impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
             return self.stem.gather_traced(before, tokens, out, origins).await;
         };
         let records = hasher.records(before, tokens)?;
-        let (mut stem, mut engram, mut found) = (Vec::new(), Vec::new(), Vec::new());
-        let first = origins.len();
-        let own = self.stem.gather_traced(before, tokens, &mut stem, origins);
+        let (mut engram, mut found) = (Vec::new(), Vec::new());
+        let (start, first) = (out.len(), origins.len());
+        let own = self.stem.gather_traced(before, tokens, out, origins);
         if let Err(error) = try_join(own, rows.gather_traced(&[], &records, &mut engram, &mut found)).await {
+            out.truncate(start);
             origins.truncate(first);
             return Err(error);
         }
@@ -69,10 +80,10 @@ impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
             }
         }
         let width = hasher.engram().row_width();
-        out.reserve(stem.len() + engram.len());
-        for (i, engram) in engram.chunks_exact(width).enumerate() {
-            out.extend_from_slice(&stem[i * self.stem_width..(i + 1) * self.stem_width]);
-            out.extend_from_slice(engram);
+        self.spread(out, start, tokens.len(), width);
+        let spread = out[start..].chunks_exact_mut(self.stem_width + width);
+        for (row, engram) in spread.zip(engram.chunks_exact(width)) {
+            row[self.stem_width..].copy_from_slice(engram);
         }
         Ok(())
     }
@@ -82,11 +93,12 @@ impl<S: RowSource, E: RowSource> RowSource for WithEngram<S, E> {
         let Some(Memory { hasher, .. }) = &self.engram else {
             return self.stem.gather_alone(tokens, out).await;
         };
-        let mut stem = Vec::new();
-        self.stem.gather_alone(tokens, &mut stem).await?;
-        for i in 0..tokens.len() {
-            out.extend_from_slice(&stem[i * self.stem_width..(i + 1) * self.stem_width]);
-            out.resize(out.len() + hasher.engram().row_width(), 0.0);
+        let start = out.len();
+        self.stem.gather_alone(tokens, out).await?;
+        let width = hasher.engram().row_width();
+        self.spread(out, start, tokens.len(), width);
+        for row in out[start..].chunks_exact_mut(self.stem_width + width) {
+            row[self.stem_width..].fill(0.0);
         }
         Ok(())
     }

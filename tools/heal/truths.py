@@ -237,6 +237,7 @@ def main():
     p.add_argument("--out", required=True)
     a = p.parse_args()
     found = read(a.wheels)
+    os.makedirs(os.path.dirname(os.path.abspath(a.out)), exist_ok=True)
     with open(a.out, "w") as f:
         json.dump({"statements": STATEMENTS, "facts": found}, f, indent=0, ensure_ascii=False)
     print(len(found), "names,", sum(map(len, found.values())), "facts")
