@@ -1,6 +1,6 @@
 // Xylem beside other engines on the same machine, in turns. See docs/performance.md.
 //
-//   node peers.mjs browser|native|gpu --base FILE.gguf --stem BUNDLE --dense BUNDLE
+//   node peers.mjs browser|visits|native|gpu --base FILE.gguf --stem BUNDLE --dense BUNDLE
 //     [--prompt short,long] [--rounds 3] [--threads one|many] [--wllama @wllama/wllama] [--json FILE]
 
 import { writeFileSync } from "node:fs";
@@ -10,6 +10,7 @@ import { parseArgs } from "node:util";
 import { inTurns } from "./peers/arms.mjs";
 import { browserArms } from "./peers/browser.mjs";
 import { nativeArms } from "./peers/native.mjs";
+import { showVisits, visits } from "./peers/visits.mjs";
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -26,8 +27,8 @@ const { values, positionals } = parseArgs({
 });
 const [where] = positionals;
 const { base, stem, dense, threads, wllama } = values;
-if (!["browser", "native", "gpu"].includes(where) || !base || !(stem || dense)) {
-  console.error("usage: node peers.mjs browser|native|gpu --base FILE.gguf [--stem BUNDLE] [--dense BUNDLE] …");
+if (!["browser", "visits", "native", "gpu"].includes(where) || !base || !(stem || dense)) {
+  console.error("usage: node peers.mjs browser|visits|native|gpu --base FILE.gguf [--stem BUNDLE] [--dense BUNDLE] …");
   process.exit(2);
 }
 const named = { stem, dense };
@@ -39,7 +40,10 @@ const rounds = Number(values.rounds);
 const machine = { cpu: cpus()[0].model, cores: cpus().length };
 
 let report;
-if (where === "browser") {
+if (where === "visits") {
+  const isolated = threads === "many";
+  report = { where, machine, ...(await visits({ models, base: resolve(base), wllama, isolated, rounds })) };
+} else if (where === "browser") {
   const { arms, browser, close } = await browserArms({ models, base: resolve(base), wllama, threads });
   try {
     const loads = arms.map(({ name, load }) => ({ name, ...load }));
@@ -63,7 +67,8 @@ if (where === "browser") {
   report = { where, machine, system, results };
 }
 if (values.json) writeFileSync(values.json, `${JSON.stringify(report, null, 2)}\n`);
-show(report);
+if (where === "visits") showVisits(report);
+else show(report);
 
 function show({ results }) {
   const text = ({ median, min, max }, digits) =>

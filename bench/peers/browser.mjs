@@ -32,25 +32,35 @@ export async function serve(folders, headers, closing) {
   return `http://127.0.0.1:${server.address().port}/`;
 }
 
+/** What a host of all engines serves, by path. */
+export function foldersOf({ models, base, wllama }) {
+  const bundles = Object.entries(models).map(([name, folder]) => [`/bundle-${name}/`, folder]);
+  return {
+    "/peer/": here("."),
+    "/wllama/": here(`../node_modules/${wllama}/esm`),
+    "/base/": join(base, ".."),
+    ...Object.fromEntries(bundles),
+    "/": here("../../dist"),
+  };
+}
+
+/** A browser without a window, with what is in the folder `profile`. */
+export const open = (profile) =>
+  chromium.launchPersistentContext(profile, {
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    headless: true,
+    args: ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"],
+  });
+
 /**
  * The arms: ours on the bundles in `models` (by name), and wllama on the file `base`; each with one thread, and with as many
  * as there are cores where `threads` says so. `close` ends everything.
  */
 export async function browserArms({ models, base, wllama, threads }) {
   const closing = [];
-  const folders = {
-    "/peer/": here("."),
-    "/wllama/": here(`../node_modules/${wllama}/esm`),
-    "/base/": join(base, ".."),
-  };
-  for (const [name, folder] of Object.entries(models)) folders[`/bundle-${name}/`] = folder;
-  folders["/"] = here("../../dist");
+  const folders = foldersOf({ models, base, wllama });
   const profile = await mkdtemp(join(tmpdir(), "xylem-peers-"));
-  const context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    headless: true,
-    args: ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"],
-  });
+  const context = await open(profile);
   closing.push(async () => {
     await context.close();
     await rm(profile, { recursive: true, force: true });

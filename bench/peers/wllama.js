@@ -6,13 +6,13 @@ const quiet = { debug() {}, log() {}, warn: console.warn, error: console.error }
 const wllama = new Wllama({ default: new URL("/wllama/wasm/wllama.wasm", location.href).href }, { logger: quiet });
 
 window.peer = {
-  /** By itself wllama takes half of the cores. */
-  async load({ model, threads }) {
+  /** By itself wllama takes half of the cores. With `useCache` the file stays on the device for the next visit. */
+  async load({ model, threads, useCache = false }) {
     const began = performance.now();
     await wllama.loadModelFromUrl(model, {
       n_ctx: 1024,
       n_gpu_layers: 0,
-      useCache: false,
+      useCache,
       n_threads: threads,
     });
     const ms = performance.now() - began;
@@ -35,5 +35,18 @@ window.peer = {
       tokens_per_second: ((timings.predicted_n - 1) / timings.predicted_ms) * 1000,
       text: choices[0].text,
     };
+  },
+  /** Milliseconds from the beginning of the visit to the first token of an answer in the model's own template. */
+  async ask(question, newTokens) {
+    const messages = [{ role: "user", content: question }];
+    const options = { messages, max_tokens: newTokens, temperature: 0, stream: true };
+    const visit = { first_token_ms: null, text: "", prompt_tokens: null };
+    for await (const { choices, usage, timings } of await wllama.createChatCompletion(options)) {
+      const text = choices[0]?.delta?.content;
+      if (text) visit.first_token_ms ??= performance.now();
+      visit.text += text ?? "";
+      visit.prompt_tokens = timings?.prompt_n ?? usage?.prompt_tokens ?? visit.prompt_tokens;
+    }
+    return visit;
   },
 };

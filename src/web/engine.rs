@@ -213,7 +213,7 @@ impl Engine {
         let control = Rc::new(Control::new()?);
         let stem = Rows { tables: tables.clone(), control: control.clone() };
         let (hasher, engram) = engram.unzip();
-        warm(tables.as_ref(), engram.as_ref());
+        tables.iter().for_each(warm);
         let heads = Rows { tables: engram.clone(), control: control.clone() };
         let rows = WithEngram::new(stem, config.stem_width(), hasher.clone().map(|hasher| (hasher, heads)));
         let session =

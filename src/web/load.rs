@@ -36,9 +36,10 @@ const HOT_BYTES: u64 = 8 << 20;
 const HOT_SHARE: u64 = 64;
 /// So many bytes at a time: other requests find a connection free.
 const HOT_AT_ONCE: u64 = 256 << 10;
-/// An Engram table of at most so many bytes comes whole: hashes scatter its rows, so that an answer or two would ask for
-/// most of it, in hundreds of requests.
+/// An Engram table of at most so many bytes comes whole, beside the core: hashes scatter its rows, so that an answer or two
+/// would ask for most of it, in hundreds of requests, and the first one would wait for them.
 const SMALL_TABLE: u64 = 8 << 20;
+const SMALL_AT_ONCE: u64 = 1 << 20;
 
 /// What the page wants to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -113,6 +114,16 @@ struct Source<'a> {
     host: Host,
     archive: Archive,
     progress: &'a Progress,
+    /// What it told `progress` of.
+    counted: Cell<i64>,
+}
+
+/// What a model has beside its weights.
+struct Small {
+    tokenizer: Tokenizer,
+    template: Option<Template>,
+    tables: Option<Rc<Tables<Host, Archive>>>,
+    engram: Option<(Hasher, Rc<Tables<Host, EngramPages>>)>,
 }
 
 /// Loads the bundle whose manifest is at `manifest_url`.
@@ -123,7 +134,7 @@ pub async fn load(
     progress: &Progress,
 ) -> Result<Model> {
     progress.stage("manifest");
-    let source = Source { host: Host::new(manifest_url), archive, progress };
+    let source = Source::new(manifest_url, archive, progress);
     let bytes = match source.host.manifest().await {
         // Without the network, the model of the last visit.
         Err(error @ Error::Network { .. }) => {
@@ -133,24 +144,35 @@ pub async fn load(
     };
     let manifest = Manifest::parse(&bytes)?;
     source.archive.open(manifest_url, &bytes, &manifest).await;
-    let config = &manifest.config;
-    let table = manifest.stem_table();
-    let small = [
-        Some(&manifest.tokenizer),
-        manifest.chat_template.as_ref(),
-        table.map(|t| &t.index),
-        manifest.engram_table().map(|t| &t.index),
-        manifest.engram_ids.as_ref(),
-    ];
-    let small_bytes: u64 = small.iter().flatten().map(|f| f.bytes).sum();
+    let small_bytes: u64 = small_files(&manifest).iter().flatten().map(|f| f.bytes).sum();
     progress.total.set(small_bytes + manifest.core_bytes());
 
-    progress.stage("tokenizer");
+    // To build the tokenizer takes a while, in which the core's first shards are on their way.
+    let core = Source::new(manifest_url, source.archive.clone(), progress);
+    let ((device, notice), small) = try_join!(device(&core, &manifest, choice), small(&source, &manifest))?;
+    progress.stage("ready");
+    let Small { tokenizer, template, tables, engram } = small;
+    Ok(Model { manifest, tokenizer, template, device, tables, engram, notice })
+}
+
+/// The tokenizer, the chat template, the tables' indices, and the compressed ids.
+fn small_files(manifest: &Manifest) -> [Option<&FileRef>; 5] {
+    [
+        Some(&manifest.tokenizer),
+        manifest.chat_template.as_ref(),
+        manifest.stem_table().map(|t| &t.index),
+        manifest.engram_table().map(|t| &t.index),
+        manifest.engram_ids.as_ref(),
+    ]
+}
+
+async fn small(source: &Source<'_>, manifest: &Manifest) -> Result<Small> {
+    let config = &manifest.config;
     let optional = async |file: Option<&FileRef>| match file {
         Some(file) => source.fetch(file).await.map(Some),
         None => Ok(None),
     };
-    let [_, template, index, engram_index, ids] = small;
+    let [_, template, index, engram_index, ids] = small_files(manifest);
     let (tokenizer, template, index, engram_index, ids) = try_join!(
         source.fetch(&manifest.tokenizer),
         optional(template),
@@ -163,64 +185,63 @@ pub async fn load(
         let source = String::from_utf8(source).map_err(|_| Error::Template("is not UTF-8".into()))?;
         Template::for_model(&source, &tokenizer, config)
     });
-    let template = template.transpose()?;
-    let tables = table.zip(index);
-    let tables = tables.map(|(table, index)| {
+    let tables = manifest.stem_table().zip(index).map(|(table, index)| {
         let (host, archive) = (source.host.clone(), source.archive.clone());
         Tables::new(table, &index, host, archive, DEFAULT_BUDGET)
     });
-    let tables = tables.transpose()?.map(Rc::new);
     let hasher = manifest.hasher(&ids.unwrap_or_default())?;
     let engram = match (hasher, manifest.engram_table(), engram_index) {
         (Some(hasher), Some(table), Some(index)) => {
-            let pages = EngramPages::new(source.archive.clone(), &manifest);
-            let tables = Tables::new(table, &index, source.host.clone(), pages, DEFAULT_BUDGET)?;
-            Some((hasher, Rc::new(tables)))
+            let pages = EngramPages::new(source.archive.clone(), manifest);
+            let tables = Rc::new(Tables::new(table, &index, source.host.clone(), pages, DEFAULT_BUDGET)?);
+            if table.bytes() <= SMALL_TABLE {
+                spawn_local(warm_first(tables.clone(), SMALL_TABLE, SMALL_AT_ONCE));
+            }
+            Some((hasher, tables))
         }
         _ => None,
     };
+    let tables = tables.transpose()?.map(Rc::new);
+    Ok(Small { tokenizer, template: template.transpose()?, tables, engram })
+}
 
-    let (device, notice) = match choice {
-        Choice::Cpu => (cpu(&source, &manifest).await?, None),
-        Choice::Gpu => (gpu(&source, &manifest, false).await?, None),
-        Choice::Auto => match gpu(&source, &manifest, true).await {
-            Ok(device) => (device, None),
+/// The device with the core, and why it is not the GPU that was wanted.
+async fn device(
+    source: &Source<'_>,
+    manifest: &Manifest,
+    choice: Choice,
+) -> Result<(Device, Option<String>)> {
+    match choice {
+        Choice::Cpu => Ok((cpu(source, manifest).await?, None)),
+        Choice::Gpu => Ok((gpu(source, manifest, false).await?, None)),
+        Choice::Auto => match gpu(source, manifest, true).await {
+            Ok(device) => Ok((device, None)),
             Err(Error::Gpu(reason)) => {
-                progress.loaded.set(small_bytes as i64);
-                (cpu(&source, &manifest).await?, Some(reason))
+                source.received(-source.counted.get());
+                Ok((cpu(source, manifest).await?, Some(reason)))
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         },
-    };
-    progress.stage("ready");
-    Ok(Model { manifest, tokenizer, template, device, tables, engram, notice })
+    }
 }
 
 /// The core once more, on the CPU: what shows the layers of a model that runs on the GPU.
 pub async fn on_cpu(manifest_url: &str, archive: Archive, manifest: &Manifest) -> Result<Device> {
-    let source = Source { host: Host::new(manifest_url), archive, progress: &Progress::new(None) };
-    cpu(&source, manifest).await
+    cpu(&Source::new(manifest_url, archive, &Progress::new(None)), manifest).await
 }
 
-/// Brings rows into memory beside other work: the beginning of the STEM table, and a small Engram table whole.
-pub fn warm(stem: Option<&Rc<Tables<Host, Archive>>>, engram: Option<&Rc<Tables<Host, EngramPages>>>) {
-    if let Some(tables) = engram
-        && tables.layout().table().bytes() <= SMALL_TABLE
-    {
-        spawn_local(warm_first(tables.clone(), SMALL_TABLE));
-    }
-    if let Some(tables) = stem {
-        let bytes = HOT_BYTES.min(tables.layout().table().bytes() / HOT_SHARE);
-        spawn_local(warm_first(tables.clone(), bytes));
-    }
+/// Brings the beginning of the STEM table into memory, beside other work.
+pub fn warm(tables: &Rc<Tables<Host, Archive>>) {
+    let bytes = HOT_BYTES.min(tables.layout().table().bytes() / HOT_SHARE);
+    spawn_local(warm_first(tables.clone(), bytes, HOT_AT_ONCE));
 }
 
 /// Brings so many bytes of a table's beginning into memory.
-async fn warm_first<S: Store>(tables: Rc<Tables<Host, S>>, bytes: u64) {
+async fn warm_first<S: Store>(tables: Rc<Tables<Host, S>>, bytes: u64, at_once: u64) {
     let table = tables.layout().table();
     let page = (table.bytes() / table.pages() as u64).max(1);
     let pages: Vec<u32> = (0..(bytes / page).min(table.pages() as u64) as u32).collect();
-    for pages in pages.chunks((HOT_AT_ONCE / page).max(1) as usize) {
+    for pages in pages.chunks((at_once / page).max(1) as usize) {
         // A lookup that needs these pages tells of the failure.
         if tables.warm_pages(pages).await.is_err() {
             return;
@@ -307,10 +328,19 @@ fn no_device() -> Error {
     Error::Gpu("the device was not built".into())
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(manifest_url: &str, archive: Archive, progress: &'a Progress) -> Self {
+        Self { host: Host::new(manifest_url), archive, progress, counted: Cell::new(0) }
+    }
+
+    fn received(&self, bytes: i64) {
+        self.counted.set(self.counted.get() + bytes);
+        self.progress.received(bytes);
+    }
+
     /// A whole file with the right hash.
     async fn fetch(&self, file: &FileRef) -> Result<Vec<u8>> {
-        let received = |bytes| self.progress.received(bytes);
+        let received = |bytes| self.received(bytes);
         if let Some(bytes) = self.archive.get(file).await {
             received(bytes.len() as i64);
             return Ok(bytes);

@@ -14,7 +14,6 @@ export type LoadActions = {
 
 const STAGES: Record<LoadProgress["stage"], string> = {
   manifest: "Reading the manifest",
-  tokenizer: "Loading the tokenizer",
   core: "Loading the model",
   compile: "Preparing the kernels",
   ready: "Almost ready",

@@ -9,7 +9,7 @@ export type ChatMessage = { role: Role; content: string };
 export type Backend = "auto" | "gpu" | "cpu";
 
 export type LoadProgress = {
-  stage: "manifest" | "tokenizer" | "core" | "compile" | "ready";
+  stage: "manifest" | "core" | "compile" | "ready";
   loadedBytes: number;
   totalBytes: number;
 };
