@@ -2,6 +2,7 @@
 //
 //   node peers.mjs browser|visits|native|gpu --base FILE.gguf --stem BUNDLE --dense BUNDLE
 //     [--prompt short,long] [--rounds 3] [--threads one|many] [--wllama @wllama/wllama] [--json FILE]
+//     [--link MB/S]   of visits: the host answers after 40 ms, all together no faster than that
 
 import { writeFileSync } from "node:fs";
 import { cpus } from "node:os";
@@ -23,6 +24,7 @@ const { values, positionals } = parseArgs({
     threads: { type: "string" },
     wllama: { type: "string", default: "@wllama/wllama" },
     json: { type: "string" },
+    link: { type: "string" },
   },
 });
 const [where] = positionals;
@@ -42,7 +44,9 @@ const machine = { cpu: cpus()[0].model, cores: cpus().length };
 let report;
 if (where === "visits") {
   const isolated = threads === "many";
-  report = { where, machine, ...(await visits({ models, base: resolve(base), wllama, isolated, rounds })) };
+  const bytesPerSecond = values.link && Number(values.link) * 1e6;
+  const options = { models, base: resolve(base), wllama, isolated, rounds, bytesPerSecond };
+  report = { where, machine, link: bytesPerSecond, ...(await visits(options)) };
 } else if (where === "browser") {
   const { arms, browser, close } = await browserArms({ models, base: resolve(base), wllama, threads });
   try {

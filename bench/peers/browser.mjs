@@ -18,10 +18,19 @@ export const ISOLATED = {
   "Cross-Origin-Resource-Policy": "same-origin",
 };
 
-/** Serves `folders` by their paths; gives the address. */
-export async function serve(folders, headers, closing) {
+/** How far away the host of a slow link is. */
+const LATENCY_MS = 40;
+
+/** Serves `folders` by their paths; gives the address. All answers together pass at most `bytesPerSecond`, if given. */
+export async function serve(folders, headers, closing, bytesPerSecond = Number.POSITIVE_INFINITY) {
   const hosts = Object.entries(folders).map(([path, folder]) => [path, sirv(folder, { dev: true })]);
-  const server = createServer((request, response) => {
+  const link = { bytesPerSecond, free: 0 };
+  const server = createServer(async (request, response) => {
+    if (Number.isFinite(bytesPerSecond)) {
+      // What is written to the answer of a HEAD never goes out.
+      if (request.method !== "HEAD") throttle(response, link);
+      await new Promise((resolve) => setTimeout(resolve, LATENCY_MS));
+    }
     for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
     const [path, host] = hosts.find(([prefix]) => request.url.startsWith(prefix));
     request.url = `/${request.url.slice(path.length)}`;
@@ -30,6 +39,19 @@ export async function serve(folders, headers, closing) {
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   closing.push(() => server.close());
   return `http://127.0.0.1:${server.address().port}/`;
+}
+
+/** Lets each piece of `response` wait until the link is free for it; the stream behind waits for it in turn. */
+function throttle(response, link) {
+  const [write, end] = [response.write.bind(response), response.end.bind(response)];
+  let due = 0;
+  response.write = (bytes) => {
+    due = Math.max(link.free, performance.now()) + (bytes.length / link.bytesPerSecond) * 1000;
+    link.free = due;
+    setTimeout(() => write(bytes) && response.emit("drain"), due - performance.now());
+    return false;
+  };
+  response.end = (...rest) => void setTimeout(() => end(...rest), Math.max(0, due - performance.now()));
 }
 
 /** What a host of all engines serves, by path. */

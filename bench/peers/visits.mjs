@@ -13,9 +13,9 @@ const PATIENCE_MS = 170_000;
 const SETTLE_MS = 3000;
 
 /** `rounds` of a first and a second visit to each engine, in turns; gives `{ browser, engines }`. */
-export async function visits({ models, base, wllama, isolated, rounds }) {
+export async function visits({ models, base, wllama, isolated, rounds, bytesPerSecond }) {
   const closing = [];
-  const host = await serve(foldersOf({ models, base, wllama }), isolated ? ISOLATED : {}, closing);
+  const host = await serve(foldersOf({ models, base, wllama }), isolated ? ISOLATED : {}, closing, bytesPerSecond);
   const threads = isolated ? cpus().length : 1;
   const engines = Object.keys(models).map((name) => ({
     name: `xylem ${name}`,
