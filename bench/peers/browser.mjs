@@ -44,14 +44,15 @@ export async function serve(folders, headers, closing, bytesPerSecond = Number.P
 /** Lets each piece of `response` wait until the link is free for it; the stream behind waits for it in turn. */
 function throttle(response, link) {
   const [write, end] = [response.write.bind(response), response.end.bind(response)];
-  let due = 0;
+  let last = Promise.resolve();
   response.write = (bytes) => {
-    due = Math.max(link.free, performance.now()) + (bytes.length / link.bytesPerSecond) * 1000;
-    link.free = due;
-    setTimeout(() => write(bytes) && response.emit("drain"), due - performance.now());
+    link.free = Math.max(link.free, performance.now()) + (bytes.length / link.bytesPerSecond) * 1000;
+    const wait = link.free - performance.now();
+    last = last.then(() => new Promise((resolve) => setTimeout(resolve, wait)));
+    last = last.then(() => void (write(bytes) && response.emit("drain")));
     return false;
   };
-  response.end = (...rest) => void setTimeout(() => end(...rest), Math.max(0, due - performance.now()));
+  response.end = (...rest) => void last.then(() => end(...rest));
 }
 
 /** What a host of all engines serves, by path. */
