@@ -8,7 +8,6 @@ import { compile } from "vega-lite";
 
 const entries = readFileSync(process.argv[2], "utf8").trim().split("\n").map(JSON.parse);
 const TEXTS = { factbook: "Factbook", chat: "chats", recall: "passages again" };
-const FIGURES = { kl: "KL to the base, nats a token", top1: "same first choice as the base" };
 
 /** Tokens of all runs before this one. */
 const before = (run) => {
@@ -47,7 +46,10 @@ const panel = (figure, title, scale) => ({
 });
 const spec = {
   background: "white",
-  vconcat: [panel("kl", FIGURES.kl, { type: "log", nice: false }), panel("top1", FIGURES.top1, { zero: false })],
+  vconcat: [
+    panel("kl", "KL to the base, nats a token", { type: "log", nice: false }),
+    panel("top1", "same first choice as the base", { zero: false }),
+  ],
 };
 const view = new vega.View(vega.parse(compile(spec).spec), { renderer: "none" });
 writeFileSync(process.argv[3], await view.toSVG());

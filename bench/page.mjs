@@ -5,24 +5,13 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
-import { ISOLATED, serve } from "./peers/browser.mjs";
+import { ISOLATED, open, serve } from "./peers/browser.mjs";
 
 const [file, backend = "cpu", read = "200", written = "64", runs = "5"] = process.argv.slice(2);
 const closing = [];
 const host = await serve({ "/": fileURLToPath(new URL("../dist", import.meta.url)) }, ISOLATED, closing);
 const profile = await mkdtemp(join(tmpdir(), "xylem-bench-"));
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  headless: true,
-  args: [
-    "--enable-unsafe-webgpu",
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-  ],
-});
+const context = await open(profile, "--enable-unsafe-webgpu");
 const visits = [];
 for (let visit = 0; visit < 2; visit += 1) {
   const page = await context.newPage();

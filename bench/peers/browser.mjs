@@ -67,12 +67,14 @@ export function foldersOf({ models, base, wllama }) {
   };
 }
 
+const QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"];
+
 /** A browser without a window, with what is in the folder `profile`. */
-export const open = (profile) =>
+export const open = (profile, ...more) =>
   chromium.launchPersistentContext(profile, {
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
     headless: true,
-    args: ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"],
+    args: [...QUIET, ...more],
   });
 
 /**

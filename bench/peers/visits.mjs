@@ -12,7 +12,7 @@ const NEW_TOKENS = 8;
 const PATIENCE_MS = 170_000;
 const SETTLE_MS = 3000;
 
-/** `rounds` of a first and a second visit to each engine, in turns; gives `{ browser, engines }`. */
+/** `rounds` of a first and a second visit to each engine, in turns; gives `{ threads, engines }`. */
 export async function visits({ models, base, wllama, isolated, rounds, bytesPerSecond }) {
   const closing = [];
   const host = await serve(foldersOf({ models, base, wllama }), isolated ? ISOLATED : {}, closing, bytesPerSecond);
@@ -24,32 +24,44 @@ export async function visits({ models, base, wllama, isolated, rounds, bytesPerS
   const options = { model: `${host}base/${basename(base)}`, threads, useCache: true };
   engines.push({ name: wllama, visit: (page) => visitWllama(page, `${host}peer/wllama.html`, options) });
   const runs = new Map(engines.map(({ name }) => [name, []]));
-  let browser = "unknown";
   try {
     for (let round = 0; round < rounds; round += 1) {
       for (const { name, visit } of round % 2 ? engines.toReversed() : engines) {
-        const profile = await mkdtemp(join(tmpdir(), "xylem-visits-"));
-        const pair = [];
-        for (const which of ["first", "second"]) {
-          const context = await open(profile);
-          browser = context.browser()?.version() ?? browser;
-          const page = await context.newPage();
-          page.setDefaultTimeout(PATIENCE_MS);
-          const times = await visit(page);
-          pair.push(times);
+        const told = (which, times) => {
           process.stderr.write(`${round + 1}/${rounds} ${name}, ${which} visit: ${JSON.stringify(times)}\n`);
-          // Nobody leaves at once, and what is kept may be written after the answer.
-          await page.waitForTimeout(SETTLE_MS);
-          await context.close();
-        }
-        runs.get(name).push(pair);
-        await rm(profile, { recursive: true, force: true });
+        };
+        runs.get(name).push(await twoVisits(visit, told));
       }
     }
   } finally {
     for (const close of closing) close();
   }
-  return { browser, threads, engines: engines.map(({ name }) => ({ name, visits: runs.get(name) })) };
+  return { threads, engines: engines.map(({ name }) => ({ name, visits: runs.get(name) })) };
+}
+
+/** A first and a second `visit`; `told` hears of each. */
+async function twoVisits(visit, told) {
+  const profile = await mkdtemp(join(tmpdir(), "xylem-visits-"));
+  const pair = [];
+  try {
+    for (const which of ["first", "second"]) {
+      const context = await open(profile);
+      try {
+        const page = await context.newPage();
+        page.setDefaultTimeout(PATIENCE_MS);
+        const times = { browser: context.browser()?.version() ?? "unknown", ...(await visit(page)) };
+        pair.push(times);
+        told(which, times);
+        // Nobody leaves at once, and what is kept may be written after the answer.
+        await page.waitForTimeout(SETTLE_MS);
+      } finally {
+        await context.close();
+      }
+    }
+  } finally {
+    await rm(profile, { recursive: true, force: true });
+  }
+  return pair;
 }
 
 /** The page itself: the question is sent as soon as the model is there. */
@@ -107,14 +119,14 @@ async function visitWllama(page, address, options) {
 }
 
 /** A table of medians, and the ratios of wllama's first token to ours, round by round. */
-export function showVisits({ engines, threads, browser }) {
+export function showVisits({ engines, threads }) {
   const text = (values) => {
     if (values.some((value) => value === undefined)) return "";
     const { median, min, max } = spread(values);
     return `${median.toFixed(0)} (${min.toFixed(0)}-${max.toFixed(0)})`;
   };
   console.log(
-    `Chromium ${browser}, ${threads} ${threads === 1 ? "thread" : "threads"}, ${engines[0].visits.length} rounds`,
+    `Chromium ${engines[0].visits[0][0].browser}, ${threads} ${threads === 1 ? "thread" : "threads"}, ${engines[0].visits.length} rounds`,
   );
   console.table(
     engines.flatMap(({ name, visits: pairs }) =>
