@@ -25,7 +25,8 @@ const passes = await read("docs/figures/passes.json");
 const two = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
 /** Small figures keep a digit; nothing at all is 0. */
 const small = (value) => (value === 0 ? "0" : value === null || value === undefined ? "–" : value.toFixed(3));
-const percent = (value) => `${Math.round(100 * value)}%`;
+/** As `two` rounds, so that sentences say what tables say. */
+const percent = (value) => `${(100 * two(value)).toFixed(0)}%`;
 const table = (head, body) => [head, head.map(() => "---"), ...body].map((cells) => `| ${cells.join(" | ")} |`).join("\n");
 
 function editsTable() {
@@ -224,6 +225,23 @@ function passesTable() {
   return table(["layers", "how many", "es", "exact", "shift"], body);
 }
 
+/** What the default model can do, in words. */
+function modelInShort() {
+  const { factbook, chats } = loss;
+  const right = (name) => [questions.dense, questions.model].map((of) => percent(of[name].accuracy));
+  const [capitals, languages] = ["capitals", "languages"].map(right);
+  const asked = ["capitals", "languages"].map((name) => questions.model[name].n).reduce((a, b) => a + b);
+  const said = ({ capitals, languages }) => [capitals, languages].reduce((sum, { exact, n }) => sum + Math.round(exact * n), 0);
+  const [found, foundByBase] = [needle.accuracy, needle.base_accuracy].map((accuracy) => Math.round(accuracy * needle.n));
+  return [
+    `KL(base ‖ model) is ${two(chats.kl)} nats a token on chats, where the most likely token is the base's at ${percent(chats.top1_agreement)} of`,
+    `positions, and ${two(factbook.kl)} and ${percent(factbook.top1_agreement)} on texts about countries, which begin with any word. The base finds the right capital among`,
+    `four in ${capitals[0]} of cases, this model in ${capitals[1]}; of languages ${languages.join(" and ")}. With one mean row for every token it says`,
+    `${said(knockOuts.mean) || "none"} of ${asked} capitals and languages that were asked, with its rows ${said(questions.model)}. What stands up to thousands of tokens back it finds`,
+    `again nearly as its base does: ${found} of ${needle.n} questions, the base ${foundByBase}.`,
+  ].join("\n");
+}
+
 const share = (group, figure) => (group ? percent(group[figure]) : "none");
 const blocks = {
   edits: editsTable,
@@ -240,6 +258,7 @@ const blocks = {
   layers: layersTable,
   healed: healedTable,
   passes: passesTable,
+  "model in short": modelInShort,
   "edits in short": () =>
     `Of ${edits.swap.n} swaps ${share(edits.swap, "exact")} make the new answer the greedy one, of the ` +
     `${edits.swap.base_knows?.n ?? 0} whose two facts the base knows ${share(edits.swap.base_knows, "exact")}.`,
