@@ -94,11 +94,15 @@ impl Sampler {
     /// One token.
     ///
     /// # Errors
-    /// [`Error::Gpu`] if the logits are not finite: then the device computed nonsense.
+    /// [`Error::Invalid`] if the logits are not finite: weights, rows or edits are too large to compute with.
     pub fn sample(&mut self, candidates: &Candidates) -> Result<u32> {
         let best = match candidates.top.first() {
             Some((id, logit)) if logit.is_finite() => (*id, *logit),
-            other => return Err(Error::Gpu(format!("the step gave no usable logits (best: {other:?})"))),
+            other => {
+                let best = other.map_or("none".into(), |(id, logit)| format!("{logit} for token {id}"));
+                let reason = "are not finite: the model's weights or rows, or an edit, are beyond what it can compute with";
+                return Err(Error::invalid(format!("the logits (best: {best})"), reason));
+            }
         };
         if self.temperature == 0.0 {
             return Ok(best.0);

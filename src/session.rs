@@ -477,6 +477,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_makes_an_error() {
+        let says = |mut s: Session<CpuBackend, MemoryRows>| {
+            let run = pollster::block_on(s.generate(&[5, 6, 7], &Sampling::greedy(4), &mut ()));
+            run.unwrap_err().to_string()
+        };
+        // A gain of the last norm is NaN; then a row is.
+        let (mut gain, mut row) = (session(100), session(100));
+        let last_norm = crate::bundle::manifest::expected_tensors(&tiny()).len() - 1;
+        gain.backend.write(last_norm, 4, &f32::NAN.to_le_bytes()).unwrap();
+        row.rows.rows[6 * row.rows.row_width + 3] = f32::NAN;
+        for session in [gain, row] {
+            assert!(says(session).contains("not finite"));
+        }
+    }
+
+    #[test]
     fn rows_that_come_late_change_nothing() {
         struct Late(MemoryRows);
         impl RowSource for Late {

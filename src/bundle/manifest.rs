@@ -78,7 +78,7 @@ impl FileRef {
         if found.as_str() != self.blake3 {
             return Err(Error::bundle(
                 &self.file,
-                format!("hash {found}, the manifest says {}; fetch it again", self.blake3),
+                format!("hash {found}, the manifest says {}", self.blake3),
             ));
         }
         Ok(())
@@ -189,6 +189,12 @@ impl Table {
             [self.records, self.rows_per_record, self.width, self.records_per_page, self.records_per_shard];
         if sizes.iter().any(|s| *s == 0 || *s > 1 << 26) {
             return fail(format!("a size is zero or absurd: {sizes:?}"));
+        }
+        // In 64 bits, since a browser's own are 32. Pages and shards are parts of files, or whole ones.
+        let record = self.rows_per_record as u64 * row_bytes(self.width) as u64;
+        if record.saturating_mul(self.records_per_page as u64) > MAX_FILE_BYTES {
+            let page = format!("pages of {} records of {record} bytes", self.records_per_page);
+            return fail(format!("{page}, at most {MAX_FILE_BYTES} bytes"));
         }
         if !self.records_per_shard.is_multiple_of(self.records_per_page) {
             return fail("a page crosses shards".into());
@@ -368,6 +374,10 @@ impl Manifest {
             }
             if tensor.shape.len() == 1 && tensor.dtype != Dtype::F32 {
                 return fail(format!("the vector `{name}` is not stored as f32"));
+            }
+            let elements = shape.iter().fold(1u64, |n, side| n.saturating_mul(*side as u64));
+            if usize::try_from(elements.saturating_mul(4)).is_err() {
+                return fail(format!("the tensor `{name}` {shape:?} is too large for this machine"));
             }
             if tensor.offset != end {
                 return fail(format!("tensor `{name}` at byte {}, expected {end}", tensor.offset));

@@ -19,6 +19,12 @@ pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
+/// The largest magnitude of `x`; NaN if there is one. Magnitudes of floats are in the order of their bits, NaN behind infinity.
+#[inline(always)]
+pub fn largest(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().fold(0, |max, x| max.max(x.abs().to_bits())))
+}
+
 /// Rotates the pairs `(2i, 2i + 1)` of each head in `x` `[heads, head_dim]` by the angles of one position.
 ///
 /// `turn` is `[head_dim / 2]` pairs of cosine and sine, see [`rope_turn`]. Source: RoFormer, arXiv 2104.09864.

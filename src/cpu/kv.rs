@@ -12,6 +12,7 @@ use bytemuck::Pod;
 use half::f16;
 use serde::Serialize;
 
+use super::kernels::largest;
 use super::memory::Memory;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -313,7 +314,8 @@ impl<T: Stored> Spans<T> {
                 for ((factor, x), scale) in
                     factors.iter_mut().zip([key, value]).zip(scales[at..].iter_mut().step_by(SPAN))
                 {
-                    *scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
+                    // One that is not finite makes all of its values NaN.
+                    *scale = largest(x) / 127.0;
                     *factor = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
                 }
             }
@@ -401,6 +403,22 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let c = tiny();
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let mut cache = KvCache::new(KvType::Q8, &c);
+            cache.grow(1);
+            let mut key = random::weights("k", &[1, c.kv_dim()], 1);
+            key[c.head_dim + 1] = wrong;
+            cache.store(0, 0, &key, &random::weights("v", &[1, c.kv_dim()], 1));
+            let finite = |head| {
+                of_any!(&cache, spans => read(spans, 0, head, 0)).map(|x| x.iter().all(|x| x.is_finite()))
+            };
+            assert_eq!([finite(0), finite(1)], [[true, true], [false, true]], "{wrong}");
         }
     }
 

@@ -320,11 +320,15 @@ impl Edits {
     }
 }
 
+/// As much of `text` as a label may say.
+pub(super) fn label(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_LABEL_CHARS).collect()
+}
+
 impl Edit {
     /// `reason` as an error of this edit, the `index`-th of its list.
     pub(super) fn name_in(&self, index: usize, reason: String) -> Error {
-        let label: String = self.label.chars().filter(|c| !c.is_control()).take(MAX_LABEL_CHARS).collect();
-        Error::Edits(format!("edit {} ({label}): {reason}", index + 1))
+        Error::Edits(format!("edit {} ({}): {reason}", index + 1, label(&self.label)))
     }
 
     /// What can be checked without the model, or the first thing that is wrong.

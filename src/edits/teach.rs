@@ -6,6 +6,7 @@
 
 use crate::cpu::CpuBackend;
 use crate::cpu::gradient::{Tape, Texts};
+use crate::edits::file::{self, MAX_ENTITY_TOKENS};
 use crate::edits::{Edit, Scope, Target, ValueType, Values, swap};
 use crate::error::{Error, Result};
 use crate::eval::score::log_softmax;
@@ -125,7 +126,8 @@ impl<'m> Teaching<'m> {
     /// Looks the rows up, and reads all texts once.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a lesson without prompts or answer, or whose prompts do not name the subject;
+    /// [`Error::Invalid`] for a lesson without prompts or answer, whose prompts do not name the subject, or with a subject that is
+    /// longer than an edit's may be;
     /// [`Error::Edits`] for layers that are not STEM; what the tables or the tokenizer give.
     pub async fn begin<R: RowSource>(
         model: &'m CpuBackend,
@@ -139,7 +141,7 @@ impl<'m> Teaching<'m> {
         let best = course.run(model, &layers, &spellings, &change)?;
         Ok(Self {
             model,
-            label: format!("{}: {}", lesson.subject.trim(), lesson.answer.trim()),
+            label: file::label(&format!("{}: {}", lesson.subject.trim(), lesson.answer.trim())),
             steps: lesson.steps,
             named: lesson.layers.clone(),
             layers,
@@ -191,7 +193,7 @@ impl<'m> Teaching<'m> {
     /// What came of it, a bit further along the way unless that costs the answer.
     ///
     /// # Errors
-    /// What the run of the texts gives.
+    /// What the run of the texts gives; [`Error::Edits`] if the rows have left the range of what an edit may hold.
     pub fn finish(mut self) -> Result<Taught> {
         let mut answer = self.best.answer;
         if self.change.iter().any(|x| *x != 0.0) {
@@ -211,8 +213,10 @@ impl<'m> Teaching<'m> {
             strength: 1.0,
             layers: self.named.clone(),
         });
+        let edits: Vec<Edit> = edits.collect();
+        edits.iter().enumerate().try_for_each(|(i, edit)| edit.check().map_err(|e| edit.name_in(i, e)))?;
         Ok(Taught {
-            edits: edits.collect(),
+            edits,
             steps: self.taken,
             before: (-self.before).exp(),
             after: (-answer).exp(),
@@ -253,6 +257,13 @@ async fn prepare<R: RowSource>(
     // Where both spellings end, the one with the space counts: it is the longer one, or has other tokens.
     let mut sources = vec![tokenizer.encode_more(subject)?, swap::running(tokenizer, subject)?];
     sources.dedup();
+    if let Some(long) = sources.iter().find(|source| source.len() > MAX_ENTITY_TOKENS) {
+        let count = format!("a subject of {} tokens", long.len());
+        return Err(Error::invalid(
+            count,
+            format!("at most {MAX_ENTITY_TOKENS} are possible; shorten the name"),
+        ));
+    }
     let mut course = Course {
         texts: Texts::default(),
         answers: Vec::new(),
@@ -534,6 +545,9 @@ mod tests {
         assert!(says(Lesson { prompts: vec!["Italy is".into()], ..lesson() }).contains("does not name"));
         assert!(says(Lesson { prompts: vec![], ..lesson() }).contains("0 prompts"));
         assert!(says(Lesson { prompts: vec!["Spain ".repeat(200)], ..lesson() }).contains("shorten"));
+        let long = "Spain ".repeat(70);
+        let long = Lesson { prompts: vec![format!("{long} is")], subject: long.trim().into(), ..lesson() };
+        assert!(says(long).contains("at most 64 are possible"));
         assert!(says(Lesson { answer: " ".into(), ..lesson() }).contains("needs"));
         assert!(says(Lesson { layers: Some(vec![2]), ..lesson() }).contains("layer 2 has no rows"));
     }

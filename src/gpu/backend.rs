@@ -127,6 +127,11 @@ pub struct Opened<'a> {
 }
 
 impl Opened<'_> {
+    /// The device. In a browser what was made on it is freed once JavaScript's garbage is collected, unless it is destroyed.
+    pub fn device(&self) -> wgpu::Device {
+        self.gpu.device.clone()
+    }
+
     /// Finds the kernels that compute rightly, compiles them, and makes room.
     ///
     /// # Errors

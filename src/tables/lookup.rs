@@ -18,7 +18,7 @@ use crate::bundle::quant::{dequantize_row, row_bytes};
 use crate::bundle::{FileRef, Table};
 use crate::error::Result;
 
-/// What the pages in memory may take unless something else is asked for.
+/// What a table's pages in memory may take unless something else is asked for.
 pub const DEFAULT_BUDGET: usize = 256 << 20;
 /// Pages that a visit of all asks for at a time.
 const VISITED_AT_ONCE: usize = 64;

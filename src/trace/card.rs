@@ -7,7 +7,7 @@ use super::head::Head;
 use super::ngrams::{Memory, MemoryInside, ngrams};
 use super::parts::Parts;
 use super::run::Text;
-use crate::backend::{MAX_STEP_TOKENS, Want};
+use crate::backend::{Backend, MAX_STEP_TOKENS, Want};
 use crate::bundle::quant::{dequantize_row, row_bytes};
 use crate::config::Config;
 use crate::cpu::CpuBackend;
@@ -142,6 +142,11 @@ pub async fn card<R: RowSource, T: Transport, S: Store>(
         let reason = format!("the text has {} tokens", text.tokens.len());
         return Err(Error::invalid(format!("position {position}"), reason));
     };
+    let capacity = session.backend().capacity();
+    if position >= capacity {
+        let reason = format!("was written last and not read: the context of {capacity} tokens was full");
+        return Err(Error::invalid(format!("the token at position {position}"), reason));
+    }
     if layer >= config.n_layers {
         let reason = format!("the model has {} layers", config.n_layers);
         return Err(Error::invalid(format!("layer {layer}"), reason));

@@ -3,7 +3,7 @@
 use super::head::Head;
 use super::parts::Parts;
 use super::record::{CANDIDATES, Candidate, Lookup, Next, TracedEngram, TracedToken};
-use crate::backend::{Candidates, Output, Want};
+use crate::backend::{Backend, Candidates, Output, Want};
 use crate::cpu::kernels;
 use crate::device::Device;
 use crate::engram::Hasher;
@@ -29,7 +29,7 @@ pub struct Text<'a> {
 /// Runs `text` from its beginning, `chunk` tokens at a time, and hands the records of each chunk to `each`, with the
 /// position of the first; `each` ends it by giving false. Only the CPU backend can do this.
 ///
-/// What the session's cache holds of the same text stays.
+/// What the session's cache holds of the same text stays. A token that the context has no room for has no record.
 ///
 /// # Errors
 /// [`Error::Unsupported`] on a GPU, and what a step gives.
@@ -43,7 +43,9 @@ pub async fn trace<R: RowSource>(
     let mut parts = Parts::new(&config, 0);
     let mut mean = None;
     let mut position = 0;
-    for tokens in text.tokens.chunks(chunk.max(1)) {
+    // The token with which an answer filled the context was written, but not read.
+    let read = text.tokens.len().min(session.backend().capacity());
+    for tokens in text.tokens[..read].chunks(chunk.max(1)) {
         let Output::Logits(logits) = session.probe(position, tokens, Want::Logits, &mut parts).await? else {
             return Err(Error::Gpu("the step gave no logits".into()));
         };

@@ -39,9 +39,13 @@ fn session() -> Small {
 }
 
 fn session_of(config: Config) -> Small {
+    session_with_room(config, 100)
+}
+
+fn session_with_room(config: Config, positions: usize) -> Small {
     let core = random::core(&config, 5, |_| Dtype::Q8);
     let tensors: Vec<_> = core.iter().map(|(t, _)| t.clone()).collect();
-    let mut backend = CpuBackend::new(&tensors, &config, 100);
+    let mut backend = CpuBackend::new(&tensors, &config, positions);
     for (id, (_, planes)) in core.iter().enumerate() {
         backend.write(id, 0, planes).unwrap();
     }
@@ -241,6 +245,24 @@ fn a_look_back_leaves_the_cache_as_it_was() {
 }
 
 type NoTables = crate::tables::Tables<crate::tables::FileTransport>;
+
+#[test]
+fn a_text_that_filled_the_context_is_traced_as_far_as_it_was_read() {
+    let whole = traced(&mut session(), 4);
+    for chunk in [1, 4, 10, 16] {
+        let read = traced(&mut session_with_room(config(), TOKENS.len() - 1), chunk);
+        assert_eq!(read.len(), TOKENS.len() - 1);
+        // The token after the last one is known all the same.
+        assert_eq!(read.last().unwrap().next.id, TOKENS[TOKENS.len() - 1]);
+        assert_eq!(read[..8], whole[..8], "{chunk}");
+    }
+    let tokenizer = byte_tokenizer();
+    let text = Text { tokens: &TOKENS, tokenizer: &tokenizer, layout: None, engram: None };
+    let mut session = session_with_room(config(), TOKENS.len() - 1);
+    let tables = None::<&NoTables>;
+    let last = block_on(card::card(&mut session, tables, text, (TOKENS.len() - 1, 0), false));
+    assert!(last.unwrap_err().to_string().contains("was full"));
+}
 
 #[test]
 fn a_card_agrees_with_the_trace() {

@@ -8,7 +8,6 @@ use super::control::{Control, Event, to_js};
 use super::engine::{Engine, from_js};
 use crate::bench::speed::{Speed, Task, speed, tokens};
 use crate::device::Device;
-use crate::error::Error;
 use crate::gpu::limits::{Limits, Work};
 use crate::session::Observer;
 
@@ -72,9 +71,8 @@ impl Engine {
             from_js("the options", options)?;
         let text = self.tokenizer.encode(prompt.as_deref().unwrap_or(PROMPT).trim_end())?;
         let prompt = tokens(&text, prompt_tokens.unwrap_or(text.len()));
-        let busy = || Error::invalid("the measurement", "came while something else was under way");
-        let mut session = self.session.try_lock().ok_or_else(busy)?;
-        self.control.begin(on_event);
+        let mut session = self.take_whole("the measurement").await?;
+        self.control.listen(on_event);
         let task = Task { prompt: &prompt, new_tokens, runs, timed_runs };
         let speed = speed(&mut session, task, &mut Listener(&self.control)).await;
         self.control.end();

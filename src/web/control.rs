@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::Poll;
 
+use futures::channel::oneshot;
+use futures::future::{FutureExt, Shared};
 use futures::task::AtomicWaker;
 use js_sys::{Function, Promise};
 use serde::Serialize;
@@ -32,19 +34,31 @@ pub enum Event<'a> {
 pub struct Control {
     stopped: Cell<bool>,
     waiting: AtomicWaker,
+    /// Lives until the next stop.
+    going: RefCell<oneshot::Sender<()>>,
+    until_stop: RefCell<UntilStop>,
     listener: RefCell<Option<Function>>,
     turn: Turn,
 }
 
+/// Ends at the next stop.
+pub type UntilStop = Shared<oneshot::Receiver<()>>;
+
 impl Control {
     pub fn new() -> Result<Self, JsError> {
-        let (stopped, listener) = (Cell::new(false), RefCell::new(None));
-        Ok(Self { stopped, waiting: AtomicWaker::new(), listener, turn: Turn::new()? })
+        let (going, until_stop) = oneshot::channel();
+        Ok(Self {
+            stopped: Cell::new(false),
+            waiting: AtomicWaker::new(),
+            going: RefCell::new(going),
+            until_stop: RefCell::new(until_stop.shared()),
+            listener: RefCell::new(None),
+            turn: Turn::new()?,
+        })
     }
 
-    /// Begins an answer whose events go to `listener`.
-    pub fn begin(&self, listener: Function) {
-        self.resume();
+    /// Lets events go to `listener`.
+    pub fn listen(&self, listener: Function) {
         self.listener.replace(Some(listener));
     }
 
@@ -60,6 +74,14 @@ impl Control {
     pub fn stop(&self) {
         self.stopped.set(true);
         self.waiting.wake();
+        let (going, until_stop) = oneshot::channel();
+        *self.until_stop.borrow_mut() = until_stop.shared();
+        self.going.replace(going);
+    }
+
+    /// For work beside the answer, of which there may be several.
+    pub fn until_stop(&self) -> UntilStop {
+        self.until_stop.borrow().clone()
     }
 
     pub fn is_stopped(&self) -> bool {

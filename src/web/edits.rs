@@ -175,8 +175,9 @@ impl Engine {
         strengths: Vec<f32>,
         on_event: Function,
     ) -> Result<(), JsError> {
-        self.control.begin(on_event);
-        let weighed = self.weigh(prompt, &answers, edits, &which, &strengths).await;
+        let session = self.take_whole("the measurement").await?;
+        self.control.listen(on_event);
+        let weighed = self.weigh(session, prompt, &answers, edits, &which, &strengths).await;
         self.control.end();
         Ok(weighed?)
     }
@@ -187,8 +188,9 @@ impl Engine {
     /// What can't be used, rows that can't be had, a stop; in words for the reader.
     #[wasm_bindgen(js_name = measureReach)]
     pub async fn measure_reach(&self, edits: &str, on_event: Function) -> Result<(), JsError> {
-        self.control.begin(on_event);
-        let reached = self.reach(edits).await;
+        let session = self.take_whole("the measurement").await?;
+        self.control.listen(on_event);
+        let reached = self.reach(session, edits).await;
         self.control.end();
         Ok(reached?)
     }
@@ -210,8 +212,9 @@ impl Engine {
         on_event: Function,
     ) -> Result<JsValue, JsError> {
         let lesson = teach::Lesson { subject, prompts, answer, layers: None, steps };
-        self.control.begin(on_event);
-        let taught = self.teach(&lesson).await;
+        let session = self.take_whole("the lesson").await?;
+        self.control.listen(on_event);
+        let taught = self.teach(session, &lesson).await;
         self.control.end();
         Ok(to_js(&taught?)?)
     }
@@ -236,11 +239,6 @@ impl Engine {
         Ok(edits)
     }
 
-    pub(super) fn idle_session(&self) -> Result<MutexGuard<'_, PageSession>> {
-        let busy = || Error::invalid("the measurement", "came while an answer was being written");
-        self.session.try_lock().ok_or_else(busy)
-    }
-
     /// Lets the page in; an error if it wants an end.
     pub(super) async fn rest(&self) -> Result<()> {
         self.control.breathe().await;
@@ -249,13 +247,13 @@ impl Engine {
 
     async fn weigh(
         &self,
+        mut session: MutexGuard<'_, PageSession>,
         prompt: &str,
         answers: &[String],
         edits: &str,
         which: &[usize],
         strengths: &[f32],
     ) -> Result<()> {
-        let mut session = self.idle_session()?;
         let mut edits = Edits::parse(edits.as_bytes())?;
         if answers.len() > MAX_ANSWERS || answers.iter().any(|a| a.trim().is_empty()) {
             let few = format!("at most {MAX_ANSWERS} are possible, and none is empty");
@@ -308,8 +306,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn reach(&self, edits: &str) -> Result<()> {
-        let mut session = self.idle_session()?;
+    async fn reach(&self, mut session: MutexGuard<'_, PageSession>, edits: &str) -> Result<()> {
         let overlay = self.overlay(Some(edits))?;
         for text in unrelated::TEXTS {
             let kl = unrelated::moved(&mut session, &self.tokenizer, &overlay, text).await?;
@@ -319,8 +316,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn teach(&self, lesson: &teach::Lesson) -> Result<Lesson> {
-        let session = self.idle_session()?;
+    async fn teach(&self, session: MutexGuard<'_, PageSession>, lesson: &teach::Lesson) -> Result<Lesson> {
         let Some(model) = session.backend().cpu() else {
             return Err(Error::Unsupported {
                 what: "teaching on the GPU".into(),

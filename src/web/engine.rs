@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use futures::lock::Mutex;
+use futures::lock::{Mutex, MutexGuard};
 use js_sys::{Function, Math};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,7 @@ pub struct Engine {
     archive: Archive,
     /// Of a model on the GPU its copy on the CPU, once one was wanted. Taken before the session.
     on_cpu: Mutex<Option<Parked<Device>>>,
-    /// What is knocked out.
+    /// What is knocked out of the session's rows.
     out: RefCell<Option<Out>>,
     pub(super) facts: Facts,
 }
@@ -143,10 +143,17 @@ struct Settings {
 }
 
 /// Rows to knock out: of these layers, of all unless given.
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 struct Out {
     instead: Instead,
     layers: Option<Vec<usize>>,
+}
+
+/// What a text is run with in place of the model's own rows: edits, and what is knocked out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Changes {
+    overlay: Overlay,
+    out: Option<Out>,
 }
 
 #[derive(Serialize)]
@@ -265,9 +272,10 @@ impl Engine {
         let messages: Vec<Message> = from_js("the messages", messages)?;
         let settings: Settings = from_js("the settings", settings)?;
         let overlay = self.overlay(edits.as_deref())?;
-        let out: Option<Out> = from_js("the knock-out", knock_out)?;
-        self.control.begin(on_event);
-        let answer = self.answer(&messages, &settings, overlay, out).await;
+        let changes = Changes { overlay, out: from_js("the knock-out", knock_out)? };
+        let session = self.take("the question").await?;
+        self.control.listen(on_event);
+        let answer = self.answer(session, &messages, &settings, changes).await;
         self.control.end();
         Ok(to_js(&answer?)?)
     }
@@ -310,6 +318,7 @@ impl Engine {
     /// # Errors
     /// Files and rows that can't be had, in words for the reader.
     pub async fn trace(&self, on_part: Function) -> Result<JsValue, JsError> {
+        self.look.allow();
         let mut on_cpu = self.on_cpu.lock().await;
         if self.facts.backend == "gpu" && on_cpu.is_none() {
             // The GPU is free for an answer meanwhile.
@@ -317,7 +326,9 @@ impl Engine {
             *on_cpu = Some(Parked::new(device));
         }
         let mut session = self.session.lock().await;
+        let _looking = self.look.hold();
         self.control.resume();
+        self.change(&mut session, self.look.changes()).await?;
         let each = |position: usize, tokens: &[TracedToken]| {
             if let Ok(part) = part(position, tokens) {
                 // A listener that throws is no reason to end the trace.
@@ -342,7 +353,9 @@ impl Engine {
         // While a trace loads the copy, there is none.
         let mut on_cpu = self.on_cpu.try_lock();
         let mut session = self.session.lock().await;
+        let _looking = self.look.hold();
         self.control.resume();
+        self.change(&mut session, self.look.changes()).await?;
         let mut take_turns = |session: &mut PageSession| {
             on_cpu.iter_mut().flat_map(|on_cpu| on_cpu.iter_mut()).for_each(|other| session.exchange(other));
         };
@@ -364,21 +377,37 @@ impl Engine {
         Source { tokenizer: &self.tokenizer, tables: self.tables.as_deref(), engram }
     }
 
-    async fn answer(
-        &self,
-        messages: &[Message],
-        settings: &Settings,
-        overlay: Overlay,
-        out: Option<Out>,
-    ) -> Result<Answer> {
-        let mut session = match self.session.try_lock() {
-            Some(session) => session,
-            // A look at the last answer gives way.
-            None if self.look.interrupt() => self.session.lock().await,
-            None => return Err(Error::invalid("the question", "came while another was being answered")),
-        };
-        let template = self.template()?;
-        // An overlay makes the cache forget, so that one that says the same must stay.
+    /// The session, for `what`; a look at the last answer gives way. From then on a stop counts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] while something else is under way.
+    pub(super) async fn take(&self, what: &str) -> Result<MutexGuard<'_, PageSession>> {
+        let free = self.session.try_lock();
+        if free.is_none() && !self.look.interrupt() {
+            return Err(Error::invalid(
+                what,
+                "came while something else was under way; wait for its end, or stop it",
+            ));
+        }
+        self.control.resume();
+        match free {
+            Some(session) => Ok(session),
+            None => Ok(self.session.lock().await),
+        }
+    }
+
+    /// As [`take`](Self::take), with nothing knocked out, as it may have been from an answer that was only to be compared.
+    pub(super) async fn take_whole(&self, what: &str) -> Result<MutexGuard<'_, PageSession>> {
+        let mut session = self.take(what).await?;
+        let overlay = session.rows().overlay().clone();
+        self.change(&mut session, Changes { overlay, out: None }).await?;
+        Ok(session)
+    }
+
+    /// Lays `changes` over the session's rows in place of those that lie there.
+    async fn change(&self, session: &mut PageSession, changes: Changes) -> Result<()> {
+        let Changes { overlay, out } = changes;
+        // To change the rows makes the cache forget, so that those that are the same must stay.
         if *session.rows().overlay() != overlay {
             session.rows_mut().set_overlay(overlay);
         }
@@ -393,6 +422,18 @@ impl Engine {
             session.rows_mut().inner_mut().set(knock_out);
             self.out.replace(out);
         }
+        Ok(())
+    }
+
+    async fn answer(
+        &self,
+        mut session: MutexGuard<'_, PageSession>,
+        messages: &[Message],
+        settings: &Settings,
+        changes: Changes,
+    ) -> Result<Answer> {
+        let template = self.template()?;
+        self.change(&mut session, changes.clone()).await?;
         let seed = settings.seed.unwrap_or_else(|| (Math::random() * f64::from(u32::MAX)) as u64);
         let sampling = Sampling {
             temperature: settings.temperature,
@@ -405,7 +446,7 @@ impl Engine {
         };
         let context = session.backend().capacity();
         let prompt = chat::prompt(&self.tokenizer, template, messages, context, sampling.max_tokens)?;
-        self.look.begin(&prompt.tokens);
+        self.look.begin(&prompt.tokens, changes);
         session.backend_mut().measure(self.look.watching.get());
         let mut listener = Listener {
             config: session.config().clone(),

@@ -195,7 +195,7 @@ async fn small(source: &Source<'_>, manifest: &Manifest) -> Result<Small> {
             let pages = EngramPages::new(source.archive.clone(), manifest);
             let tables = Rc::new(Tables::new(table, &index, source.host.clone(), pages, DEFAULT_BUDGET)?);
             if table.bytes() <= SMALL_TABLE {
-                spawn_local(warm_first(tables.clone(), SMALL_TABLE, SMALL_AT_ONCE));
+                spawn_local(warm_first(tables.clone(), table.bytes(), SMALL_AT_ONCE));
             }
             Some((hasher, tables))
         }
@@ -266,10 +266,15 @@ async fn gpu(source: &Source<'_>, manifest: &Manifest, hardware_only: bool) -> R
     let position = gpu::KvType::default().bytes(2 * config.n_layers * config.kv_dim());
     let options = GpuOptions { hardware_only, ..GpuOptions::new(capacity(config, position)) };
     let opened = GpuBackend::open(&manifest.core.tensors, config, options).await?;
-    let build = async { Ok(Device::Gpu(Box::new(opened.build().await?))) };
-    let mut device = core(source, manifest, build).await?;
-    first_steps(&mut device, config, source.progress).await?;
-    Ok(device)
+    let on = opened.device();
+    let loaded = async {
+        let build = async { Ok(Device::Gpu(Box::new(opened.build().await?))) };
+        let mut device = core(source, manifest, build).await?;
+        first_steps(&mut device, config, source.progress).await?;
+        Ok(device)
+    };
+    // The CPU may be tried next, and on many devices its memory is the GPU's.
+    loaded.await.inspect_err(|_| on.destroy())
 }
 
 /// Runs what answers will run: the browser translates a kernel well, a driver finishes its work, and memory turns out

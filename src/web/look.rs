@@ -7,6 +7,7 @@ use wasm_bindgen::JsValue;
 
 use super::archive::{Archive, EngramPages};
 use super::control::{Control, Event, to_js};
+use super::engine::Changes;
 use super::http::Host;
 use crate::backend::Backend;
 use crate::config::Config;
@@ -75,11 +76,22 @@ pub struct Look {
     model: TracedModel,
     /// Whether steps are told.
     pub watching: Cell<bool>,
-    /// The text of the last answer, and how much of it was the prompt.
+    /// The text of the last answer, how much of it was the prompt, and what it was run with.
     last: RefCell<Vec<u32>>,
     prompt_tokens: Cell<usize>,
+    changes: RefCell<Changes>,
     looking: Cell<bool>,
     interrupted: Cell<bool>,
+}
+
+/// The session is held for a look, to which an answer need not give way.
+#[derive(Debug)]
+pub struct Looking<'a>(&'a Cell<bool>);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
 }
 
 impl Look {
@@ -89,20 +101,38 @@ impl Look {
             watching: Cell::new(false),
             last: RefCell::default(),
             prompt_tokens: Cell::new(0),
+            changes: RefCell::default(),
             looking: Cell::new(false),
             interrupted: Cell::new(false),
         }
     }
 
     /// Notes the text that is being written.
-    pub fn begin(&self, prompt: &[u32]) {
+    pub fn begin(&self, prompt: &[u32], changes: Changes) {
         self.last.replace(prompt.to_vec());
         self.prompt_tokens.set(prompt.len());
+        self.changes.replace(changes);
+    }
+
+    /// What the last text was run with.
+    pub fn changes(&self) -> Changes {
+        self.changes.borrow().clone()
+    }
+
+    /// Lets the next trace run until it is [interrupted](Self::interrupt), which may be before it begins.
+    pub fn allow(&self) {
+        self.interrupted.set(false);
     }
 
     /// Notes what was written.
     pub fn end(&self, answer: &[u32]) {
         self.last.borrow_mut().extend_from_slice(answer);
+    }
+
+    /// Marks that the session is held for a trace or a card, as long as what this gives lives.
+    pub fn hold(&self) -> Looking<'_> {
+        self.looking.set(true);
+        Looking(&self.looking)
     }
 
     /// Ends a trace that is under way; whether one was, or a card.
@@ -176,11 +206,8 @@ impl Look {
             control.breathe().await;
             !self.interrupted.get()
         };
-        self.interrupted.set(false);
-        self.looking.set(true);
-        let traced = trace(session, text, CHUNK, hand).await;
-        self.looking.set(false);
-        traced.map(|()| head)
+        trace(session, text, CHUNK, hand).await?;
+        Ok(head)
     }
 
     /// Everything about one cell of the last text.
@@ -192,10 +219,7 @@ impl Look {
     ) -> Result<Card> {
         let tokens = self.last.borrow().clone();
         let text = source.text(&tokens);
-        self.looking.set(true);
-        let card = card::card(session, source.tables, text, cell, false).await;
-        self.looking.set(false);
-        card
+        card::card(session, source.tables, text, cell, false).await
     }
 }
 

@@ -58,10 +58,10 @@ impl<S: Store + 'static> RowSource for Rows<S> {
 
     fn prefetch(&self, tokens: &[u32]) {
         let Some(tables) = self.tables.clone() else { return };
-        let tokens = tokens.to_vec();
+        let (tokens, until_stop) = (tokens.to_vec(), self.control.until_stop());
         spawn_local(async move {
             // The lookup itself tells of a failure.
-            let _ = tables.warm(&tokens).await;
+            select(pin!(tables.warm(&tokens)), until_stop).await;
         });
     }
 }

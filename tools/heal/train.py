@@ -36,12 +36,12 @@ _truths = None
 
 
 def _facts(job):
-    """`rows` texts of true facts and as many counterfactual ones: ids, what `Tokens` are made of, and the answers' (place, token,
-    weight). The lengths of all depend on `rows` alone."""
-    seed, rows = job
+    """`rows` texts of true facts and as many counterfactual ones, or with `straight` as many true ones again: ids, what
+    `Tokens` are made of, and the answers' (place, token, weight). The lengths of all depend on `rows` alone."""
+    seed, rows, straight = job
     _truths.rng.seed(seed)
     ids, at, of, share, answers_of = [], [], [], [], []
-    for turned in (False, True):
+    for turned in (False, not straight):
         text, whose, mixes, answers = _truths.take(rows, SHORT, turned)
         base = len(ids) * SHORT
         answers_of += [(base + place, token) for place, token in answers]
@@ -68,9 +68,9 @@ def sizes(rows):
 class Facts:
     """Such batches, made ahead by a few processes. To be made before DEVICE is first used, since it forks."""
 
-    def __init__(self, tok, path, rows, workers):
+    def __init__(self, tok, path, rows, straight, workers):
         global _truths
-        self.rows = rows
+        self.rows, self.straight = rows, straight
         if not rows or not os.path.exists(path):
             return
         with open(path) as f:
@@ -83,7 +83,7 @@ class Facts:
         if _truths is None:
             return ()
         while len(self.ahead) < 48:
-            self.ahead.append(self.pool.apply_async(_facts, ((self.next, self.rows),)))
+            self.ahead.append(self.pool.apply_async(_facts, ((self.next, self.rows, self.straight),)))
             self.next += 1
         made = self.ahead.pop(0).get()
         return tuple(torch.as_tensor(x).flatten() for x in made)
@@ -242,6 +242,7 @@ def main():
     p.add_argument("--steps", type=int, default=0, help="so many instead of minutes")
     p.add_argument("--tokens", type=int, default=24576, help=f"of running text in a step, in rows of {list(MIXTURE)}")
     p.add_argument("--fact-rows", type=int, default=32, help=f"of true facts, and of counterfactual ones, in a step, of {SHORT} tokens")
+    p.add_argument("--straight", action="store_true", help="all facts as they are, none counterfactual")
     p.add_argument("--truth", type=float, default=0.4, help="weight of facts, beside 1 of running text")
     p.add_argument("--lr", type=float, default=1.0, help="times all rates")
     p.add_argument("--flat", type=float, default=0.33, help="share of the time before the rates fall")
@@ -270,7 +271,7 @@ def main():
     a.graph = DEVICE.type == "cuda" and not (a.eager or a.no_graph)
     torch.backends.cuda.matmul.allow_tf32 = True
     tok = tokenizer(a.gguf)
-    facts = Facts(tok, os.path.join(a.data, "truths.json"), a.fact_rows, a.workers)
+    facts = Facts(tok, os.path.join(a.data, "truths.json"), a.fact_rows, a.straight, a.workers)
     torch.manual_seed(0)
     rng = random.Random(0)
     weights, _ = load_gguf(a.gguf)

@@ -1,6 +1,7 @@
 //! Activations as integers.
 
 use crate::config::BLOCK;
+use crate::cpu::kernels::largest;
 
 /// A block of activations.
 #[derive(Debug, Clone, Copy)]
@@ -41,14 +42,11 @@ impl Input {
 impl Block {
     #[inline]
     fn new(x: &[f32; BLOCK]) -> Self {
-        // In eight lanes, so that it vectorises.
-        let mut lanes = [0f32; 8];
-        for eight in x.as_chunks::<8>().0 {
-            for (lane, x) in lanes.iter_mut().zip(eight) {
-                *lane = if x.abs() > *lane { x.abs() } else { *lane };
-            }
+        let max = largest(x);
+        if !max.is_finite() {
+            // No integer stands for it: all that is made of this block is NaN.
+            return Self { pairs: [0; BLOCK / 2], scale: f32::NAN, sum: f32::NAN, even: 0 };
         }
-        let max = lanes.iter().fold(0f32, |max, lane| if *lane > max { *lane } else { max });
         let scale = max / f32::from(i16::MAX);
         let inverse = if max > 0.0 { f32::from(i16::MAX) / max } else { 0.0 };
         let mut integers = [0i32; BLOCK];
@@ -88,6 +86,20 @@ mod tests {
             for (value, x) in values.iter().zip(x) {
                 assert!((value - x).abs() <= max / 65_000.0, "{value} for {x}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        for wrong in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = random::weights("x", &[2, 32], 3);
+            x[37] = wrong;
+            let input = Input::new(&x);
+            assert!(
+                input.0[0].scale.is_finite() && input.values()[32..].iter().all(|v| v.is_nan()),
+                "{wrong}"
+            );
+            assert!(input.0[1].sum.is_nan());
         }
     }
 
