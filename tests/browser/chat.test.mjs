@@ -70,6 +70,15 @@ test("Escape and the button stop a running answer", async (t) => {
   }
 });
 
+test("a slow press of the mouse stops an answer too", async (t) => {
+  const page = await fakePage(t, "long");
+  await ask(page, "go on");
+  await page.getByText(/word word word/).waitFor();
+  // Pieces of the answer come while the button is held down.
+  await button(page, "Stop (Esc)").click({ delay: 150 });
+  await (await lastAnswer(page)).getByText("You stopped this answer.").waitFor();
+});
+
 test("an answer at its limit and dropped turns are said plainly", async (t) => {
   const page = await fakePage(t, "full");
   await button(page, "Panel: model and settings").click();

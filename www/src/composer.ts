@@ -35,7 +35,7 @@ export class Composer {
       autocomplete: "off",
     });
     this.#field.addEventListener("input", () => {
-      this.#show();
+      this.#written();
       clearTimeout(this.#pause);
       this.#pause = setTimeout(() => actions.draft(this.#field.value.trim()), PAUSE_MS);
     });
@@ -47,19 +47,21 @@ export class Composer {
       if (this.#busy) actions.stop();
       else this.#send();
     });
-    this.#show();
+    this.#showButton();
   }
 
   setBusy(busy: boolean, stopping: Stopping): void {
+    // Called for every token: a button that is redrawn while the mouse holds it down gets no click.
+    if (busy === this.#busy && stopping === this.#stopping) return;
     this.#busy = busy;
     this.#stopping = stopping;
-    this.#show();
+    this.#showButton();
   }
 
   /** Puts a text into the field, for the reader to send. */
   fill(text: string): void {
     this.#field.value = text;
-    this.#show();
+    this.#written();
   }
 
   focus(): void {
@@ -71,7 +73,7 @@ export class Composer {
     if (!text || this.#busy) return;
     clearTimeout(this.#pause);
     this.#field.value = "";
-    this.#show();
+    this.#written();
     this.#actions.send(text);
   }
 
@@ -87,13 +89,22 @@ export class Composer {
     }
   }
 
-  #show(): void {
+  #showButton(): void {
     const stop = { no: "Stop (Esc)", asked: "Stopping…", stuck: "Stop by force; the model is then loaded anew" };
     const label = this.#busy ? stop[this.#stopping] : "Send (Enter)";
     this.#button.replaceChildren(icon(this.#busy ? "stop" : "send"));
     this.#button.setAttribute("aria-label", label);
     this.#button.title = label;
+    this.#enable();
+  }
+
+  #enable(): void {
     this.#button.disabled = this.#busy ? this.#stopping === "asked" : this.#field.value.trim() === "";
+  }
+
+  /** The field has another text. */
+  #written(): void {
+    this.#enable();
     // Grows with its text up to the limit in the style sheet.
     this.#field.style.height = "auto";
     this.#field.style.height = `${this.#field.scrollHeight}px`;
