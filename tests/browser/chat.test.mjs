@@ -70,6 +70,42 @@ test("Escape and the button stop a running answer", async (t) => {
   }
 });
 
+test("a message that is being edited is left alone once another is sent", async (t) => {
+  const page = await fakePage(t, "echo");
+  await ask(page, "one");
+  await lastAnswer(page);
+  await button(page, "Edit this message").click();
+  await page.getByRole("textbox", { name: "Edit your message" }).fill("other");
+  await ask(page, "two");
+  await lastAnswer(page);
+  assert.equal(await page.getByRole("textbox", { name: "Edit your message" }).count(), 0);
+  assert.deepEqual(
+    (await echoed(page)).messages.map(({ role }) => role),
+    ["user", "assistant", "user"],
+  );
+});
+
+test("an engine that does not react can be stopped by force from a new chat too", async (t) => {
+  const page = await fakePage(t, "deaf");
+  await ask(page, "hello");
+  await button(page, "New chat").click();
+  await ask(page, "next");
+  await page.getByText("Waiting for the last answer to end").waitFor();
+  await page.getByRole("button", { name: /^Stop by force/ }).click({ timeout: 10_000 });
+  await page.getByText("Reading", { exact: true }).waitFor({ timeout: 10_000 });
+});
+
+test("the model does not read a question that got no word for an answer", async (t) => {
+  const page = await fakePage(t, "echo");
+  await page.evaluate(() => {
+    const answer = { role: "assistant", content: "", status: "failed", reason: "broken", stats: null };
+    localStorage.setItem("xylem.chat", JSON.stringify([{ role: "user", content: "one" }, answer]));
+  });
+  await page.reload();
+  await ask(page, "two");
+  assert.deepEqual((await echoed(page)).messages, [{ role: "user", content: "two" }]);
+});
+
 test("a slow press of the mouse stops an answer too", async (t) => {
   const page = await fakePage(t, "long");
   await ask(page, "go on");
@@ -97,12 +133,14 @@ test("settings, system prompt and conversation survive a reload; a reset brings 
   await page.getByRole("tab", { name: "Settings" }).click();
   await page.getByLabel("System prompt").fill("Be brief.");
   await page.getByRole("spinbutton", { name: "Temperature" }).fill("9");
+  await page.getByRole("spinbutton", { name: "Top-k" }).fill("20.5");
   await page.getByLabel("Seed").fill("42");
   await page.keyboard.press("Tab");
   await ask(page, "hello");
   const before = await echoed(page);
   assert.equal(before.messages[0].content, "Be brief.");
   assert.equal(before.settings.temperature, 2, "clamped");
+  assert.equal(before.settings.topK, 21, "rounded");
   assert.equal(before.settings.seed, 42);
 
   await page.reload();

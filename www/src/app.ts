@@ -1,6 +1,6 @@
 // What happens when: the conversation, the engine and the settings brought together. Knows no elements of the page.
 
-import { type Answer, Conversation, isRunning } from "./conversation";
+import { type Answer, Conversation, isRunning, type Question } from "./conversation";
 import type { EditsStore } from "./edits/store";
 import { type EngineClient, type EngineState, GenerationError } from "./engine";
 import type { Backend, ChatMessage, GenEvent } from "./protocol";
@@ -9,6 +9,8 @@ import type { Signal } from "./signal";
 
 /** After so long without an end, stopping by force is offered. */
 const STOP_PATIENCE_MS = 3000;
+
+const LOADING = "Your message is answered as soon as the model is loaded";
 
 export type Stopping = "no" | "asked" | "stuck";
 
@@ -73,8 +75,8 @@ export class App {
     if (answer) this.#begin(answer);
   }
 
-  editLast(text: string): void {
-    if (this.busy) return;
+  editLast(question: Question, text: string): void {
+    if (this.busy || question !== this.conversation.lastQuestion) return;
     this.conversation.dropLast();
     this.send(text);
   }
@@ -109,12 +111,13 @@ export class App {
   stop(): void {
     const answer = this.conversation.lastAnswer;
     if (!answer || !isRunning(answer)) return;
-    if (answer.status === "waiting") {
+    if (this.stopping === "stuck") {
+      // The engine does not react: its worker is ended, and a new one loads the model again. An answer that waits
+      // behind the one that hangs is then given.
+      this.load();
+    } else if (answer.status === "waiting") {
       this.#waiting = null;
       this.#end(answer, "cut", "Stopped before the answer began.");
-    } else if (this.stopping === "stuck") {
-      // The engine does not react: its worker is ended, and a new one loads the model again.
-      this.load();
     } else {
       this.stopping = "asked";
       this.#engine.stop();
@@ -155,7 +158,7 @@ export class App {
     if (phase === "ready") {
       this.#enqueue(answer);
     } else {
-      answer.activity = "Your message is answered as soon as the model is loaded";
+      answer.activity = LOADING;
       this.#waiting = answer;
       if (phase !== "loading") this.load();
     }
@@ -164,11 +167,19 @@ export class App {
 
   #enqueue(answer: Answer): void {
     const { conversation } = this;
+    answer.activity = "Waiting for the last answer to end";
     this.#previous = this.#previous.then(() => this.#generate(conversation, answer));
   }
 
   async #generate(conversation: Conversation, answer: Answer): Promise<void> {
     if (answer.status !== "waiting") return;
+    if (this.#engine.state.value.phase !== "ready") {
+      // The engine was started anew while this answer waited behind another.
+      answer.activity = LOADING;
+      this.#waiting = answer;
+      this.#events.changed();
+      return;
+    }
     const settings = this.#settings.value;
     answer.status = "reading";
     answer.activity = "Reading";

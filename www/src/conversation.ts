@@ -55,6 +55,10 @@ export class Conversation {
     return turn?.role === "assistant" ? turn : null;
   }
 
+  get lastQuestion(): Question | null {
+    return this.turns.findLast((turn) => turn.role === "user") ?? null;
+  }
+
   ask(text: string): Answer {
     // A question that was never answered (the page was closed just then) gives way to the new one.
     if (this.turns.at(-1)?.role === "user") this.turns.pop();
@@ -78,11 +82,15 @@ export class Conversation {
     if (this.turns.at(-1)?.role === "user") this.turns.pop();
   }
 
-  /** What the engine is to continue: all turns before `answer`. */
+  /** What the engine is to continue: all turns before `answer`, but no question that got no word for an answer. */
   messagesBefore(answer: Answer, system: string): ChatMessage[] {
-    const end = this.turns.indexOf(answer);
+    const before = this.turns.slice(0, this.turns.indexOf(answer));
     const messages: ChatMessage[] = system.trim() ? [{ role: "system", content: system }] : [];
-    for (const { role, content } of this.turns.slice(0, end)) messages.push({ role, content });
+    for (const [i, { role, content }] of before.entries()) {
+      // The model would take an empty turn for how it is to answer.
+      const reply = role === "user" ? before[i + 1] : before[i];
+      if (reply?.content !== "") messages.push({ role, content });
+    }
     return messages;
   }
 }

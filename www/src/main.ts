@@ -50,7 +50,7 @@ const chat = new ChatView(() => app.conversation, byId("welcome"), {
     app.regenerate();
     chat.toEnd();
   },
-  editLast: (text) => app.editLast(text),
+  editLast: (question, text) => app.editLast(question, text),
 });
 const composer = new Composer({
   send: (text) => ask(text),

@@ -7,7 +7,8 @@ import { MarkdownView } from "./markdown";
 
 export type TurnActions = {
   regenerate(): void;
-  editLast(text: string): void;
+  /** Asks `text` in place of the last question, if that is still this one. */
+  editLast(question: Question, text: string): void;
 };
 
 export interface TurnView {
@@ -40,6 +41,8 @@ export class QuestionView implements TurnView {
 
   update(last: boolean, busy: boolean): void {
     this.#edit.hidden = !last || busy;
+    // What is written in the field would take the place of another question.
+    if (this.#edit.hidden) this.#close();
   }
 
   /** Puts a text field in place of the message. */
@@ -47,13 +50,12 @@ export class QuestionView implements TurnView {
     const field = h("textarea", { class: "field", rows: 3, "aria-label": "Edit your message" });
     field.value = this.#question.content;
     const close = (): void => {
-      this.element.classList.remove("editing");
-      this.element.replaceChildren(this.#text, this.#tools);
+      this.#close();
       this.#edit.focus();
     };
     const send = (): void => {
       const text = field.value.trim();
-      if (text) this.#actions.editLast(text);
+      if (text) this.#actions.editLast(this.#question, text);
     };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") close();
@@ -72,6 +74,12 @@ export class QuestionView implements TurnView {
     this.element.replaceChildren(field, buttons);
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
+  }
+
+  #close(): void {
+    if (!this.element.classList.contains("editing")) return;
+    this.element.classList.remove("editing");
+    this.element.replaceChildren(this.#text, this.#tools);
   }
 }
 

@@ -77,8 +77,10 @@ export const DEFAULTS: Settings = {
   theme: "auto",
 };
 
+/** The next value that the engine takes: some numbers have to be whole. */
 export function clampTo(field: NumberField, value: number): number {
-  return Math.min(field.max, Math.max(field.min, value));
+  const fitting = Number.isInteger(field.step) ? Math.round(value) : value;
+  return Math.min(field.max, Math.max(field.min, fitting));
 }
 
 /** A seed is a whole number of 32 bits; anything else means a new one for every answer. */
