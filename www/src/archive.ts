@@ -21,10 +21,14 @@ interface Schema extends DBSchema {
 const FLUSH_MS = 150;
 const FLUSH_PAGES = 256;
 
-/** A store that fails keeps nothing from then on; the model then lives in memory alone. */
+/**
+ * A store that fails keeps nothing from then on; the model then lives in memory alone. One that is full still gives what it
+ * has, and takes more once it was cleared.
+ */
 export class DeviceArchive implements Archive {
   #db: Promise<IDBPDatabase<Schema> | null>;
   #notice: string | null = null;
+  #full = false;
   #table = "";
   /** The files of the bundle in use that are kept or about to be. */
   #files = new Set<string>();
@@ -53,7 +57,7 @@ export class DeviceArchive implements Archive {
     this.#table = table;
     this.#files.clear();
     this.#have.clear();
-    await this.#do(async (db) => {
+    await this.#write(async (db) => {
       const change = db.transaction(["models", "files", "pages"], "readwrite");
       const models = change.objectStore("models");
       await models.put({ manifest, files, table }, url);
@@ -61,8 +65,7 @@ export class DeviceArchive implements Archive {
       const wanted = new Set(all.flatMap((model) => model.files));
       const tables = new Set(all.map((model) => model.table));
       const store = change.objectStore("files");
-      const kept = await store.getAllKeys();
-      for (const hash of kept) if (!wanted.has(hash)) store.delete(hash);
+      for (const hash of await store.getAllKeys()) if (!wanted.has(hash)) store.delete(hash);
       const pages = change.objectStore("pages");
       // From table to table: the keys of one follow each other.
       let cursor = await pages.openKeyCursor();
@@ -72,7 +75,9 @@ export class DeviceArchive implements Archive {
         cursor = await cursor.continue([hash, Number.POSITIVE_INFINITY]);
       }
       await change.done;
-      this.#files = new Set(kept.filter((hash) => files.includes(hash)));
+    });
+    await this.#do(async (db) => {
+      this.#files = new Set((await db.getAllKeys("files")).filter((hash) => files.includes(hash)));
       this.#have = new Set((await db.getAllKeys("pages", ofTable(table))).map(([, page]) => page));
     });
   }
@@ -83,7 +88,9 @@ export class DeviceArchive implements Archive {
 
   keepFile(hash: string, bytes: Uint8Array): void {
     this.#files.add(hash);
-    void this.#do((db) => db.put("files", bytes, hash));
+    void this.#write((db) => db.put("files", bytes, hash)).then((written) => {
+      if (!written) this.#files.delete(hash);
+    });
   }
 
   /** The pages that are kept, `undefined` for the others. */
@@ -103,6 +110,7 @@ export class DeviceArchive implements Archive {
   }
 
   keepPage(page: number, bytes: Uint8Array): void {
+    if (this.#full) return;
     this.#waiting.set(page, bytes);
     this.#have.add(page);
     if (this.#waiting.size >= FLUSH_PAGES) void this.#flush();
@@ -135,6 +143,8 @@ export class DeviceArchive implements Archive {
       const change = db.transaction(["models", "files", "pages"], "readwrite");
       for (const name of ["models", "files", "pages"] as const) change.objectStore(name).clear();
       await change.done;
+      if (this.#full) this.#notice = null;
+      this.#full = false;
     });
   }
 
@@ -146,12 +156,15 @@ export class DeviceArchive implements Archive {
     this.#flushing = true;
     while (this.#waiting.size > 0) {
       const pages = [...this.#waiting];
-      await this.#do(async (db) => {
+      const written = await this.#write(async (db) => {
         const change = db.transaction("pages", "readwrite");
-        for (const [page, bytes] of pages) change.store.put(bytes, [this.#table, page]);
+        await Promise.all(pages.map(([page, bytes]) => change.store.put(bytes, [this.#table, page])));
         await change.done;
       });
-      for (const [page, bytes] of pages) if (this.#waiting.get(page) === bytes) this.#waiting.delete(page);
+      for (const [page, bytes] of pages) {
+        if (!written) this.#have.delete(page);
+        if (this.#waiting.get(page) === bytes) this.#waiting.delete(page);
+      }
     }
     this.#flushing = false;
   }
@@ -167,10 +180,24 @@ export class DeviceArchive implements Archive {
     }
   }
 
+  /** Whether it was written: not where there is no room left. */
+  async #write(work: (db: IDBPDatabase<Schema>) => Promise<unknown>): Promise<boolean> {
+    if (this.#full) return false;
+    const written = await this.#do(async (db) => {
+      await work(db);
+      return true;
+    });
+    return written === true;
+  }
+
   #fail(cause: unknown): null {
-    const full = cause instanceof DOMException && cause.name === "QuotaExceededError";
-    const reason = full ? "there is no room left" : reasonOf(cause);
-    this.#notice ??= `The browser cannot keep the model on this device (${reason}); it is downloaded again next time.`;
+    if (cause instanceof DOMException && cause.name === "QuotaExceededError") {
+      this.#full = true;
+      this.#notice ??=
+        "The browser cannot keep more of the model on this device (there is no room left); the rest is downloaded again next time.";
+      return null;
+    }
+    this.#notice = `The browser cannot keep the model on this device (${reasonOf(cause)}); it is downloaded again next time.`;
     this.#db = Promise.resolve(null);
     this.#files.clear();
     this.#have.clear();

@@ -8,7 +8,7 @@ import type { Download, EngineInfo, Kept } from "./protocol";
 import { Rate } from "./rate";
 import { read, write } from "./storage";
 
-/** Whether a download was under way when the page was left. */
+/** The address of the model whose download was under way when the page was left. */
 const WANTED = "download";
 
 export function devicePanel(engine: EngineClient): HTMLElement {
@@ -32,7 +32,7 @@ export function devicePanel(engine: EngineClient): HTMLElement {
   let resumed = false;
 
   function run(on: boolean): void {
-    write(WANTED, on);
+    write(WANTED, on ? engine.manifestUrl : null);
     rate = new Rate();
     engine.download(on);
     // The browser may ask the reader; without it the model is kept until room runs short.
@@ -40,7 +40,7 @@ export function devicePanel(engine: EngineClient): HTMLElement {
   }
 
   function remove(): void {
-    write(WANTED, false);
+    write(WANTED, null);
     engine.forget();
   }
 
@@ -61,8 +61,9 @@ export function devicePanel(engine: EngineClient): HTMLElement {
     start.hidden = running || total === 0 || have === total || kept.notice !== null;
     pause.hidden = !running;
     forget.disabled = kept.files + kept.pages === 0;
-    if (have === total) write(WANTED, false);
-    else if (!resumed && !running && read(WANTED) === true && !savesData()) engine.download(true);
+    const wanted = read(WANTED) === engine.manifestUrl;
+    if (wanted && have === total) write(WANTED, null);
+    else if (wanted && !resumed && !running && !savesData()) engine.download(true);
     resumed = true;
   });
   return element;

@@ -35,6 +35,8 @@ export class GenerationError extends Error {
   }
 }
 
+const notLoaded = (): GenerationError => new GenerationError("The model is not loaded yet.", false);
+
 type Running = {
   onEvent: (event: GenEvent) => void;
   resolve: (result: GenResult) => void;
@@ -106,6 +108,8 @@ export class EngineClient {
     knockOut: KnockOut | null = null,
   ): Promise<GenResult> {
     return this.#alone(kind, () => {
+      // The model may have been unloaded while this waited.
+      if (this.state.value.phase !== "ready") return Promise.reject(notLoaded());
       return new Promise((resolve, reject) => {
         this.#running = { onEvent, resolve, reject };
         this.#post({ type: "chat", messages, settings, edits, knockOut });
@@ -155,7 +159,7 @@ export class EngineClient {
 
   #call(method: keyof Methods, args: unknown[], onEvent: (event: unknown) => void): Promise<unknown> {
     if (this.state.value.phase !== "ready") {
-      return Promise.reject(new GenerationError("The model is not loaded yet.", false));
+      return Promise.reject(notLoaded());
     }
     return new Promise((resolve, reject) => {
       this.#lastCall += 1;

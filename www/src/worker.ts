@@ -53,15 +53,27 @@ function postKept(): void {
 /** Brings the whole table to this device, the frequent tokens first, until it is there or `running` is unset. */
 async function downloadTable(engine: Engine): Promise<void> {
   const { tablePages } = engine.info();
+  while (download.running) {
+    const pages = archive.missing(tablePages, PIECE);
+    if (pages.length === 0) break;
+    await engine.download(Uint32Array.from(pages));
+    postKept();
+    await answering;
+  }
+}
+
+/** Downloads in one tab at a time; where there are no locks, in each that is told to. */
+async function downloadAlone(engine: Engine): Promise<void> {
   Object.assign(download, { running: true, problem: null });
   postKept();
   try {
-    while (download.running) {
-      const pages = archive.missing(tablePages, PIECE);
-      if (pages.length === 0) break;
-      await engine.download(Uint32Array.from(pages));
-      postKept();
-      await answering;
+    if (navigator.locks) {
+      await navigator.locks.request("xylem-download", { ifAvailable: true }, async (lock) => {
+        if (!lock) throw new Error("another tab is downloading.");
+        await downloadTable(engine);
+      });
+    } else {
+      await downloadTable(engine);
     }
   } catch (cause) {
     download.problem = reasonOf(cause);
@@ -129,7 +141,7 @@ async function handle(message: ToWorker): Promise<void> {
       return;
     case "download":
       if (!message.on) download.running = false;
-      else if (engine && !download.running) await downloadTable(engine);
+      else if (engine && !download.running) await downloadAlone(engine);
   }
 }
 

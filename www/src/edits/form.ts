@@ -7,7 +7,7 @@ import type { Edit, Preview } from "./protocol";
 
 /** After the last key, before what is typed is looked at. */
 const PAUSE_MS = 250;
-const MAX_NAME_CHARACTERS = 60;
+export const MAX_NAME_CHARACTERS = 60;
 const MAX_NAMES = 8;
 
 export type FormActions = {

@@ -28,24 +28,29 @@ export function nameOf(group: Group): string {
   return group.edits.at(-1)?.label ?? "";
 }
 
-/** The list with `change` made to each edit of `group`. */
+/**
+ * The list with `change` made to each edit of `group`, which is then of the changed ones. What is drawn may be older than the
+ * list: edits are found by what they are, not by their place.
+ */
 export function changed(edits: readonly Edit[], group: Group, change: (edit: Edit, place: number) => Edit): Edit[] {
-  return edits.map((edit, i) => {
-    const place = i - group.first;
-    return place >= 0 && place < group.edits.length ? change(edit, place) : edit;
-  });
+  const made = new Map(group.edits.map((edit, place) => [edit, change(edit, place)]));
+  group.edits = [...made.values()];
+  return edits.map((edit) => made.get(edit) ?? edit);
 }
 
 export function without(edits: readonly Edit[], group: Group): Edit[] {
-  return edits.filter((_, i) => i < group.first || i >= group.first + group.edits.length);
+  return edits.filter((edit) => !group.edits.includes(edit));
 }
 
-/** The list with the group `groups[from]` before (`step` −1) or behind (1) its neighbour. */
-export function moved(edits: readonly Edit[], groups: readonly Group[], from: number, step: -1 | 1): Edit[] {
-  const one = groups[Math.min(from, from + step)];
-  const other = groups[Math.max(from, from + step)];
-  if (!one || !other) return [...edits];
-  return [...edits.slice(0, one.first), ...other.edits, ...one.edits, ...edits.slice(other.first + other.edits.length)];
+/** The list with `group` before (`step` −1) or behind (1) its neighbour, which is one of `groups`. */
+export function moved(edits: readonly Edit[], groups: readonly Group[], group: Group, step: -1 | 1): Edit[] {
+  const at = edits.findIndex((edit) => group.edits.includes(edit));
+  const beside = edits[step < 0 ? at - 1 : at + group.edits.length];
+  const other = groups.find((one) => beside && one.edits.includes(beside));
+  if (at < 0 || !other) return [...edits];
+  const rest = without(edits, group);
+  const to = at + step * other.edits.length;
+  return [...rest.slice(0, to), ...group.edits, ...rest.slice(to)];
 }
 
 export function withMethod(edit: Edit, preview: Preview | undefined, method: Method): Edit {

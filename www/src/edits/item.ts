@@ -20,11 +20,11 @@ const METHOD_NAMES: Record<Method, string> = {
 type Place = Occurrence & { end: number };
 
 export type ItemContext = {
-  edits: readonly Edit[];
   groups: readonly Group[];
   stemLayers: readonly number[];
   engramLayers: readonly number[];
-  set(edits: Edit[]): void;
+  /** Changes the list as it is by then. */
+  set(change: (current: readonly Edit[]) => Edit[]): void;
   /** The entries whose details are shown, by name. */
   open: Set<string>;
   /** Where the tokens stand in what the model last read. */
@@ -36,7 +36,8 @@ export function editItem(group: Group, place: number, context: ItemContext): HTM
   const name = nameOf(group);
   const first = group.edits[0];
   if (!first) return h("li");
-  const change = (what: (edit: Edit, i: number) => Edit): void => context.set(changed(context.edits, group, what));
+  const change = (what: (edit: Edit, i: number) => Edit): void =>
+    context.set((current) => changed(current, group, what));
 
   const on = h("input", {
     type: "checkbox",
@@ -58,7 +59,7 @@ export function editItem(group: Group, place: number, context: ItemContext): HTM
     },
     onchange: () => change((edit) => ({ ...edit, strength: strength.valueAsNumber })),
   });
-  const move = (step: -1 | 1): void => context.set(moved(context.edits, context.groups, place, step));
+  const move = (step: -1 | 1): void => context.set((current) => moved(current, context.groups, group, step));
   const details = h(
     "details",
     { open: context.open.has(name) },
@@ -76,12 +77,18 @@ export function editItem(group: Group, place: number, context: ItemContext): HTM
       "div",
       { class: "edit-head" },
       h("label", { class: "edit-switch" }, on, h("span", { dir: "auto" }, name)),
-      iconButton("up", `Apply ${name} earlier`, () => move(-1), { id: `${id}-up`, disabled: place === 0 }),
+      // Not disabled in earnest at the ends: the entry that has just come there keeps the focus.
+      iconButton("up", `Apply ${name} earlier`, () => move(-1), {
+        id: `${id}-up`,
+        "aria-disabled": place === 0,
+      }),
       iconButton("down", `Apply ${name} later`, () => move(1), {
         id: `${id}-down`,
-        disabled: place === context.groups.length - 1,
+        "aria-disabled": place === context.groups.length - 1,
       }),
-      iconButton("close", `Remove ${name}`, () => context.set(without(context.edits, group)), { id: `${id}-remove` }),
+      iconButton("close", `Remove ${name}`, () => context.set((current) => without(current, group)), {
+        id: `${id}-remove`,
+      }),
     ),
     h("label", { class: "edit-strength" }, h("span", {}, "Strength α"), strength, amount),
     details,

@@ -8,7 +8,7 @@ import type { Asking } from "../side-by-side";
 import { compareSection } from "./compare";
 import { EditForm } from "./form";
 import { galleryOf } from "./gallery";
-import { groupsOf } from "./groups";
+import { type Group, groupsOf } from "./groups";
 import { editItem, type ItemContext } from "./item";
 import { limitsSection } from "./limits";
 import { takeOld } from "./migrate";
@@ -45,6 +45,8 @@ export class EditsPanel {
   /** To begin with. */
   readonly #first: HTMLElement;
   readonly #open = new Set<string>();
+  /** As they are shown. */
+  #groups: readonly Group[] = [];
   #drawing = 0;
   #phase: EngineState["phase"] | null = null;
 
@@ -165,18 +167,21 @@ export class EditsPanel {
   #show(edits: readonly Edit[], previews: readonly Preview[], info: EngineInfo): void {
     const groups = groupsOf(edits, previews);
     const context: ItemContext = {
-      edits,
       groups,
       stemLayers: info.stemLayers,
       engramLayers: info.engramLayers,
       open: this.#open,
-      set: (next) => this.#store.setEdits(next),
+      set: (change) => this.#store.setEdits(change(this.#store.edits)),
       occurrences: (source) => this.#actions.occurrences(source),
     };
-    // The control that was just used is drawn anew, and should still have the focus.
+    // The control that was just used is drawn anew, and should still have the focus; its entry may have moved.
     const focused = this.#list.contains(document.activeElement) ? document.activeElement?.id : undefined;
+    const [, from, control] = focused?.match(/^edit-(\d+)(-.*)/) ?? [];
+    const shown = this.#groups[Number(from)];
+    const to = groups.findIndex(({ edits: [first] }) => first && shown?.edits.includes(first));
+    this.#groups = groups;
     this.#list.replaceChildren(...groups.map((group, place) => editItem(group, place, context)));
-    if (focused) document.getElementById(focused)?.focus();
+    if (focused) document.getElementById(to < 0 ? focused : `edit-${to}${control}`)?.focus();
   }
 
   #complain(problem: string | null): void {

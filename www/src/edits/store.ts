@@ -20,9 +20,14 @@ export class EditsStore {
   #opened: Promise<void> = Promise.resolve();
   #undo: Kept[] = [];
   #redo: Kept[] = [];
+  /** Tells the model whose list has changed to the other tabs, which would else write over it. */
+  readonly #tabs = new BroadcastChannel("xylem-edits");
 
   constructor(archive: EditsArchive) {
     this.#archive = archive;
+    this.#tabs.addEventListener("message", ({ data }) => {
+      if (data === this.#model) void this.#takeOver(data);
+    });
   }
 
   /** The hash of the model that the list is for. */
@@ -65,6 +70,8 @@ export class EditsStore {
   }
 
   setEdits(edits: readonly Edit[]): void {
+    // A step to undo is a change.
+    if (edits.length === this.edits.length && edits.every((edit, i) => edit === this.edits[i])) return;
     this.#change({ ...this.state.value, edits });
   }
 
@@ -101,17 +108,35 @@ export class EditsStore {
   }
 
   #change(next: Kept): void {
+    this.#remember();
+    this.#set(next);
+  }
+
+  #remember(): void {
     this.#undo.push(this.state.value);
     if (this.#undo.length > MAX_STEPS) this.#undo.shift();
     this.#redo = [];
-    this.#set(next);
+  }
+
+  /** Takes the list that another tab has kept. */
+  async #takeOver(model: string): Promise<void> {
+    const before = this.state.value;
+    const kept = await this.#archive.get(model).catch(() => null);
+    // A change made here meanwhile is the newer one.
+    if (!kept || model !== this.#model || before !== this.state.value) return;
+    this.#remember();
+    this.state.set(kept);
   }
 
   #set(next: Kept): void {
     this.state.set(next);
     if (this.#model === null) return;
-    this.#archive.put(this.#model, next).then(
-      () => this.problem.set(null),
+    const model = this.#model;
+    this.#archive.put(model, next).then(
+      () => {
+        this.problem.set(null);
+        this.#tabs.postMessage(model);
+      },
       (cause) => this.problem.set(`The browser does not keep the edits: ${reasonOf(cause)}`),
     );
   }

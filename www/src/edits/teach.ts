@@ -3,6 +3,7 @@
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
 import { RunBar, type Say } from "../run-bar";
+import { MAX_NAME_CHARACTERS } from "./form";
 import type { Edit } from "./protocol";
 import { section, textField } from "./section";
 import type { EditsStore } from "./store";
@@ -19,6 +20,8 @@ export function teachSection(store: EditsStore, engine: EngineClient, useCpu: ()
     placeholder: "The capital of Spain is",
   });
   const [answerSetting, answer] = textField("teach-answer", "Wanted end", "Berlin");
+  // Both stand in the edit's name, which has its limit too.
+  subject.maxLength = answer.maxLength = MAX_NAME_CHARACTERS;
   const steps = h("input", {
     type: "number",
     class: "field small",
