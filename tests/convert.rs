@@ -7,7 +7,7 @@ mod checkpoint;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use checkpoint::{FFN, HIDDEN, KV, TYPES, VOCAB, Writer, checkpoint};
+use checkpoint::{FFN, HIDDEN, KV, TYPES, VOCAB, Writer, checkpoint, checkpoint_with};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype as Type, TensorView, serialize};
@@ -132,6 +132,33 @@ fn what_the_forward_pass_lacks_is_named() {
     assert!(with("smollm", "unknow").contains("the pre-tokenizer `unknow`"));
     assert!(with("gpt2", "bert").contains("the tokenizer `bert`"));
     assert!(with("llama.block_count", "llama.blocks_coun").contains("llama.block_count"));
+
+    let scaled = |keys: &[(&str, f32)], kind: Option<&str>| {
+        checkpoint_with(&path, TYPES[0], true, 1, |w| {
+            keys.iter().for_each(|(key, factor)| w.float(&format!("llama.rope.{key}"), *factor));
+            kind.iter().for_each(|kind| w.text("llama.rope.scaling.type", kind));
+        });
+        Base::open(&path).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let (old, new) = ("scale_linear", "scaling.factor");
+    for (keys, kind) in [
+        (vec![(old, 4.0)], None),
+        (vec![(new, 4.0)], None),
+        (vec![(new, 4.0), (old, 1.0)], Some("linear")),
+        (vec![(new, 4.0)], Some("yarn")),
+    ] {
+        let says = scaled(&keys, kind).unwrap_err();
+        assert!(says.contains(&format!("llama.rope.{} = 4", keys[0].0)), "{says}");
+    }
+    for (keys, kind) in [
+        (vec![(new, 1.0)], Some("linear")),
+        (vec![(old, 0.0)], None),
+        (vec![(new, 1.0), (old, 4.0)], None),
+        (vec![(new, 4.0)], Some("none")),
+        (vec![], Some("linear")),
+    ] {
+        scaled(&keys, kind).unwrap();
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::bundle::manifest::{Tensor, expected_tensors};
 use crate::bundle::quant::{Dtype, quantize};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Value};
+use crate::gguf::Gguf;
 
 /// An open checkpoint whose every size has been checked.
 #[derive(Debug)]
@@ -152,22 +152,27 @@ fn config(gguf: &Gguf, tokens: &Tokens) -> Result<Config> {
     }
     let size =
         |key: &str| gguf.uint(&format!("llama.{key}")).map(|v| usize::try_from(v).unwrap_or(usize::MAX));
-    let or = |key: &str, default: usize| {
-        if gguf.get(&format!("llama.{key}")).is_some() { size(key) } else { Ok(default) }
-    };
-    let float = |key: &str, default: f32| match gguf.get(&format!("llama.{key}")) {
-        None => Ok(default),
-        Some(_) => gguf.float(&format!("llama.{key}")).map(|v| v as f32),
+    let has = |key: &str| gguf.get(&format!("llama.{key}")).is_some();
+    let or = |key: &str, default: usize| if has(key) { size(key) } else { Ok(default) };
+    let float = |key: &str, default: f32| match has(key) {
+        false => Ok(default),
+        true => gguf.float(&format!("llama.{key}")).map(|v| v as f32),
     };
     let (hidden_size, n_heads) = (size("embedding_length")?, size("attention.head_count")?);
     let head_dim = or("attention.key_length", hidden_size.checked_div(n_heads).unwrap_or(0))?;
     if or("expert_count", 0)? > 0 {
         return Err(unsupported("a mixture of experts".into(), "one FFN a layer"));
     }
-    match gguf.get("llama.rope.scaling.type") {
-        None => {}
-        Some(Value::String(kind)) if kind == "none" => {}
-        Some(kind) => return Err(unsupported(format!("the RoPE scaling {kind:?}"), "none")),
+    // As llama.cpp reads it: an older key holds the factor where the newer one is missing, and 0 stands for none. Unless
+    // the type says that there is none, the factor counts.
+    let factor = ["rope.scaling.factor", "rope.scale_linear"].into_iter().find(|key| has(key));
+    let kind = if has("rope.scaling.type") { gguf.string("llama.rope.scaling.type")? } else { "linear" };
+    if let Some(key) = factor.filter(|_| kind != "none") {
+        let by = float(key, 0.0)?;
+        if ![0.0, 1.0].contains(&by) {
+            let what = format!("RoPE scaling of the type `{kind}` by llama.{key} = {by}");
+            return Err(unsupported(what, "unscaled positions"));
+        }
     }
     let rotated = or("rope.dimension_count", head_dim)?;
     if rotated != head_dim || or("attention.value_length", head_dim)? != head_dim {

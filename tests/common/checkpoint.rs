@@ -150,9 +150,21 @@ pub fn blocks(kind: GgmlType, elements: usize, rng: &mut StdRng) -> Vec<u8> {
 }
 
 /// A checkpoint whose matrices are all of type `kind`.
-pub fn checkpoint(path: &Path, (id, kind): (u32, GgmlType), tied: bool, seed: u64) {
+pub fn checkpoint(path: &Path, kind: (u32, GgmlType), tied: bool, seed: u64) {
+    checkpoint_with(path, kind, tied, seed, |_| ());
+}
+
+/// The same with what `more` adds to its metadata.
+pub fn checkpoint_with(
+    path: &Path,
+    (id, kind): (u32, GgmlType),
+    tied: bool,
+    seed: u64,
+    more: impl FnOnce(&mut Writer),
+) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut w = Writer::default();
+    more(&mut w);
     w.text("general.architecture", "llama");
     w.text("general.name", "Tiny");
     for (key, value) in [
