@@ -97,7 +97,6 @@ pub fn run(args: &Args) -> Result<()> {
     let mut messages = Vec::new();
     let mut input = std::io::stdin().lock();
     loop {
-        interrupted.store(false, Ordering::Relaxed);
         if interactive {
             eprint!("\n> ");
         }
@@ -117,6 +116,8 @@ pub fn run(args: &Args) -> Result<()> {
             (command, _) if command.starts_with('/') => eprintln!("no such command: {command}; {HELP}"),
             _ => {
                 messages.push(Message { role: Role::User, content: line.trim().to_owned() });
+                // Ctrl-C while nothing was being answered stops no answer.
+                interrupted.store(false, Ordering::Relaxed);
                 answer(args, &mut model, system.as_deref(), &mut messages, &interrupted)?;
             }
         }
@@ -168,7 +169,11 @@ fn answer(
         generation.tokens_per_second,
         generation.first_token_ms
     );
-    messages.push(Message { role: Role::Assistant, content: printer.text + &rest });
+    if generation.tokens.is_empty() {
+        messages.pop(); // a question without an answer would stand before the next one
+    } else {
+        messages.push(Message { role: Role::Assistant, content: printer.text + &rest });
+    }
     Ok(())
 }
 

@@ -67,7 +67,8 @@ pub struct Args {
 /// How matrices are stored.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Storage {
-    /// As the checkpoint has them where a bundle can, else no coarser; what changes gets 8 bits, or what its recipe says.
+    /// Four bits where the checkpoint has four, else eight: also for F16, BF16 and F32. What changes gets what its recipe says,
+    /// else four bits in dense FFNs and eight elsewhere.
     Keep,
     /// 4 bits, a scale and a minimum for 32 weights.
     Q4,

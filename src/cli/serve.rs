@@ -40,8 +40,11 @@ pub fn run(args: &Args) -> Result<()> {
         let stop = async {
             let _ = tokio::signal::ctrl_c().await; // without signals it serves until it is killed
         };
-        axum::serve(listener, router(&args.dir)).with_graceful_shutdown(stop).await?;
-        Ok(())
+        // At once: a client that stalls would hold up a graceful end for ever.
+        tokio::select! {
+            served = axum::serve(listener, router(&args.dir)) => Ok(served?),
+            () = stop => Ok(()),
+        }
     })
 }
 

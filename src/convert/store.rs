@@ -13,8 +13,8 @@ use crate::gguf::dequant::four_bit_planes;
 /// Which storage to use for matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// The checkpoint's own numbers where the bundle has a type that holds them, else the nearest type that is
-    /// not coarser.
+    /// The checkpoint's own numbers where they are in blocks of four bits or `Q8_0`, else eight bits: also for `F16`, `BF16` and
+    /// `F32`.
     #[default]
     Keep,
     /// This type for all matrices.

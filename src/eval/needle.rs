@@ -35,8 +35,8 @@ pub struct Report {
     pub all: Figures,
     /// Rows that do not fit into the context, and are not counted elsewhere.
     pub too_long: u64,
-    /// By the tokens from the last place of an answer in the context to the end of the prompt; rows whose context has no
-    /// answer are in none.
+    /// By the tokens from the answer in the context to the end of the prompt: the last one behind the prompt's sentence, else
+    /// the last one that is a word; rows whose context has no answer are in none.
     pub by_distance: Vec<Bin>,
     /// By the tokens of context and prompt.
     pub by_length: Vec<Bin>,
@@ -86,15 +86,30 @@ impl Row {
         format!("{}\n{}", self.context, self.cloze_prompt)
     }
 
-    /// Tokens from the last place of an answer in the context to the end of the prompt.
+    /// Tokens from the answer in the context to the end of the prompt, as [`Report::by_distance`] says.
     fn distance(&self, tokenizer: &Tokenizer) -> Result<Option<usize>> {
-        let ends = self.answers.iter().filter_map(|answer| {
-            let answer = answer.trim();
-            Some(self.context.rfind(answer)? + answer.len())
+        let ends = |find: &dyn Fn(&str) -> Option<usize>| {
+            self.answers.iter().filter_map(|answer| find(answer.trim())).max()
+        };
+        // Where the sentence itself stands, rather than where its answer is mentioned by chance.
+        let told = ends(&|answer| {
+            let sentence = format!("{} {answer}", self.cloze_prompt.trim_end());
+            Some(self.context.rfind(&sentence)? + sentence.len())
         });
-        let Some(end) = ends.max() else { return Ok(None) };
+        let Some(end) = told.or_else(|| ends(&|answer| last_word(&self.context, answer))) else {
+            return Ok(None);
+        };
         Ok(Some(tokenizer.encode_more(&self.prompt()[end..])?.len()))
     }
+}
+
+/// Where the last `word` ends in `text` that is no part of a longer one.
+fn last_word(text: &str, word: &str) -> Option<usize> {
+    let places = text.rmatch_indices(word).map(|(at, _)| (at, at + word.len()));
+    let apart = |side: Option<char>| side.is_none_or(|c| !c.is_alphanumeric());
+    let mut whole = places
+        .filter(|(at, end)| apart(text[..*at].chars().next_back()) && apart(text[*end..].chars().next()));
+    whole.next().map(|(_, end)| end)
 }
 
 /// Runs the suite, with `base` beside if there is one.
@@ -202,9 +217,13 @@ mod tests {
         };
         let distance = |context| row(context).distance(&byte_tokenizer()).unwrap();
         // A token is a byte here: those after the name, the line break, and the prompt.
-        assert_eq!(distance("It is red, then blue. "), Some(2 + 1 + 5));
-        assert_eq!(distance("It is blue, then red"), Some(1 + 5));
+        assert_eq!(distance("It was red, then blue. "), Some(2 + 1 + 5));
+        assert_eq!(distance("It was blue, then red"), Some(1 + 5));
         assert_eq!(distance("It is green."), None);
+        // A part of a word is no answer, and a mention behind the sentence none of it.
+        assert_eq!(distance("A blue, a bored"), Some(9 + 1 + 5));
+        assert_eq!(distance("bored"), None);
+        assert_eq!(distance("It is red. A blue one"), Some(12 + 1 + 5));
         assert_eq!(row("a").prompt(), "a\nIt is");
     }
 

@@ -71,7 +71,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// The documents in the JSONL file `path`. A last line without an end is left out: somebody is still writing it.
+    /// The documents in the JSONL file `path`. A last line without an end is left out where it is no
+    /// document: somebody is still writing it.
     ///
     /// # Errors
     /// [`Error::Io`] if it can't be read; [`Error::Invalid`], with the line's number, for a line that is no document
@@ -84,12 +85,12 @@ impl Reader {
         for number in 1.. {
             line.clear();
             reader.read_line(&mut line).map_err(|e| Error::io(path, e))?;
-            if !line.ends_with('\n') {
-                break;
-            }
-            let document = self
-                .document(&line)
-                .map_err(|reason| Error::invalid(format!("{}:{number}", path.display()), reason))?;
+            let whole = line.ends_with('\n');
+            let document = match self.document(&line) {
+                Ok(document) => document,
+                Err(_) if !whole => break,
+                Err(reason) => return Err(Error::invalid(format!("{}:{number}", path.display()), reason)),
+            };
             if document.ids.len() > 1 {
                 documents.push(document);
             }
@@ -274,6 +275,7 @@ pub(crate) mod tests {
                 .unwrap();
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].ids.as_slice(), found[1].prompt), (&[1, 2][..], 2));
+        assert_eq!(read("{\"ids\": [1, 2]}\n{\"ids\": [3, 4]}").unwrap().len(), 2);
         let message = |text: &str| read(text).unwrap_err().to_string();
         assert!(message("{\"ids\": [1, 2]}\n{}\n").contains("a.jsonl:2"));
         assert!(message("{\"ids\": [1, 99999]}\n").contains("token 99999"));

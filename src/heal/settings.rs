@@ -1,5 +1,6 @@
 //! What to train, and how: a TOML file. `tools/heal/heal.toml` is an example that explains every key.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -269,6 +270,12 @@ fn one() -> f64 {
     1.0
 }
 
+/// The first name that has come before.
+fn twice(mut names: impl Iterator<Item = String>) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    names.find(|name| !seen.insert(name.clone()))
+}
+
 impl Source {
     /// What the log calls it.
     pub fn label(&self) -> String {
@@ -345,6 +352,10 @@ impl Settings {
             if batch.source.is_empty() {
                 return fail(key("source".into()), "at least one [[batch.source]] is needed");
             }
+            // A run that goes on finds its place in a source by this name.
+            if let Some(twice) = twice(batch.source.iter().map(Source::label)) {
+                return fail(key(format!("`{twice}`")), "two sources have this name; give one a `name`");
+            }
             for source in &batch.source {
                 let positive = |v: f64| v > 0.0 && v.is_finite();
                 let fits = positive(source.chance) && positive(source.weight);
@@ -365,6 +376,9 @@ impl Settings {
                     );
                 }
             }
+        }
+        if let Some(twice) = twice(self.held.iter().map(|held| held.name.clone())) {
+            return fail(format!("held `{twice}`"), "two texts have this name; give one a `name` of its own");
         }
         match self.held.iter().find(|h| h.rows == 0 || h.length < 2) {
             Some(held) => fail(format!("held `{}`", held.name), "at least 1 row of 2 tokens is needed"),
@@ -419,6 +433,12 @@ mod tests {
         assert!(message(&format!("{run}{}", BATCH.replace('8', "1"))).contains("length = 1"));
         assert!(message(&format!("{run}{BATCH}facts = \"bent\"\n")).contains("`straight` or `turned`"));
         assert!(message(&format!("{run}{BATCH}facts = \"turned\"\nskip = 1\n")).contains("leave them out"));
+        let again = "[[batch.source]]\nfile = \"b/a.jsonl\"\n";
+        let says = message(&format!("{run}{BATCH}{again}"));
+        assert!(says.contains("batch 1: `a`") && says.contains("give one a `name`"), "{says}");
+        assert!(read(&format!("{run}{BATCH}{again}name = \"b\"\n{BATCH}")).is_ok());
+        let held = "[[held]]\nname = \"h\"\nfile = \"h.jsonl\"\n";
+        assert!(message(&format!("{run}{BATCH}{held}{held}")).contains("held `h`: two texts"));
         let missing = Settings::read(Path::new("/nowhere/heal.toml")).unwrap_err();
         assert!(matches!(missing, Error::Io { .. }), "{missing}");
     }

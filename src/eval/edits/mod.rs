@@ -331,6 +331,12 @@ async fn measure<B: Backend, R: RowSource>(
     })
 }
 
+/// `end` as it follows `prompt`: with one space before it, unless the prompt has one already.
+fn ending(prompt: &str, end: &str) -> String {
+    let space = if prompt.ends_with(char::is_whitespace) { "" } else { " " };
+    format!("{space}{}", end.trim())
+}
+
 /// A prompt with two ends, as tokens.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -340,7 +346,8 @@ pub(super) struct Question {
 
 impl Question {
     pub(super) fn new(tokenizer: &Tokenizer, prompt: &str, one: &str, other: &str) -> Result<Self> {
-        let ends = [tokenizer.encode_more(one)?, tokenizer.encode_more(other)?];
+        let ends = [ending(prompt, one), ending(prompt, other)];
+        let ends = [tokenizer.encode_more(&ends[0])?, tokenizer.encode_more(&ends[1])?];
         Ok(Self { prompt: tokenizer.encode(prompt)?, ends })
     }
 
@@ -380,6 +387,12 @@ mod tests {
             locality_prompts: vec![],
             generation_prompts: vec![],
         }
+    }
+
+    #[test]
+    fn an_end_has_one_space_before_it() {
+        assert_eq!([" b", "b", "b "].map(|end| ending("It is", end)), [" b"; 3]);
+        assert_eq!([" b", "b"].map(|end| ending("It is:\n", end)), ["b"; 2]);
     }
 
     #[test]
