@@ -146,9 +146,11 @@ fn what_the_forward_pass_lacks_is_named() {
         (vec![(new, 4.0)], None),
         (vec![(new, 4.0), (old, 1.0)], Some("linear")),
         (vec![(new, 4.0)], Some("yarn")),
+        (vec![(new, 0.0)], Some("longrope")),
     ] {
         let says = scaled(&keys, kind).unwrap_err();
-        assert!(says.contains(&format!("llama.rope.{} = 4", keys[0].0)), "{says}");
+        let (key, factor) = keys[0];
+        assert!(says.contains(&format!("llama.rope.{key} = {factor}")), "{says}");
     }
     for (keys, kind) in [
         (vec![(new, 1.0)], Some("linear")),

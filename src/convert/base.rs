@@ -167,12 +167,11 @@ fn config(gguf: &Gguf, tokens: &Tokens) -> Result<Config> {
     // the type says that there is none, the factor counts.
     let factor = ["rope.scaling.factor", "rope.scale_linear"].into_iter().find(|key| has(key));
     let kind = if has("rope.scaling.type") { gguf.string("llama.rope.scaling.type")? } else { "linear" };
-    if let Some(key) = factor.filter(|_| kind != "none") {
-        let by = float(key, 0.0)?;
-        if ![0.0, 1.0].contains(&by) {
-            let what = format!("RoPE scaling of the type `{kind}` by llama.{key} = {by}");
-            return Err(unsupported(what, "unscaled positions"));
-        }
+    let by = factor.map_or(Ok(0.0), |key| float(key, 0.0))?;
+    if !(kind == "none" || kind == "linear" && [0.0, 1.0].contains(&by)) {
+        let key = factor.unwrap_or("rope.scaling.factor");
+        let what = format!("RoPE scaling of the type `{kind}` by llama.{key} = {by}");
+        return Err(unsupported(what, "unscaled positions"));
     }
     let rotated = or("rope.dimension_count", head_dim)?;
     if rotated != head_dim || or("attention.value_length", head_dim)? != head_dim {

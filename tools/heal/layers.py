@@ -30,8 +30,9 @@ def main():
     p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--only", nargs="+", default=list(SETS), choices=list(SETS), metavar="SET", help=f"of {', '.join(SETS)}")
-    p.add_argument("--without-facts", action="store_true", help="train the first set once more without any")
+    p.add_argument("--facts", action="store_true", help="train the first set twice more: without facts, and with none counterfactual")
     p.add_argument("--steps", type=int, default=100)
+    p.add_argument("--lr", type=float, default=2.0, help="times all rates")
     p.add_argument("--at-once", type=int, default=3, help="trainings side by side")
     p.add_argument("--tokens", type=int, default=6144, help="of running text in a step")
     p.add_argument("--fact-rows", type=int, default=8)
@@ -54,17 +55,18 @@ def main():
             print(f"{name}: the start failed, see {folder}", file=sys.stderr)
             continue
 
-        def train(name, folder, fact_rows):
+        def train(name, folder, fact_rows, *more):
             while sum(process.poll() is None for *_, process in running) >= a.at_once:
                 time.sleep(0.2)
             os.makedirs(folder, exist_ok=True)
             size = ("--steps", str(a.steps), "--tokens", str(a.tokens), "--fact-rows", str(fact_rows), "--workers", "1")
-            done = python("train.py", folder, "--init", init, "--out", folder, "--eager", "--lr", "2", "--probe-minutes", "1e9", *size)
+            done = python("train.py", folder, "--init", init, "--out", folder, "--eager", "--lr", str(a.lr), "--probe-minutes", "1e9", *size, *more)
             running.append((name, layers, folder, done))
 
         train(name, folder, a.fact_rows)
-        if a.without_facts and name == a.only[0]:
-            train(f"{name}, no facts", folder + "-no-facts", 0)
+        if a.facts and name == a.only[0]:
+            train("no facts", folder + "-no-facts", 0)
+            train("facts as they are", folder + "-straight", a.fact_rows, "--straight")
     found = []
     for name, layers, folder, process in running:
         if process.wait():

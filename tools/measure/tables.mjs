@@ -20,6 +20,7 @@ const ways = await read("docs/figures/ways.json");
 const teach = await read("docs/figures/teach.json");
 const layers = await read("docs/figures/layers.json");
 const healed = await read("docs/figures/healed.json");
+const facts = await read("docs/figures/facts.json");
 const passes = await read("docs/figures/passes.json");
 
 const two = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
@@ -203,13 +204,25 @@ function layersTable() {
   return table(["STEM layers", "factbook NLL / KL / top-1", "chats NLL / KL / top-1", "es", "shift", "exact", "kl_subject"], body);
 }
 
-/** From the logs of `tools/heal/layers.py`. */
+const logged = (line, kind) => [line[`${kind}_nll`], line[`${kind}_kl`], line[`${kind}_top1`]].map(two).join(" / ");
+
+/** From the logs of `tools/heal/layers.py`, as is the next. */
+function factsTable() {
+  const body = facts.map((line) => [
+    line.name,
+    line.tokens.toLocaleString("en"),
+    logged(line, "factbook"),
+    logged(line, "chat"),
+    ...[line.cloze, line.swap_es, line.swap_exact].map(two),
+  ]);
+  return table(["", "tokens", "factbook NLL / KL / top-1", "chats NLL / KL / top-1", "cloze", "swaps: es", "exact"], body);
+}
+
 function healedTable() {
-  const of = (line, kind) => [line[`${kind}_nll`], line[`${kind}_kl`], line[`${kind}_top1`]].map(two).join(" / ");
   const body = healed.map(({ name, layers: which, healed: line }) => [
     `${name}: ${ranges(which)}`,
-    of(line, "factbook"),
-    of(line, "chat"),
+    logged(line, "factbook"),
+    logged(line, "chat"),
     two(line.recall_kl),
     two(line.cloze),
   ]);
@@ -257,6 +270,7 @@ const blocks = {
   teach: teachTable,
   layers: layersTable,
   healed: healedTable,
+  facts: factsTable,
   passes: passesTable,
   "model in short": modelInShort,
   "edits in short": () =>
