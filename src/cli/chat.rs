@@ -97,6 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
     let mut messages = Vec::new();
     let mut input = std::io::stdin().lock();
     loop {
+        // What stopped an answer is not the first of two that end the chat.
+        interrupted.store(false, Ordering::Relaxed);
         if interactive {
             eprint!("\n> ");
         }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
-use axum::http::header::CACHE_CONTROL;
-use axum::http::{HeaderName, HeaderValue, Response};
+use axum::http::header::{CACHE_CONTROL, CONTENT_RANGE, RANGE};
+use axum::http::{HeaderName, HeaderValue, Method, Response};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::services::ServeDir;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -25,6 +26,10 @@ pub struct Args {
     /// The address to listen on; anything but loopback lets other machines in.
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
+    /// The origin of a page elsewhere that may open the bundle here with `?model=ADDRESS`, for instance http://localhost:8080; `*`
+    /// for any.
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Option<HeaderValue>,
 }
 
 /// Runs the subcommand until it is interrupted.
@@ -42,7 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
         };
         // At once: a client that stalls would hold up a graceful end for ever.
         tokio::select! {
-            served = axum::serve(listener, router(&args.dir)) => Ok(served?),
+            served = axum::serve(listener, router(args)) => Ok(served?),
             () = stop => Ok(()),
         }
     })
@@ -63,8 +68,8 @@ async fn listen(args: &Args) -> Result<tokio::net::TcpListener> {
     bail!("the ports from {} to {} are all taken; name another with --port", PORTS.start, PORTS.end - 1)
 }
 
-fn router(dir: &PathBuf) -> Router {
-    let files = ServeDir::new(dir);
+fn router(args: &Args) -> Router {
+    let files = ServeDir::new(&args.dir);
     // Files keep their names when they change, so everything is asked about again, but for the shards: those are
     // large, and readers check their hashes.
     let cache = |response: &Response<_>| {
@@ -80,5 +85,14 @@ fn router(dir: &PathBuf) -> Router {
     };
     let [opener, embedder] = isolated.map(header);
     let cache = SetResponseHeaderLayer::overriding(CACHE_CONTROL, cache);
-    Router::new().fallback_service(files).layer(cache).layer(opener).layer(embedder)
+    let cors = args.allow_origin.clone().map(|origin| {
+        let origin = if origin == "*" { AllowOrigin::any() } else { AllowOrigin::exact(origin) };
+        let cors = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::HEAD]);
+        cors.allow_headers([RANGE]).expose_headers([CONTENT_RANGE])
+    });
+    let router = Router::new().fallback_service(files).layer(cache).layer(opener).layer(embedder);
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }

@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use futures::channel::oneshot;
-use futures::future::{FutureExt, Shared};
 use futures::task::AtomicWaker;
 use js_sys::{Function, Promise};
 use serde::Serialize;
@@ -34,24 +33,18 @@ pub enum Event<'a> {
 pub struct Control {
     stopped: Cell<bool>,
     waiting: AtomicWaker,
-    /// Lives until the next stop.
-    going: RefCell<oneshot::Sender<()>>,
-    until_stop: RefCell<UntilStop>,
+    /// Of work beside the answer; they are dropped at the next stop.
+    beside: RefCell<Vec<oneshot::Sender<()>>>,
     listener: RefCell<Option<Function>>,
     turn: Turn,
 }
 
-/// Ends at the next stop.
-pub type UntilStop = Shared<oneshot::Receiver<()>>;
-
 impl Control {
     pub fn new() -> Result<Self, JsError> {
-        let (going, until_stop) = oneshot::channel();
         Ok(Self {
             stopped: Cell::new(false),
             waiting: AtomicWaker::new(),
-            going: RefCell::new(going),
-            until_stop: RefCell::new(until_stop.shared()),
+            beside: RefCell::default(),
             listener: RefCell::new(None),
             turn: Turn::new()?,
         })
@@ -74,14 +67,16 @@ impl Control {
     pub fn stop(&self) {
         self.stopped.set(true);
         self.waiting.wake();
-        let (going, until_stop) = oneshot::channel();
-        *self.until_stop.borrow_mut() = until_stop.shared();
-        self.going.replace(going);
+        self.beside.take();
     }
 
-    /// For work beside the answer, of which there may be several.
-    pub fn until_stop(&self) -> UntilStop {
-        self.until_stop.borrow().clone()
+    /// Ends at the next stop: for work beside the answer, of which there may be several.
+    pub fn next_stop(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut beside = self.beside.borrow_mut();
+        beside.retain(|work| !work.is_canceled());
+        beside.push(sender);
+        receiver
     }
 
     pub fn is_stopped(&self) -> bool {

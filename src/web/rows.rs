@@ -58,10 +58,10 @@ impl<S: Store + 'static> RowSource for Rows<S> {
 
     fn prefetch(&self, tokens: &[u32]) {
         let Some(tables) = self.tables.clone() else { return };
-        let (tokens, until_stop) = (tokens.to_vec(), self.control.until_stop());
+        let (tokens, stop) = (tokens.to_vec(), self.control.next_stop());
         spawn_local(async move {
             // The lookup itself tells of a failure.
-            select(pin!(tables.warm(&tokens)), until_stop).await;
+            select(pin!(tables.warm(&tokens)), stop).await;
         });
     }
 }

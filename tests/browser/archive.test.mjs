@@ -196,7 +196,13 @@ test("the whole table is downloaded on demand, paused, resumed on the next visit
 
 test("a browser without room answers all the same, and says so", async (t) => {
   const worker = await readFile(join(root, "dist/worker.js"), "utf8");
-  const full = `IDBObjectStore.prototype.put = () => { throw new DOMException("full", "QuotaExceededError"); };\n`;
+  // Of what comes, the first few have room.
+  const full = `const put = IDBObjectStore.prototype.put;
+    let room = 4;
+    IDBObjectStore.prototype.put = function (...values) {
+      if (room-- > 0) return put.apply(this, values);
+      throw new DOMException("full", "QuotaExceededError");
+    };\n`;
   const host = {
     answer(request, response) {
       if (request.url !== "/worker.js") return false;
@@ -207,7 +213,14 @@ test("a browser without room answers all the same, and says so", async (t) => {
   const { page, first } = await visited(t, host);
   assert.ok(first.result.tokens.length > 4);
   await page.getByRole("tab", { name: "Model" }).click();
-  await page.getByText("The browser cannot keep the model on this device (there is no room left)").waitFor();
+  await page.getByText("The browser cannot keep more of the model on this device (there is no room left)").waitFor();
+  // What is there can be deleted.
+  const forget = page.getByRole("button", { name: "Delete from this device" });
+  assert.ok(await forget.isEnabled());
+  await forget.click();
+  await page.waitForFunction(
+    () => [...document.querySelectorAll("button")].find((b) => b.textContent === "Delete from this device")?.disabled,
+  );
   assert.deepEqual(page.problems, []);
 });
 

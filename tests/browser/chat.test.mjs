@@ -172,11 +172,19 @@ test("a new chat can be undone, also while an answer is being written", async (t
   await page.getByRole("heading", { name: "Knowledge, drawn up from a table" }).waitFor();
   await ask(page, "next");
   await page.getByText(/word word word/).waitFor();
+  await button(page, "Undo").click();
+  await page.getByText("go on", { exact: true }).waitFor();
+  assert.equal(await page.getByText("next", { exact: true }).count(), 0);
+  await ask(page, "and on");
+  await page
+    .getByText(/word word word/)
+    .last()
+    .waitFor();
   await page.keyboard.press("Escape");
   await lastAnswer(page);
   await button(page, "New chat").click();
   await button(page, "Undo").click();
-  await page.getByText("next", { exact: true }).waitFor();
+  await page.getByText("and on", { exact: true }).waitFor();
 });
 
 test("copy gives the source of an answer and of a code block", async (t) => {

@@ -5,7 +5,7 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { answered, enginePage, nextResult, root, scratch, xylem } from "./harness.mjs";
+import { answered, browser, enginePage, nextResult, root, scratch, xylem } from "./harness.mjs";
 
 const QUESTION = "What rises in a tree?";
 const GREEDY = { temperature: 0, repetitionPenalty: 1.3, maxTokens: 48, backend: "cpu" };

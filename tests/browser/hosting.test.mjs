@@ -2,14 +2,16 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { cp, mkdir, readFile, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
-import { answered, browser, copySite, scratch, watchResults } from "./harness.mjs";
+import { answered, browser, copySite, root, scratch, serve, watchResults } from "./harness.mjs";
 import { folder, GREEDY, native, QUESTION } from "./real.mjs";
 
 const NGINX = process.env.NGINX ?? "/usr/sbin/nginx";
+const XYLEM = process.env.XYLEM ?? join(root, "target/release/xylem");
 
 async function freePort() {
   const server = createServer().listen(0, "127.0.0.1");
@@ -76,10 +78,10 @@ for (const [what, more] of [
 ]) {
   test(`nginx ${what}, below a path`, { skip: process.platform !== "linux" && "on Linux only" }, async (t) => {
     const site = await scratch(t);
-    const root = join(site, "people/ada/xylem");
-    await mkdir(root, { recursive: true });
-    await copySite(root);
-    await cp(join(folder, "model"), join(root, "model"), { recursive: true });
+    const below = join(site, "people/ada/xylem");
+    await mkdir(below, { recursive: true });
+    await copySite(below);
+    await cp(join(folder, "model"), join(below, "model"), { recursive: true });
     const host = await nginx(t, site, more);
     const page = await browser(t);
     await watchResults(page, GREEDY);
@@ -93,3 +95,30 @@ for (const [what, more] of [
     assert.equal(page.hosts.size, 1);
   });
 }
+
+test("a bundle on `xylem serve` opens in a page elsewhere that it allows, and Ctrl-C ends it under a client that stalls", async (t) => {
+  const options = ["--dir", join(folder, "model"), "--port", "0", "--allow-origin", "*"];
+  const server = spawn(XYLEM, ["serve", ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  const ended = new Promise((resolve) => server.once("exit", resolve));
+  t.after(() => server.kill());
+  const [line] = await once(server.stdout, "data");
+  const bundle = new URL(String(line).match(/http:\/\/\S+/)[0]);
+  const site = await scratch(t);
+  await copySite(site);
+  const page = await browser(t);
+  await watchResults(page, GREEDY);
+  await page.goto(`${await serve(t, site)}?model=${encodeURIComponent(bundle.href)}`);
+  const { result } = await answered(page, QUESTION);
+  assert.deepEqual(result.tokens, (await native()).tokens);
+  assert.deepEqual(page.problems, []);
+
+  // More than fits into the buffers on the way, and nobody reads it.
+  const stalled = connect(bundle.port, bundle.hostname).on("error", () => undefined);
+  t.after(() => stalled.destroy());
+  stalled.pause();
+  const asking = "GET /stem-000.bin HTTP/1.1\r\nHost: x\r\n\r\n";
+  await new Promise((resolve) => stalled.write(asking.repeat(8), resolve));
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  server.kill("SIGINT");
+  assert.equal(await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5000, "still there"))]), 0);
+});

@@ -410,6 +410,7 @@ test("a link brings the question, the settings, the edits and the cell", async (
   const field = other.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await field.inputValue(), QUESTION);
   await other.getByRole("button", { name: "Add to my edits" }).click();
+  assert.ok(await other.getByRole("button", { name: "Keep my settings" }).isVisible());
   // Nothing is sent by itself, and the address is clean again.
   assert.equal(await other.locator(".turn").count(), 0);
   assert.equal(new URL(other.url()).hash, "");

@@ -90,8 +90,9 @@ export class App {
     return old;
   }
 
+  /** Puts an old conversation in place of the present one, whose answer ends. */
   restore(conversation: Conversation): void {
-    if (this.busy) return;
+    if (this.busy) this.stop();
     this.conversation = conversation;
     this.#changed();
   }

@@ -57,13 +57,14 @@ export class DeviceArchive implements Archive {
     this.#table = table;
     this.#files.clear();
     this.#have.clear();
-    await this.#write(async (db) => {
+    await this.#do(async (db) => {
+      // By itself, so that room is made where there is none to write what comes next.
       const change = db.transaction(["models", "files", "pages"], "readwrite");
       const models = change.objectStore("models");
-      await models.put({ manifest, files, table }, url);
+      await models.delete(url);
       const all = await models.getAll();
-      const wanted = new Set(all.flatMap((model) => model.files));
-      const tables = new Set(all.map((model) => model.table));
+      const wanted = new Set([...files, ...all.flatMap((model) => model.files)]);
+      const tables = new Set([table, ...all.map((model) => model.table)]);
       const store = change.objectStore("files");
       for (const hash of await store.getAllKeys()) if (!wanted.has(hash)) store.delete(hash);
       const pages = change.objectStore("pages");
@@ -76,6 +77,7 @@ export class DeviceArchive implements Archive {
       }
       await change.done;
     });
+    await this.#write((db) => db.put("models", { manifest, files, table }, url));
     await this.#do(async (db) => {
       this.#files = new Set((await db.getAllKeys("files")).filter((hash) => files.includes(hash)));
       this.#have = new Set((await db.getAllKeys("pages", ofTable(table))).map(([, page]) => page));

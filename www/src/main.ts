@@ -131,7 +131,7 @@ const { element: lookupsView, startTour } = lookups({
   show: () => panel.show("lookups"),
   showEdits: () => panel.show("edits"),
   ask,
-  say: (sentence) => toast.show(sentence),
+  say: (sentence, action, run) => toast.show(sentence, action, run),
 });
 const panel = new Panel(
   [
@@ -153,7 +153,6 @@ const panel = new Panel(
 document.body.append(panel.element);
 
 function ask(text: string): void {
-  toast.hide();
   app.send(text);
   chat.toEnd();
 }

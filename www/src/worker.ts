@@ -50,15 +50,23 @@ function postKept(): void {
   post({ type: "kept", kept: archive.kept(), download: { ...download } });
 }
 
+/** Whether pieces are being brought, be it the last one after a pause. */
+let bringing = false;
+
 /** Brings the whole table to this device, the frequent tokens first, until it is there or `running` is unset. */
 async function downloadTable(engine: Engine): Promise<void> {
   const { tablePages } = engine.info();
-  while (download.running) {
-    const pages = archive.missing(tablePages, PIECE);
-    if (pages.length === 0) break;
-    await engine.download(Uint32Array.from(pages));
-    postKept();
-    await answering;
+  bringing = true;
+  try {
+    while (download.running) {
+      const pages = archive.missing(tablePages, PIECE);
+      if (pages.length === 0) break;
+      await engine.download(Uint32Array.from(pages));
+      postKept();
+      await answering;
+    }
+  } finally {
+    bringing = false;
   }
 }
 
@@ -141,6 +149,7 @@ async function handle(message: ToWorker): Promise<void> {
       return;
     case "download":
       if (!message.on) download.running = false;
+      else if (bringing) download.running = true;
       else if (engine && !download.running) await downloadAlone(engine);
   }
 }

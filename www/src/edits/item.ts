@@ -80,11 +80,11 @@ export function editItem(group: Group, place: number, context: ItemContext): HTM
       // Not disabled in earnest at the ends: the entry that has just come there keeps the focus.
       iconButton("up", `Apply ${name} earlier`, () => move(-1), {
         id: `${id}-up`,
-        "aria-disabled": place === 0,
+        "aria-disabled": String(place === 0),
       }),
       iconButton("down", `Apply ${name} later`, () => move(1), {
         id: `${id}-down`,
-        "aria-disabled": place === context.groups.length - 1,
+        "aria-disabled": String(place === context.groups.length - 1),
       }),
       iconButton("close", `Remove ${name}`, () => context.set((current) => without(current, group)), {
         id: `${id}-remove`,

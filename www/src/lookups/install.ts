@@ -34,7 +34,8 @@ export type Page = {
   /** Shows the tab of edits. */
   showEdits(): void;
   ask(question: string): void;
-  say(sentence: string): void;
+  /** A short message, with at most one thing to do about it. */
+  say(sentence: string, action?: string, run?: () => void): void;
 };
 
 const EXAMPLE = "What is the capital of Spain?";
@@ -54,12 +55,15 @@ export function lookups(page: Page): { element: HTMLElement; startTour: () => vo
   view.element.append(knockOuts(page.engine, page.asking, page.edits.inUse));
   const shared = fromHash(location.hash);
   if (shared) {
-    page.settings.set({ ...page.settings.value, ...shared.settings });
+    const mine = page.settings.value;
+    page.settings.set({ ...mine, ...shared.settings });
     page.composer.fill(shared.question);
     if (shared.show) view.show(shared.show);
     if (shared.cell) view.pin(shared.cell);
     if (shared.edits !== null) page.edits.take(shared.edits);
-    page.say("A link brought this question and its settings. Send it to see what it shows.");
+    page.say("A link brought this question and its settings. Send it to see what it shows.", "Keep my settings", () =>
+      page.settings.set(mine),
+    );
     // Only what the reader does next counts.
     history.replaceState(null, "", location.pathname + location.search);
   }
