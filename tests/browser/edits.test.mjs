@@ -436,3 +436,49 @@ test("an example is one click; a second one asks again without another edit", as
   assert.equal(await weigh.getByLabel("Beginning of a sentence").inputValue(), example.prompt);
   assert.equal(await weigh.getByLabel("Another end").inputValue(), example.new);
 });
+
+test("two edits that are switched off at once are both off", async (t) => {
+  const page = await edits(t);
+  await add(page, "rises", "What");
+  await add(page, "tree", "What");
+  const switches = page.locator(".edit-head .edit-switch input");
+  // Before the list is drawn anew.
+  await switches.evaluateAll((all) => {
+    for (const one of all) one.click();
+  });
+  await page.waitForFunction(() =>
+    [...document.querySelectorAll(".edit-head .edit-switch input")].every((one) => !one.checked),
+  );
+  await page.waitForTimeout(500);
+  assert.equal(await switches.count(), 2);
+  assert.ok(await switches.evaluateAll((all) => all.every((one) => !one.checked)));
+});
+
+test("an edit that is moved keeps the focus, and other tabs show the list too", async (t) => {
+  const page = await edits(t);
+  const other = await browser(t);
+  await other.goto(page.url());
+  await other.getByRole("tab", { name: "Edits" }).click();
+  await other.locator("button[type=submit]:enabled", { hasText: "Add the edit" }).waitFor();
+  await add(page, "rises", "What");
+  await add(page, "tree", "What");
+  const names = (where) => where.locator(".edit-head .edit-switch").allInnerTexts();
+  const shown = await names(page);
+  assert.equal(shown.length, 2);
+  const last = page.getByRole("button", { name: /^Apply .* earlier$/ }).last();
+  await last.focus();
+  await page.keyboard.press("Enter");
+  await page.waitForFunction((name) => document.querySelector(".edit-head .edit-switch")?.innerText === name, shown[1]);
+  assert.deepEqual(await names(page), shown.toReversed());
+  const focused = () => page.evaluate(() => document.activeElement?.getAttribute("aria-label"));
+  assert.equal(await focused(), `Apply ${shown[1]} earlier`);
+  // At the end of the list another press changes nothing.
+  await page.keyboard.press("Enter");
+  await page.waitForTimeout(300);
+  assert.deepEqual(await names(page), shown.toReversed());
+  await other.waitForFunction(
+    (name) => document.querySelector(".edit-head .edit-switch")?.innerText === name,
+    shown[1],
+  );
+  assert.deepEqual(await names(other), shown.toReversed());
+});
