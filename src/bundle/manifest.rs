@@ -68,18 +68,16 @@ impl FileRef {
     /// # Errors
     /// [`Error::Bundle`] if the length or the hash differs.
     pub fn verify(&self, bytes: &[u8]) -> Result<()> {
+        let wrong = |found: String, expected: &dyn std::fmt::Display| {
+            let advice = "if the model was updated on its host, load it again";
+            Err(Error::bundle(&self.file, format!("{found}, the manifest says {expected}; {advice}")))
+        };
         if bytes.len() as u64 != self.bytes {
-            return Err(Error::bundle(
-                &self.file,
-                format!("{} bytes, the manifest says {}", bytes.len(), self.bytes),
-            ));
+            return wrong(format!("{} bytes", bytes.len()), &self.bytes);
         }
         let found = blake3::hash(bytes).to_hex();
         if found.as_str() != self.blake3 {
-            return Err(Error::bundle(
-                &self.file,
-                format!("hash {found}, the manifest says {}", self.blake3),
-            ));
+            return wrong(format!("hash {found}"), &self.blake3);
         }
         Ok(())
     }

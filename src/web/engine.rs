@@ -150,7 +150,7 @@ struct Out {
 }
 
 /// What a text is run with in place of the model's own rows: edits, and what is knocked out.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Changes {
     overlay: Overlay,
     out: Option<Out>,
@@ -328,7 +328,7 @@ impl Engine {
         let mut session = self.session.lock().await;
         let _looking = self.look.hold();
         self.control.resume();
-        self.change(&mut session, self.look.changes()).await?;
+        self.change(&mut session, &self.look.changes()).await?;
         let each = |position: usize, tokens: &[TracedToken]| {
             if let Ok(part) = part(position, tokens) {
                 // A listener that throws is no reason to end the trace.
@@ -355,7 +355,7 @@ impl Engine {
         let mut session = self.session.lock().await;
         let _looking = self.look.hold();
         self.control.resume();
-        self.change(&mut session, self.look.changes()).await?;
+        self.change(&mut session, &self.look.changes()).await?;
         let mut take_turns = |session: &mut PageSession| {
             on_cpu.iter_mut().flat_map(|on_cpu| on_cpu.iter_mut()).for_each(|other| session.exchange(other));
         };
@@ -399,20 +399,23 @@ impl Engine {
     /// As [`take`](Self::take), with nothing knocked out, as it may have been from an answer that was only to be compared.
     pub(super) async fn take_whole(&self, what: &str) -> Result<MutexGuard<'_, PageSession>> {
         let mut session = self.take(what).await?;
-        let overlay = session.rows().overlay().clone();
-        self.change(&mut session, Changes { overlay, out: None }).await?;
+        self.knock_out(&mut session, None).await?;
         Ok(session)
     }
 
     /// Lays `changes` over the session's rows in place of those that lie there.
-    async fn change(&self, session: &mut PageSession, changes: Changes) -> Result<()> {
-        let Changes { overlay, out } = changes;
-        // To change the rows makes the cache forget, so that those that are the same must stay.
-        if *session.rows().overlay() != overlay {
-            session.rows_mut().set_overlay(overlay);
+    async fn change(&self, session: &mut PageSession, changes: &Changes) -> Result<()> {
+        // To change the rows makes the cache forget, so that those that are the same must stay; likewise below.
+        if *session.rows().overlay() != changes.overlay {
+            session.rows_mut().set_overlay(changes.overlay.clone());
         }
-        if *self.out.borrow() != out {
-            let knock_out = match &out {
+        self.knock_out(session, changes.out.as_ref()).await
+    }
+
+    /// Knocks out `out` and nothing else.
+    async fn knock_out(&self, session: &mut PageSession, out: Option<&Out>) -> Result<()> {
+        if self.out.borrow().as_ref() != out {
+            let knock_out = match out {
                 Some(Out { instead, layers }) => {
                     let rows = session.rows().inner().inner();
                     Some(KnockOut::new(*instead, layers.as_deref(), &self.config, rows).await?)
@@ -420,7 +423,7 @@ impl Engine {
                 None => None,
             };
             session.rows_mut().inner_mut().set(knock_out);
-            self.out.replace(out);
+            self.out.replace(out.cloned());
         }
         Ok(())
     }
@@ -433,7 +436,7 @@ impl Engine {
         changes: Changes,
     ) -> Result<Answer> {
         let template = self.template()?;
-        self.change(&mut session, changes.clone()).await?;
+        self.change(&mut session, &changes).await?;
         let seed = settings.seed.unwrap_or_else(|| (Math::random() * f64::from(u32::MAX)) as u64);
         let sampling = Sampling {
             temperature: settings.temperature,

@@ -1,6 +1,7 @@
 //! What the page shows of lookups and layers: told while an answer is written, and asked for afterwards.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use serde::Serialize;
 use wasm_bindgen::JsValue;
@@ -79,12 +80,12 @@ pub struct Look {
     /// The text of the last answer, how much of it was the prompt, and what it was run with.
     last: RefCell<Vec<u32>>,
     prompt_tokens: Cell<usize>,
-    changes: RefCell<Changes>,
+    changes: RefCell<Rc<Changes>>,
     looking: Cell<bool>,
     interrupted: Cell<bool>,
 }
 
-/// The session is held for a look, to which an answer need not give way.
+/// As long as it lives the session is held for a look, which gives way to an answer.
 #[derive(Debug)]
 pub struct Looking<'a>(&'a Cell<bool>);
 
@@ -111,11 +112,11 @@ impl Look {
     pub fn begin(&self, prompt: &[u32], changes: Changes) {
         self.last.replace(prompt.to_vec());
         self.prompt_tokens.set(prompt.len());
-        self.changes.replace(changes);
+        self.changes.replace(Rc::new(changes));
     }
 
     /// What the last text was run with.
-    pub fn changes(&self) -> Changes {
+    pub fn changes(&self) -> Rc<Changes> {
         self.changes.borrow().clone()
     }
 
@@ -129,7 +130,7 @@ impl Look {
         self.last.borrow_mut().extend_from_slice(answer);
     }
 
-    /// Marks that the session is held for a trace or a card, as long as what this gives lives.
+    /// Marks that the session is held for a trace or a card.
     pub fn hold(&self) -> Looking<'_> {
         self.looking.set(true);
         Looking(&self.looking)

@@ -168,13 +168,7 @@ impl<T: Transport, S: Store> Tables<T, S> {
             self.state().stats.requests += 1;
             let bytes = self.transport.whole(file, fresh).await?;
             self.state().stats.bytes_fetched += bytes.len() as u64;
-            verdict = file.verify(&bytes).map_err(|error| match error {
-                Error::Bundle { file, reason } => Error::Bundle {
-                    file,
-                    reason: format!("{reason}; if the model was updated on its host, load it again"),
-                },
-                error => error,
-            });
+            verdict = file.verify(&bytes);
             if verdict.is_err() {
                 continue;
             }
