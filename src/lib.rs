@@ -20,6 +20,8 @@ pub mod gpu;
 #[cfg(feature = "heal")]
 pub mod heal;
 pub mod plan;
+#[cfg(feature = "native")]
+mod replace;
 pub mod sampler;
 pub mod session;
 pub mod tables;

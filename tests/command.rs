@@ -183,6 +183,29 @@ fn a_bad_checkpoint_leaves_the_good_bundle_alone() {
     assert!(left.iter().all(|name| !name.to_string_lossy().contains("partial")), "{left:?}");
 }
 
+/// Ctrl-C, as a terminal sends it.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_conversion_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("bundle");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_xylem"));
+    command.args(["convert", "--base", BASE, "--recipe", "recipe", "--out"]).arg(&out);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let names = || -> Vec<_> { fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect() };
+    // Until it is well under way.
+    while !names().iter().any(|partial| partial.join("core-001.bin").exists()) {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "xylem: stopped\n");
+    assert_eq!(names(), Vec::<std::path::PathBuf>::new());
+}
+
 #[test]
 fn the_bench_of_tables_adds_up() {
     let (dir, bundle) = random_bundle();

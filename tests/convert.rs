@@ -161,6 +161,30 @@ fn what_the_forward_pass_lacks_is_named() {
     ] {
         scaled(&keys, kind).unwrap();
     }
+
+    checkpoint_with(&path, TYPES[0], true, 1, |w| w.uint("split.count", 3));
+    let says = Base::open(&path).unwrap_err().to_string();
+    assert!(says.contains("one of 3 parts") && says.contains("--merge"), "{says}");
+}
+
+#[test]
+fn a_chat_template_that_is_none_is_refused_and_can_be_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (dir.path().join("tiny.gguf"), dir.path().join("out"));
+    for template in ["{% for m in messages %}", "{{ raise_exception('not today') }}"] {
+        checkpoint_with(&path, TYPES[0], true, 1, |w| w.text("tokenizer.chat_template", template));
+        let mut base = Base::open(&path).unwrap();
+        let dense = Dense(base.config().clone());
+        let write = |base: &Base| build::write(base, &dense, Precision::Keep, "tiny", &out, &());
+        assert!(matches!(write(&base).unwrap_err(), xylem::Error::Template(_)));
+        assert!(!out.exists());
+        base.set_chat_template(Some("{{ messages[0].content }}".into()));
+        assert!(write(&base).unwrap().chat_template.is_some());
+        base.set_chat_template(None);
+        assert!(write(&base).unwrap().chat_template.is_none());
+        Bundle::open(&out).unwrap();
+        fs::remove_dir_all(&out).unwrap();
+    }
 }
 
 #[test]
@@ -533,6 +557,9 @@ fn a_recipe_can_bring_features_of_tokens_and_types_of_storage() {
     for name in ["blk.0.ffn_gate", "blk.0.attn_output", "blk.1.attn_output", "blk.1.attn_qkv"] {
         assert_eq!(stored(name), usual.tensor(name).unwrap().dtype, "{name}");
     }
+    // Whatever processor converts: other hashes would refuse the edits of those who converted elsewhere.
+    let hash = "2de82ec41ca73547407d7ad3425713911b68fa1590f125136e426f070e844f15";
+    assert_eq!(manifest.hash(), hash);
     let bundle = Bundle::open(&out).unwrap();
     let mut gathered = Vec::new();
     pollster::block_on(bundle.tables().unwrap().gather(&tokens, &mut gathered)).unwrap();

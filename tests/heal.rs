@@ -164,7 +164,9 @@ struct Watch {
 }
 
 impl Progress for Watch {
-    fn update(&self, _stage: &'static str, _done: u64, _total: u64) {}
+    fn update(&self, _stage: &'static str, _done: u64, _total: u64) -> xylem::Result<()> {
+        Ok(())
+    }
 }
 
 impl Listener for Watch {

@@ -8,6 +8,7 @@ use super::quant::{Dtype, row_bytes};
 use crate::config::Config;
 use crate::engram::Engram;
 use crate::error::{Error, Result};
+use crate::replace::{remove, replace};
 
 /// A page holds as many records as fit into this many bytes, and at least one.
 const PAGE_BYTES: usize = 4096;
@@ -69,7 +70,7 @@ impl Writer {
             ));
         }
         let partial = sibling(&target, &format!("partial-{}", std::process::id()))?;
-        let _ = fs::remove_dir_all(&partial); // of a process that had our id and was killed
+        remove(&partial)?; // of a process that had our id and was killed
         fs::create_dir_all(&partial).map_err(|e| Error::io(&partial, e))?;
         Ok(Self { target, partial: Some(partial) })
     }
@@ -131,6 +132,14 @@ impl Writer {
         let records_per_page = (PAGE_BYTES / record_bytes).max(1);
         let page_bytes = records_per_page * record_bytes;
         let records_per_shard = (MAX_FILE_BYTES as usize / page_bytes).max(1) * records_per_page;
+        // Before hours of work: a manifest with such an index would be refused.
+        let index_bytes = size_of_val(spec.order) + records.div_ceil(records_per_page) * PAGE_HASH_BYTES;
+        if index_bytes as u64 > MAX_FILE_BYTES {
+            return Err(Error::invalid(
+                format!("a table `{}` of {records} records", spec.name),
+                format!("its index would have {index_bytes} bytes, a file has at most {MAX_FILE_BYTES}"),
+            ));
+        }
         let mut slot_of = vec![0u32; records];
         let mut hashes = Vec::with_capacity(records.div_ceil(records_per_page) * PAGE_HASH_BYTES);
         let mut shards = Vec::new();
@@ -170,16 +179,9 @@ impl Writer {
         let json = manifest.to_json();
         Manifest::parse(&json)?;
         self.file("manifest.json", &json)?;
-        let partial = self.dir().to_owned();
         let old = sibling(&self.target, &format!("old-{}", std::process::id()))?;
-        if self.target.exists() {
-            fs::rename(&self.target, &old).map_err(|e| Error::io(&self.target, e))?;
-        }
-        fs::rename(&partial, &self.target).map_err(|e| Error::io(&self.target, e))?;
+        replace(self.dir(), &self.target, &old)?;
         self.partial = None;
-        if old.exists() {
-            fs::remove_dir_all(&old).map_err(|e| Error::io(old, e))?;
-        }
         Ok(())
     }
 }
@@ -197,4 +199,20 @@ fn sibling(target: &Path, suffix: &str) -> Result<PathBuf> {
         .file_name()
         .ok_or_else(|| Error::invalid(target.display().to_string(), "has no folder name"))?;
     Ok(target.with_file_name(format!(".{}.{suffix}", name.to_string_lossy())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_whose_index_no_file_holds_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Writer::create(dir.path().join("bundle")).unwrap();
+        let order = vec![0; 1 << 22];
+        let kind = TableKind::Engram;
+        let spec = TableSpec { name: "engram", kind, rows_per_record: 1, width: 32, order: &order };
+        let error = writer.table(&spec, |record, _| panic!("record {record} is asked for")).unwrap_err();
+        assert!(error.to_string().contains("at most 16777216"), "{error}");
+    }
 }

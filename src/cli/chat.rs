@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
@@ -11,6 +10,7 @@ use xylem::session::{Finish, Observer};
 use xylem::text::{Message, Role, TextStream, chat};
 
 use super::generate::SamplingArgs;
+use super::interrupt;
 use super::model::{self, Kind, Model};
 
 const HELP: &str = "/new begins anew, /system TEXT sets the system message and begins anew, /quit (or Ctrl-D) ends; \
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.edits {
         model.edit(path)?;
     }
-    let interrupted = watch_interrupts()?;
+    let interrupted = interrupt::ctrl_c()?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         eprintln!("{}. {HELP}.", model.backend_name());
@@ -177,21 +177,4 @@ fn answer(
         messages.push(Message { role: Role::Assistant, content: printer.text + &rest });
     }
     Ok(())
-}
-
-/// A flag that Ctrl-C sets; a second Ctrl-C before the flag is taken back ends the program.
-fn watch_interrupts() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let set = Arc::clone(&flag);
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                if set.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
-                }
-            }
-        });
-    });
-    Ok(flag)
 }

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -13,7 +14,8 @@ use xylem::convert::{Base, Changes, Dense, Precision, Progress, Recipe, Untraine
 use xylem::engram::draw::Sizes;
 use xylem::text::{Tokenizer, documents};
 
-use super::progress;
+use super::layers::Layers;
+use super::{interrupt, progress};
 
 /// Chats, passages and statements that SmolLM2-135M-Instruct (Apache-2.0) wrote by itself: what its layers do on them is
 /// right, what they say need not be.
@@ -36,14 +38,14 @@ pub struct Args {
     recipe: Option<PathBuf>,
     /// Layers to make STEM, from 0: `none`, or a list such as `3-12,15`. Unless given, a third of them, from
     /// the first tenth on.
-    #[arg(long, value_name = "LAYERS")]
-    layers: Option<String>,
+    #[arg(long, value_name = "LAYERS", value_parser = Layers::or_none)]
+    layers: Option<Layers>,
     /// The text to estimate rows from, documents separated by a line `<|endoftext|>`; a built-in one unless given.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Layers that get untrained Engram layers, as a list: they change nothing until they are trained.
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',', conflicts_with = "recipe")]
-    engram_layers: Vec<usize>,
+    #[arg(long, value_name = "LAYERS", conflicts_with = "recipe")]
+    engram_layers: Option<Layers>,
     /// The least sizes of an Engram head's table: for pairs, triples, and so on.
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [12289, 12289])]
     engram_tables: Vec<u32>,
@@ -56,6 +58,9 @@ pub struct Args {
     /// How matrices are stored.
     #[arg(long, value_enum, default_value = "keep")]
     precision: Storage,
+    /// The chat template: a file with Jinja, or `none`; the checkpoint's own unless given.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// What to call the model; as the checkpoint's file unless given.
     #[arg(long)]
     name: Option<String>,
@@ -103,15 +108,25 @@ struct Report {
 
 /// Runs the subcommand.
 pub fn run(args: &Args) -> Result<()> {
-    let base = Base::open(&args.base)?;
-    let bars = Bars::default();
+    let mut base = Base::open(&args.base)?;
+    match &args.chat_template {
+        Some(path) if path.as_os_str() == "none" => base.set_chat_template(None),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            base.set_chat_template(Some(text));
+        }
+        None => base.check_chat_template().context(
+            "the checkpoint's chat template can't be used; give another with --chat-template FILE or none",
+        )?,
+    }
+    let bars = Bars::new(interrupt::any()?);
     let write = |changes: &dyn Changes| {
         let name = args.name.clone().unwrap_or_else(|| base.name());
-        if args.engram_layers.is_empty() {
+        let Some(layers) = &args.engram_layers else {
             return build::write(&base, changes, args.precision.into(), &name, &args.out, &bars);
-        }
+        };
         let sizes = Sizes {
-            layers: args.engram_layers.clone(),
+            layers: layers.clone().into(),
             tables: args.engram_tables.clone(),
             heads: args.engram_heads,
             head_width: args.engram_width,
@@ -124,7 +139,11 @@ pub fn run(args: &Args) -> Result<()> {
     let manifest = if let Some(dir) = &args.recipe {
         write(&Recipe::open(dir, &base)?)?
     } else {
-        let stem_layers = layers(args.layers.as_deref(), base.config().n_layers)?;
+        let n = base.config().n_layers;
+        let stem_layers = match &args.layers {
+            Some(layers) => layers.of(n)?,
+            None => (n / 10..n / 10 + n / 3).collect(),
+        };
         if stem_layers.is_empty() {
             write(&Dense(base.config().clone()))?
         } else {
@@ -179,37 +198,18 @@ fn print(args: &Args, manifest: &Manifest) -> Result<()> {
     ))?)
 }
 
-/// The layers that `text` names, of `n`.
-fn layers(text: Option<&str>, n: usize) -> Result<Vec<usize>> {
-    let mut layers: Vec<usize> = match text {
-        None => (n / 10..n / 10 + n / 3).collect(),
-        Some("none") => Vec::new(),
-        Some(text) => {
-            let mut all = Vec::new();
-            for part in text.split(',') {
-                let (first, last) = part.split_once('-').unwrap_or((part, part));
-                let number = |s: &str| s.trim().parse::<usize>();
-                let (first, last) = number(first)
-                    .and_then(|first| Ok((first, number(last)?)))
-                    .with_context(|| format!("--layers: `{part}` is no layer and no range of layers"))?;
-                if first > last || last >= n {
-                    bail!("--layers: `{part}` is no range within the layers 0 to {}", n - 1);
-                }
-                all.extend(first..=last);
-            }
-            all
-        }
-    };
-    layers.sort_unstable();
-    layers.dedup();
-    Ok(layers)
+/// A progress bar for each stage in turn.
+pub struct Bars {
+    current: Mutex<Option<(&'static str, ProgressBar)>>,
+    stop: Arc<AtomicBool>,
 }
 
-/// A progress bar for each stage in turn.
-#[derive(Default)]
-pub struct Bars(Mutex<Option<(&'static str, ProgressBar)>>);
-
 impl Bars {
+    /// The work ends once `stop` is set.
+    pub fn new(stop: Arc<AtomicBool>) -> Self {
+        Self { current: Mutex::default(), stop }
+    }
+
     /// Takes the last one away.
     pub fn clear(&self) {
         if let Some((_, bar)) = self.lock().take() {
@@ -218,12 +218,15 @@ impl Bars {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<(&'static str, ProgressBar)>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl Progress for Bars {
-    fn update(&self, stage: &'static str, done: u64, total: u64) {
+    fn update(&self, stage: &'static str, done: u64, total: u64) -> xylem::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(xylem::Error::Stopped);
+        }
         let mut current = self.lock();
         if current.as_ref().is_none_or(|(name, _)| *name != stage) {
             if let Some((_, bar)) = current.take() {
@@ -235,21 +238,6 @@ impl Progress for Bars {
             bar.set_length(total);
             bar.set_position(done);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_are_read() {
-        let read = |text| layers(text, 30);
-        assert_eq!(read(None).unwrap(), (3..13).collect::<Vec<_>>());
-        assert!(read(Some("none")).unwrap().is_empty());
-        assert_eq!(read(Some("5,3-4, 4")).unwrap(), [3, 4, 5]);
-        for wrong in ["", "x", "4-3", "29-30", "-1"] {
-            assert!(read(Some(wrong)).is_err(), "{wrong:?}");
-        }
+        Ok(())
     }
 }

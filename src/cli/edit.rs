@@ -21,6 +21,7 @@ use xylem::edits::{Edit, Edits, Gets, Method, NgramTarget, Scope, Swap, Target};
 use xylem::engram::Engram;
 use xylem::text::Tokenizer;
 
+use super::layers::Layers;
 use super::progress;
 
 /// Make and show edits: files that say which rows of which tokens are answered by which others.
@@ -81,9 +82,9 @@ pub struct How {
     /// How far the rows go toward the others: 0 leaves them, 1 replaces them, more overshoots.
     #[arg(long, value_name = "A", default_value_t = 1.0)]
     strength: f32,
-    /// The STEM layers to change, as a list such as 3,4,5; all unless given.
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    layers: Vec<usize>,
+    /// The STEM layers to change, as a list such as 3-5,8; all unless given.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<Layers>,
     /// Which token gets which row. Where the method does not fit the numbers of tokens, or unless given: one to one
     /// for equal numbers, padding for a longer subject, a subset for a shorter one.
     #[arg(long, value_enum)]
@@ -148,7 +149,7 @@ impl How {
         Swap {
             scope: self.scope.into(),
             strength: self.strength,
-            layers: layers(&self.layers),
+            layers: self.layers.clone().map(Vec::from),
             method: self.method.map(Method::from),
             pad: self.pad,
             at_start,
@@ -177,23 +178,15 @@ struct TeachArgs {
     /// How it is to end, for instance Berlin.
     #[arg(long, value_name = "TEXT")]
     answer: String,
-    /// The STEM layers to change, as a list such as 3,4,5; all unless given.
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    layers: Vec<usize>,
+    /// The STEM layers to change, as a list such as 3-5,8; all unless given.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<Layers>,
     /// At most so many steps; it ends as soon as the answer is likely.
     #[arg(long, value_name = "N", default_value_t = 40)]
     steps: usize,
     /// The file to write; if it exists the edits are added to it.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-}
-
-/// The layers that were named, in order, or `None` for all.
-fn layers(named: &[usize]) -> Option<Vec<usize>> {
-    let mut layers = named.to_vec();
-    layers.sort_unstable();
-    layers.dedup();
-    Some(layers).filter(|l| !l.is_empty())
 }
 
 /// Show the edits of a file: what is on, and which token gets which row.
@@ -254,7 +247,7 @@ fn teach(args: &TeachArgs) -> Result<()> {
         subject: args.subject.clone(),
         prompts: args.prompt.clone(),
         answer: args.answer.clone(),
-        layers: layers(&args.layers),
+        layers: args.layers.clone().map(Vec::from),
         steps: args.steps,
     };
     let bar = progress::count("Teaching", args.steps as u64);

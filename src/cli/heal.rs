@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use xylem::convert::{Base, Progress};
 use xylem::heal::checkpoint::Position;
 use xylem::heal::{Entry, Hardware, Listener, Settings, Trainer, plot};
 
 use super::convert::{Bars, calibration};
+use super::interrupt;
 
 /// Train a recipe: the student learns to say what its dense base says.
 ///
@@ -79,18 +79,10 @@ pub fn run(args: &Args) -> Result<()> {
         settings.init = Some(init.clone());
     }
     let base = Base::open(&args.base)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        // Who asks twice does not want to wait for the step.
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .context("Ctrl-C can't be caught")?;
+    let stop = interrupt::any()?;
     let hardware = hardware(args.device)?;
     eprintln!("Training on {}", hardware.name);
-    let bars = Bars::default();
+    let bars = Bars::new(Arc::clone(&stop));
     let text = settings.student.calibration.clone();
     let documents = || {
         calibration(text.as_deref(), &base).map_err(|e| xylem::Error::invalid("calibration", e.to_string()))
@@ -105,7 +97,10 @@ pub fn run(args: &Args) -> Result<()> {
     shown.bar.finish_and_clear();
     let outcome = outcome?;
     let curve = args.out.join("curve.svg");
-    plot::write(&xylem::heal::train::entries(&args.out)?, &curve)?;
+    let entries = xylem::heal::train::entries(&args.out)?;
+    if !entries.is_empty() {
+        plot::write(&entries, &curve)?;
+    }
     let (step, tokens) = (outcome.position.step, HumanCount(outcome.position.tokens));
     Ok(super::print_line(match outcome.recipe {
         Some(recipe) => format!(
@@ -137,7 +132,9 @@ impl Shown {
 }
 
 impl Progress for Shown {
-    fn update(&self, _stage: &'static str, _done: u64, _total: u64) {}
+    fn update(&self, _stage: &'static str, _done: u64, _total: u64) -> xylem::Result<()> {
+        Ok(())
+    }
 }
 
 impl Listener for Shown {

@@ -9,6 +9,8 @@ mod generate;
 #[cfg(feature = "heal")]
 mod heal;
 mod inspect;
+mod interrupt;
+mod layers;
 mod model;
 mod progress;
 mod random;
@@ -23,7 +25,7 @@ use serde::Serialize;
 
 /// A language model whose knowledge is a table of rows: convert, chat, measure, serve.
 ///
-/// Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong arguments.
+/// Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong arguments, 130 stopped by Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -36,6 +38,13 @@ enum Command {
     Convert(convert::Args),
     #[cfg(feature = "heal")]
     Heal(heal::Args),
+    /// Train a recipe; this build can't.
+    #[cfg(not(feature = "heal"))]
+    #[command(disable_help_flag = true)]
+    Heal {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        _args: Vec<std::ffi::OsString>,
+    },
     Chat(chat::Args),
     Generate(generate::Args),
     Edit(edit::Args),
@@ -53,6 +62,10 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         #[cfg(feature = "heal")]
         Command::Heal(args) => heal::run(&args),
+        #[cfg(not(feature = "heal"))]
+        Command::Heal { .. } => Err(anyhow::anyhow!(
+            "this build can't train; build it with `cargo build --release --features heal`, or `--features heal-gpu` for a GPU"
+        )),
         Command::Chat(args) => chat::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Edit(args) => edit::run(&args),
@@ -71,7 +84,8 @@ pub fn main() -> ExitCode {
         }
         Err(e) => {
             eprintln!("xylem: {}", describe(&e));
-            ExitCode::FAILURE
+            let stopped = e.downcast_ref().is_some_and(|e| matches!(e, xylem::Error::Stopped));
+            if stopped { interrupt::EXIT_CODE.into() } else { ExitCode::FAILURE }
         }
     }
 }

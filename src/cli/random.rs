@@ -1,6 +1,7 @@
 //! `xylem random`: a bundle with random weights, for tests and for timing shapes that no checkpoint has.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -13,6 +14,8 @@ use xylem::engram::compress::Compressed;
 use xylem::engram::draw::Sizes;
 use xylem::text::Tokenizer;
 use xylem::text::json::bytes_only;
+
+use super::interrupt;
 
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
     '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -131,14 +134,17 @@ pub fn run(args: &Args) -> Result<()> {
         engram,
     };
     config.validate()?;
+    let stop = interrupt::any()?;
+    let check = || if stop.load(Ordering::Relaxed) { Err(xylem::Error::Stopped) } else { Ok(()) };
     let writer = Writer::create(&args.out)?;
     let dtype = Dtype::from(args.precision);
     let core = random::core(&config, args.seed, |_| dtype).into_iter();
-    let core = writer.core(core.map(|(t, planes)| Ok((t.name, t.dtype, t.shape, planes))))?;
+    let core = writer.core(core.map(|(t, planes)| check().map(|()| (t.name, t.dtype, t.shape, planes))))?;
     let mut tables = Vec::new();
     if !config.stem_layers.is_empty() {
         let order: Vec<u32> = (0..config.vocab_size as u32).collect();
         tables.push(writer.table(&TableSpec::stem(&config, &order), |token, out| {
+            check()?;
             let rows = random::rows(&config, token, args.seed);
             for row in rows[..config.stem_width()].chunks_exact(config.intermediate_size) {
                 quantize_row(row, out);
@@ -149,6 +155,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(engram) = &config.engram {
         let order: Vec<u32> = (0..engram.records() as u32).collect();
         tables.push(writer.table(&TableSpec::engram(engram, &order), |record, out| {
+            check()?;
             quantize_row(&random::engram_row(engram, record, args.seed), out);
             Ok(())
         })?);

@@ -10,6 +10,7 @@ use crate::bundle::quant::{Dtype, quantize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::text::{Message, Role, Template, Tokenizer};
 
 /// An open checkpoint whose every size has been checked.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct Base {
     gguf: Gguf,
     config: Config,
     tokens: Tokens,
+    chat_template: Option<String>,
 }
 
 impl Base {
@@ -27,10 +29,19 @@ impl Base {
     /// forward pass does not know, [`Error::Invalid`] for impossible sizes.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let gguf = Gguf::open(path)?;
+        // Checked first: parts but the first lack all else.
+        let parts = gguf.get("split.count").map_or(Ok(1), |_| gguf.uint("split.count"))?;
+        if parts > 1 {
+            return Err(Error::Unsupported {
+                what: format!("{}, one of {parts} parts of a checkpoint,", gguf.path().display()),
+                supported: "one whole file, as `llama-gguf-split --merge` makes it of the parts".into(),
+            });
+        }
         let tokens = vocabulary::read(&gguf)?;
         let config = config(&gguf, &tokens)?;
         config.validate()?;
-        let base = Self { gguf, config, tokens };
+        let chat_template = gguf.string("tokenizer.chat_template").ok().map(str::to_owned);
+        let base = Self { gguf, config, tokens, chat_template };
         base.check_tensors()?;
         Ok(base)
     }
@@ -62,7 +73,23 @@ impl Base {
 
     /// The Jinja chat template, if there is one.
     pub fn chat_template(&self) -> Option<&str> {
-        self.gguf.string("tokenizer.chat_template").ok()
+        self.chat_template.as_deref()
+    }
+
+    /// Another chat template, or none, in place of the checkpoint's.
+    pub fn set_chat_template(&mut self, template: Option<String>) {
+        self.chat_template = template;
+    }
+
+    /// Whether a question can be put in the chat template, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Template`] saying what is wrong with it.
+    pub fn check_chat_template(&self) -> Result<()> {
+        let Some(source) = self.chat_template() else { return Ok(()) };
+        let tokenizer = Tokenizer::new(self.tokenizer_json(), self.config.bos_token)?;
+        let question = Message { role: Role::User, content: "Who are you?".into() };
+        Template::for_model(source, &tokenizer, &self.config)?.render(&[question]).map(drop)
     }
 
     /// The tensor `name` of a bundle, row-major, its blocks expanded.

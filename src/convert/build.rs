@@ -85,17 +85,22 @@ impl Changes for Dense {
 /// Hears how far the work is: the stage, what is done of it, and how much it is in all.
 pub trait Progress: Sync {
     /// Called often.
-    fn update(&self, stage: &'static str, done: u64, total: u64);
+    ///
+    /// # Errors
+    /// Any ends the work: [`Error::Stopped`](crate::Error::Stopped) where somebody asked for that.
+    fn update(&self, stage: &'static str, done: u64, total: u64) -> Result<()>;
 }
 
 impl Progress for () {
-    fn update(&self, _stage: &'static str, _done: u64, _total: u64) {}
+    fn update(&self, _stage: &'static str, _done: u64, _total: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes the bundle of `base` with `changes` to the folder `out`.
 ///
 /// # Errors
-/// What reading the base or writing the bundle gives; `out` is then as it was.
+/// What reading the base, writing the bundle or `progress` gives; `out` is then as it was.
 pub fn write(
     base: &Base,
     changes: &dyn Changes,
@@ -106,11 +111,13 @@ pub fn write(
 ) -> Result<Manifest> {
     let config = changes.config();
     config.validate()?;
+    // A bundle with one that is no template could not be opened.
+    base.check_chat_template()?;
     let writer = Writer::create(out)?;
     let tensors = expected_tensors(config);
     let count = tensors.len() as u64;
     let core = writer.core(tensors.into_iter().enumerate().map(|(i, (name, shape))| {
-        progress.update("Core", i as u64, count);
+        progress.update("Core", i as u64, count)?;
         let (dtype, planes) = match changes.tensor(&name)? {
             Some(values) => store(&name, &values, config, precision, changes.storage(&name)),
             None => stored(base, &name, precision)?,
@@ -127,7 +134,7 @@ pub fn write(
         tables.push(writer.table(&spec, |_, out| {
             // Records are asked for in the order of their slots.
             if next % BATCH == 0 {
-                progress.update("Table", next as u64, order.len() as u64);
+                progress.update("Table", next as u64, order.len() as u64)?;
                 batch = records(changes, &order[next..order.len().min(next + BATCH)])?;
             }
             out.extend_from_slice(&batch[next % BATCH * record_bytes..][..record_bytes]);

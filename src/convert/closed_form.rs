@@ -173,9 +173,9 @@ fn estimate(
     let mut tables = Vec::new();
     for index in 0..=*last {
         let step = |step: u64| {
-            progress.update("Closed form", index as u64 * STEPS + step, (*last as u64 + 1) * STEPS);
+            progress.update("Closed form", index as u64 * STEPS + step, (*last as u64 + 1) * STEPS)
         };
-        step(0);
+        step(0)?;
         let mut layer = Layer::read(tensor, index)?;
         let is_stem = converted.stem_index(index).is_some();
         batch.attend(c, &layer, &mut teacher);
@@ -184,7 +184,7 @@ fn estimate(
             None if is_stem => student = Some(teacher.clone()),
             None => {}
         }
-        step(1);
+        step(1)?;
         sweep.attend(c, &layer, &mut swept);
         // [vocab, hidden]: the FFN's input in the sweep.
         let mut swept_norm = Vec::new();
@@ -195,7 +195,7 @@ fn estimate(
         if index < *last {
             forward::dense_ffn(c, &layer, &mut swept);
         }
-        step(2);
+        step(2)?;
         match (&mut student, is_stem) {
             (Some(student), true) => {
                 tables.push(fit.layer(&mut layer, &mut teacher, student, &swept_norm)?);

@@ -160,7 +160,7 @@ pub fn table(
     let order: Vec<u32> = (0..engram.records() as u32).collect();
     writer.table(&TableSpec::engram(engram, &order), |record, out| {
         if record.is_multiple_of(4096) {
-            progress.update("N-grams", u64::from(record), order.len() as u64);
+            progress.update("N-grams", u64::from(record), order.len() as u64)?;
         }
         quantize_row(changes.engram_row(record), out);
         Ok(())

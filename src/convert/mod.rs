@@ -10,6 +10,7 @@ pub(crate) mod engram;
 mod fit;
 mod forward;
 mod means;
+mod product;
 pub(crate) mod raw;
 pub mod recipe;
 pub(crate) mod regression;

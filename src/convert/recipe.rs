@@ -38,12 +38,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::build::Changes;
+use super::product::product;
 use super::raw::Raw;
 use super::{Base, engram, store};
 use crate::bundle::manifest::expected_tensors;
 use crate::bundle::quant::Dtype;
 use crate::config::Config;
-use crate::cpu::linear::gemm_xwt;
 use crate::engram::compress::Compressed;
 use crate::error::{Error, Result};
 
@@ -372,7 +372,8 @@ impl Changes for Recipe<'_> {
         }
         let mut mapped = vec![0f32; n * ffn]; // [n, ffn]
         for (i, layer) in c.stem_layers.iter().enumerate() {
-            gemm_xwt(&x, &self.tensors[&format!("blk.{layer}.stem_map")].values, n, ffn, width, &mut mapped);
+            let map = &self.tensors[&format!("blk.{layer}.stem_map")].values;
+            product(&x, map, [n, ffn, width], &mut mapped);
             let residual = self.tensors.get(&format!("blk.{layer}.stem_rows"));
             let records = out.chunks_exact_mut(c.stem_width()).zip(mapped.chunks_exact(ffn));
             for (token, (record, mapped)) in tokens.iter().zip(records) {
@@ -407,7 +408,7 @@ impl Changes for Recipe<'_> {
 /// Adds `b · a` to `values` `[out, in]`; `a` is `[r, in]`, `b` is `[out, r]`.
 pub(crate) fn add_product(values: &mut [f32], a: &Matrix, b: &Matrix) {
     let (rows, width, rank) = (b.rows, a.width, a.rows);
-    // gemm_xwt takes the second factor transposed: [in, r].
+    // `product` takes the second factor transposed: [in, r].
     let mut transposed = vec![0f32; a.values.len()];
     for (r, row) in a.values.chunks_exact(width).enumerate() {
         for (i, value) in row.iter().enumerate() {
@@ -415,7 +416,7 @@ pub(crate) fn add_product(values: &mut [f32], a: &Matrix, b: &Matrix) {
         }
     }
     let mut change = vec![0f32; rows * width];
-    gemm_xwt(&b.values, &transposed, rows, width, rank, &mut change);
+    product(&b.values, &transposed, [rows, width, rank], &mut change);
     values.iter_mut().zip(&change).for_each(|(v, c)| *v += c);
 }
 

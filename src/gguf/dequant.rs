@@ -55,6 +55,37 @@ impl GgmlType {
         })
     }
 
+    /// The name of ggml's number `id`, also of types that this crate can't read (source: `enum ggml_type` in ggml's `ggml.h`).
+    pub fn name_of(id: u32) -> String {
+        let name = match id {
+            10 => "Q2_K",
+            11 => "Q3_K",
+            15 => "Q8_K",
+            16 => "IQ2_XXS",
+            17 => "IQ2_XS",
+            18 => "IQ3_XXS",
+            19 => "IQ1_S",
+            20 => "IQ4_NL",
+            21 => "IQ3_S",
+            22 => "IQ2_S",
+            23 => "IQ4_XS",
+            24 => "I8",
+            25 => "I16",
+            26 => "I32",
+            27 => "I64",
+            28 => "F64",
+            29 => "IQ1_M",
+            34 => "TQ1_0",
+            35 => "TQ2_0",
+            39 => "MXFP4",
+            _ => {
+                return Self::from_id(id)
+                    .map_or_else(|| format!("number {id}"), |known| format!("{known:?}"));
+            }
+        };
+        name.into()
+    }
+
     /// Elements and bytes of one block.
     pub fn block(self) -> (usize, usize) {
         match self {

@@ -335,7 +335,7 @@ impl<'a> Cursor<'a> {
         let dtype = self.u32()?;
         let dtype = GgmlType::from_id(dtype).ok_or_else(|| {
             ParseError::Other(Error::Unsupported {
-                what: format!("the type {dtype} of tensor `{name}`"),
+                what: format!("the type {} of the tensor `{name}`", GgmlType::name_of(dtype)),
                 supported: GgmlType::ALL.map(|t| format!("{t:?}")).join(", "),
             })
         })?;
@@ -387,6 +387,20 @@ mod tests {
         assert_eq!(gguf.tensor("w", &[2, 3]).unwrap(), [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5]);
         assert!(gguf.tensor("w", &[3, 2]).unwrap_err().to_string().contains("expected [3, 2]"));
         assert!(gguf.uint("general.architecture").is_err());
+    }
+
+    #[test]
+    fn types_that_cannot_be_read_are_named() {
+        for (id, name) in
+            [(10, "the type Q2_K of"), (20, "the type IQ4_NL of"), (99, "the type number 99 of")]
+        {
+            let mut file = tiny();
+            // Behind the name and two dimensions of the tensor `w`.
+            let name_at = file.windows(9).position(|w| w == [1, 0, 0, 0, 0, 0, 0, 0, b'w']).unwrap();
+            file[name_at + 9 + 4 + 16] = id;
+            let says = open(&file).unwrap_err().to_string();
+            assert!(says.contains(name) && says.contains("supported: F32"), "{says}");
+        }
     }
 
     #[test]

@@ -252,11 +252,19 @@ fn choose(source: &Source, reader: &Reader, all: &[Document], seed: u64) -> Resu
 mod tests {
     use super::*;
     use crate::engram::vectors::Vectors;
+    use crate::heal::data::Separator;
     use crate::text::tokenizer::tests::byte_tokenizer;
+
+    const SEPARATOR: Separator = Separator { token: 0, begins: false };
 
     fn reader() -> Reader {
         let vectors = Vectors::load();
-        Reader { tokenizer: vectors.tokenizer(), template: None, vocab: vectors.ids.len(), separator: 0 }
+        Reader {
+            tokenizer: vectors.tokenizer(),
+            template: None,
+            vocab: vectors.ids.len(),
+            separator: SEPARATOR,
+        }
     }
 
     /// Settings with a file of 20 documents, read as text of two sources.
@@ -317,7 +325,7 @@ mod tests {
         straight.source.remove(0);
         straight.source[0].facts = Some(Facts::Straight);
         settings.batch.push(straight);
-        let reader = Reader { tokenizer: byte_tokenizer(), template: None, vocab: 258, separator: 0 };
+        let reader = Reader { tokenizer: byte_tokenizer(), template: None, vocab: 258, separator: SEPARATOR };
         let mut batches = Batches::new(&settings, &reader, &BTreeMap::new()).unwrap();
         let steps: Vec<Vec<Job>> = (0..12).map(|step| batches.step(step).unwrap()).collect();
         for jobs in &steps {

@@ -15,6 +15,7 @@ use crate::bundle::quant::Dtype;
 use crate::config::Config;
 use crate::convert::recipe::{File, Matrix};
 use crate::error::{Error, Result};
+use crate::replace::{remove, replace};
 
 const FORMAT: &str = "xylem-heal";
 const VERSION: u32 = 1;
@@ -64,10 +65,6 @@ fn older(run: &Path) -> PathBuf {
 /// [`Error::Io`] if it can't be written.
 pub fn write(run: &Path, start: &Start, parameters: &Parameters, position: &Position) -> Result<()> {
     let (dir, new, old) = (folder(run), run.join("checkpoint.new"), older(run));
-    let remove = |dir: &Path| match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir, e)),
-        _ => Ok(()),
-    };
     remove(&new)?;
     fs::create_dir_all(&new).map_err(|e| Error::io(&new, e))?;
     let groups = parameters.0.iter().flat_map(|(name, p)| {
@@ -90,12 +87,7 @@ pub fn write(run: &Path, start: &Start, parameters: &Parameters, position: &Posi
     let path = new.join(HEAD);
     let json = serde_json::to_vec_pretty(&head).map_err(|e| Error::invalid(HEAD, e.to_string()))?;
     fs::write(&path, json).map_err(|e| Error::io(&path, e))?;
-    if dir.exists() {
-        remove(&old)?;
-        fs::rename(&dir, &old).map_err(|e| Error::io(&dir, e))?;
-    }
-    fs::rename(&new, &dir).map_err(|e| Error::io(&new, e))?;
-    remove(&old)
+    replace(&new, &dir, &old)
 }
 
 /// The checkpoint of `run`, `None` if there is none. It must be of a student with the layers of `start`.

@@ -26,15 +26,40 @@ pub fn rng(seed: u64, what: &str, number: u64) -> StdRng {
     StdRng::from_seed(*hasher.finalize().as_bytes())
 }
 
-/// The token between documents: the one that begins a text, or else the first that ends one.
-pub fn separator(config: &Config) -> u32 {
-    config.bos_token.or(config.eos_tokens.iter().min().copied()).unwrap_or(0)
+/// What stands between documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Separator {
+    /// The token that begins a text, or else the first that ends one.
+    pub token: u32,
+    /// Whether it begins texts. Then every row begins with it too, as every text does that the model is given.
+    pub begins: bool,
+}
+
+impl Separator {
+    /// That of a model.
+    pub fn of(config: &Config) -> Self {
+        let token = config.bos_token.or(config.eos_tokens.iter().min().copied()).unwrap_or(0);
+        Self { token, begins: config.bos_token.is_some() }
+    }
+
+    /// What a row begins with.
+    pub fn start(self) -> impl Iterator<Item = u32> {
+        std::iter::repeat_n(self.token, usize::from(self.begins))
+    }
+
+    /// `ids` without what a row begins with: a chat template may have written it.
+    pub fn bare(self, mut ids: Vec<u32>) -> Vec<u32> {
+        if self.begins && ids.first() == Some(&self.token) {
+            ids.remove(0);
+        }
+        ids
+    }
 }
 
 /// A document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
-    /// Its tokens, without a separator.
+    /// Its tokens, without a separator before or after them.
     pub ids: Vec<u32>,
     /// So many of them are a prompt; at least 1, since nothing predicts the first token.
     pub prompt: usize,
@@ -66,8 +91,8 @@ pub struct Reader {
     pub template: Option<Template>,
     /// Tokens in the vocabulary.
     pub vocab: usize,
-    /// See [`separator`].
-    pub separator: u32,
+    /// The base's.
+    pub separator: Separator,
 }
 
 impl Reader {
@@ -113,14 +138,16 @@ impl Reader {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) {
             return Err(format!("token {id} is outside the vocabulary of {}", self.vocab));
         }
-        if ids.last() == Some(&self.separator) {
+        if ids.last() == Some(&self.separator.token) {
             ids.pop();
         }
-        let prompt = line.prompt.unwrap_or(1).clamp(1, ids.len().max(1));
+        let whole = ids.len();
+        let ids = self.separator.bare(ids);
+        let prompt = line.prompt.unwrap_or(1).saturating_sub(whole - ids.len()).clamp(1, ids.len().max(1));
         Ok(Document { ids, prompt, kind: line.kind, name: line.name, title: line.title })
     }
 
-    /// `documents` that have a title, as answers to one of the questions `ask`.
+    /// `documents` that have a title, as answers to one of the questions `ask`, which end as the template ends an answer.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the base has no chat template, or what the template gives.
@@ -133,16 +160,33 @@ impl Reader {
         let Some(template) = &self.template else {
             return Err(Error::invalid("ask", "the base has no chat template; leave `ask` out"));
         };
+        let end = self.tokenizer.encode_more(around_answers(template).1.trim_end())?;
         let mut answers = Vec::new();
         for document in documents {
             let Some((title, ask)) = document.title.as_ref().zip(ask.choose(rng)) else { continue };
             let question = Message { role: Role::User, content: ask.replace("{title}", title) };
-            let mut ids = self.tokenizer.encode_more(&template.render(&[question])?)?;
-            ids.extend(&document.ids);
-            answers.push(Document { ids, ..document });
+            let mut ids = self.separator.bare(self.tokenizer.encode_more(&template.render(&[question])?)?);
+            // A document's first token counts as prompt where nothing predicts it; here the question does.
+            let own = if document.prompt > 1 { document.prompt } else { 0 };
+            let prompt = (ids.len() + own).max(1);
+            ids.extend(document.ids.iter().chain(&end));
+            answers.push(Document { ids, prompt, ..document });
         }
         Ok(answers)
     }
+}
+
+/// What a template writes between the head of an answer and the answer, which is only spaces, and after it.
+pub fn around_answers(template: &Template) -> (String, String) {
+    const ANSWER: &str = "It is.";
+    let message = |role, content: &str| Message { role, content: content.into() };
+    let (question, answer) = (message(Role::User, "Is it?"), message(Role::Assistant, ANSWER));
+    let head = template.render(std::slice::from_ref(&question)).unwrap_or_default();
+    let whole = template.conversation(&[question, answer]).unwrap_or_default();
+    let rest = whole.strip_prefix(&head).unwrap_or_default();
+    let begun = rest.trim_start();
+    let gap = rest[..rest.len() - begun.len()].to_owned();
+    (gap, begun.strip_prefix(ANSWER).unwrap_or_default().to_owned())
 }
 
 /// A row of text: as many ids as weights.
@@ -154,27 +198,31 @@ pub struct Row {
     pub weights: Vec<f32>,
 }
 
-/// Rows of `length` tokens, each of which begins where a document does; a document that doesn't fit is cut,
-/// and a rest too short for a row given up, unless it is all there is.
-pub fn pack(documents: &[Document], length: usize, separator: u32) -> Vec<Row> {
+/// Rows of `length` tokens, each of which begins where a document does, after what `separator` begins it with; a document
+/// that doesn't fit is cut, and a rest too short for a row given up, unless it is all there is.
+pub fn pack(documents: &[Document], length: usize, separator: Separator) -> Vec<Row> {
     let mut rows = Vec::new();
     let (mut ids, mut weights) = (Vec::new(), Vec::new());
     for document in documents {
+        if ids.is_empty() {
+            ids.extend(separator.start());
+            weights.extend(ids.iter().map(|_| END_WEIGHT));
+        }
         ids.extend(&document.ids);
-        ids.push(separator);
+        ids.push(separator.token);
         let told = document.ids.len() - document.prompt;
         weights.extend(std::iter::repeat_n(PROMPT_WEIGHT, document.prompt - 1));
         weights.extend(std::iter::repeat_n(1.0, told + 1));
         // The last token of the document has the separator next, and the separator anything.
         weights.push(END_WEIGHT);
         if ids.len() + SLACK > length {
-            ids.resize(length, separator);
+            ids.resize(length, separator.token);
             weights.resize(length, 0.0);
             rows.push(Row { ids: std::mem::take(&mut ids), weights: std::mem::take(&mut weights) });
         }
     }
     if !ids.is_empty() && rows.is_empty() {
-        ids.resize(length, separator);
+        ids.resize(length, separator.token);
         weights.resize(length, 0.0);
         rows.push(Row { ids, weights });
     }
@@ -226,6 +274,8 @@ impl Order {
 pub(crate) mod tests {
     use super::*;
     use crate::engram::vectors::Vectors;
+    use crate::text::template::tests::CHATML;
+    use crate::text::tokenizer::tests::byte_tokenizer;
 
     pub(crate) fn document(ids: &[u32], prompt: usize) -> Document {
         Document { ids: ids.into(), prompt, kind: None, name: None, title: None }
@@ -234,14 +284,63 @@ pub(crate) mod tests {
     #[test]
     fn rows_begin_where_a_document_does() {
         let documents = [document(&[5; 10], 4), document(&[6; 30], 1), document(&[7; 3], 1)];
-        let rows = pack(&documents, 24, 0);
+        let separator = Separator { token: 0, begins: false };
+        let rows = pack(&documents, 24, separator);
         // What is too little for a row is given up, unless it is all there is.
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].ids, [&[5; 10][..], &[0], &[6; 13]].concat());
         let expected = [&[0.25; 3][..], &[1.0; 7], &[0.1], &[1.0; 13]].concat();
         assert_eq!(rows[0].weights, expected);
-        assert_eq!(pack(&documents[2..], 24, 0).len(), 1);
-        assert_eq!(pack(&documents[2..], 24, 0)[0].weights[3..], [&[0.1][..], &[0.0; 20]].concat());
+        assert_eq!(pack(&documents[2..], 24, separator).len(), 1);
+        assert_eq!(pack(&documents[2..], 24, separator)[0].weights[3..], [&[0.1][..], &[0.0; 20]].concat());
+        // A token that begins texts begins rows.
+        let rows = pack(&documents, 24, Separator { token: 0, begins: true });
+        assert_eq!(rows[0].ids, [&[0][..], &[5; 10], &[0], &[6; 12]].concat());
+        assert_eq!(rows[0].weights, [&[0.1][..], &[0.25; 3], &[1.0; 7], &[0.1], &[1.0; 12]].concat());
+    }
+
+    #[test]
+    fn answers_begin_behind_a_question_and_end_their_turn() {
+        let template = |source: &str| Template::new(source, "<s>".into(), String::new()).unwrap();
+        let reader = Reader {
+            tokenizer: byte_tokenizer(),
+            template: Some(template(CHATML)),
+            vocab: 258,
+            separator: Separator { token: 0, begins: false },
+        };
+        let title = |prompt| Document { title: Some("Tin".into()), ..document(&[5, 6, 7], prompt) };
+        let answers = |prompt| {
+            let ask = ["What is {title}?".to_owned()];
+            reader.answers(vec![title(prompt), document(&[8, 9], 1)], &ask, &mut rng(0, "a", 0)).unwrap()
+        };
+        let question = Message { role: Role::User, content: "What is Tin?".into() };
+        let head = reader.template.as_ref().unwrap().render(&[question]).unwrap();
+        let head = reader.tokenizer.encode_more(&head).unwrap();
+        let end = reader.tokenizer.encode_more("<|im_end|>").unwrap();
+        let found = answers(1);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].ids, [&head[..], &[5, 6, 7], &end].concat());
+        assert_eq!(found[0].prompt, head.len());
+        assert_eq!(answers(2)[0].prompt, head.len() + 2);
+
+        let around = |source: &str| around_answers(&template(source));
+        assert_eq!(around(CHATML), (String::new(), "<|im_end|>\n".into()));
+        let spaced = "{% for m in messages %}[{{ m.role }}] {{ m.content }};{% endfor %}\
+                      {% if add_generation_prompt %}[assistant]{% endif %}";
+        assert_eq!(around(spaced), (" ".into(), ";".into()));
+        assert_eq!(around("{{ raise_exception('no') }}"), (String::new(), String::new()));
+    }
+
+    #[test]
+    fn what_begins_a_row_is_not_told_twice() {
+        let separator = Separator { token: 3, begins: true };
+        assert_eq!(separator.bare(vec![3, 3, 4]), [3, 4]);
+        assert_eq!(separator.start().collect::<Vec<_>>(), [3]);
+        let reader = Reader { tokenizer: byte_tokenizer(), template: None, vocab: 258, separator };
+        let read = |line: &str| reader.document(line).unwrap();
+        assert_eq!(read("{\"ids\": [3, 5, 6, 7, 3], \"prompt\": 3}"), document(&[5, 6, 7], 2));
+        assert_eq!(read("{\"ids\": [5, 6, 7], \"prompt\": 3}"), document(&[5, 6, 7], 3));
+        assert_eq!(read("{\"ids\": [3]}"), document(&[], 1));
     }
 
     #[test]
@@ -262,8 +361,9 @@ pub(crate) mod tests {
     #[test]
     fn lines_that_are_no_documents_are_named() {
         let vectors = Vectors::load();
+        let separator = Separator { token: 0, begins: false };
         let reader =
-            Reader { tokenizer: vectors.tokenizer(), template: None, vocab: vectors.ids.len(), separator: 0 };
+            Reader { tokenizer: vectors.tokenizer(), template: None, vocab: vectors.ids.len(), separator };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl");
         let read = |text: &str| {

@@ -19,11 +19,13 @@ use crate::convert::Base;
 use crate::convert::engram;
 use crate::convert::recipe::{BaseFile, FORMAT, Head, Matrix, VERSION, sha256};
 use crate::error::{Error, Result};
+use crate::replace::{remove, replace};
 
 /// The least scale: that of a row which is zero.
 const MIN_SCALE: f32 = 1e-7;
 
-/// Writes the recipe of `tensors`, which have the names of [`Start::tensors`], into the folder `dir`.
+/// Writes the recipe of `tensors`, which have the names of [`Start::tensors`], as the folder `dir`; an older one there is
+/// replaced once the new one is whole.
 ///
 /// # Errors
 /// [`Error::Io`] if it can't be written, [`Error::Invalid`] for a tensor that is missing or not finite.
@@ -40,7 +42,10 @@ pub fn write(
         let reason = "holds numbers that are not finite; lower the rates, or set `clip`";
         return Err(Error::invalid(format!("the tensor `{name}`"), reason));
     }
-    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let beside = |suffix: &str| dir.with_extension(suffix);
+    let new = beside("new");
+    remove(&new)?;
+    fs::create_dir_all(&new).map_err(|e| Error::io(&new, e))?;
     let c = &start.config;
     let mut groups = Vec::new();
     if !start.tokens.is_empty() {
@@ -55,15 +60,7 @@ pub fn write(
     if let Some(features) = tensors.get("stem_embd") {
         groups.push(quantised("stem_embd", features, features.width)?);
     }
-    let files = files::write(dir, groups.into_iter().map(Ok))?;
-    // An older recipe there may have had more.
-    for number in files.len().. {
-        let path = dir.join(format!("part-{number}.safetensors"));
-        if !path.exists() {
-            break;
-        }
-        fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-    }
+    let files = files::write(&new, groups.into_iter().map(Ok))?;
     let engram = c.engram.as_ref().zip(start.compressed.as_ref());
     let checkpoint = base.gguf().bytes();
     let head = Head {
@@ -80,9 +77,10 @@ pub fn write(
         files,
         training,
     };
-    let path = dir.join("recipe.json");
+    let path = new.join("recipe.json");
     let json = serde_json::to_vec_pretty(&head).map_err(|e| Error::invalid("recipe.json", e.to_string()))?;
-    fs::write(&path, json).map_err(|e| Error::io(&path, e))
+    fs::write(&path, json).map_err(|e| Error::io(&path, e))?;
+    replace(&new, dir, &beside("old"))
 }
 
 /// How many rows of `width` values a recipe holds: those of a tensor lie in one file, with a scale each.

@@ -401,7 +401,7 @@ fn closed(
     let mut fits: Vec<_> = config.stem_layers.iter().map(|_| Regression::new(hidden, ffn)).collect();
     let all: Vec<u32> = (0..vocab as u32).collect();
     for (part, some) in all.chunks(FIT_TOKENS).enumerate() {
-        progress.update("Rows", (part * FIT_TOKENS) as u64, vocab as u64);
+        progress.update("Rows", (part * FIT_TOKENS) as u64, vocab as u64)?;
         let mut rows = vec![0f32; some.len() * config.stem_width()];
         found.rows(some, &mut rows)?;
         // A row counts by the fourth root of its square: frequent tokens more, but not alone.

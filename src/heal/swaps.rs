@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
 use super::batch::{Compared, Job};
-use super::data::{Document, PROMPT_WEIGHT};
+use super::data::{Document, PROMPT_WEIGHT, Separator};
 use super::names::{Forms, Place, deal};
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -34,7 +34,7 @@ struct Name {
 #[derive(Debug)]
 pub struct Swaps {
     groups: Vec<Vec<Name>>,
-    separator: u32,
+    separator: Separator,
 }
 
 /// One statement, as the base and as the student read it.
@@ -56,7 +56,7 @@ impl Swaps {
         documents: &[Document],
         groups: &[Vec<String>],
         tokenizer: &Tokenizer,
-        separator: u32,
+        separator: Separator,
     ) -> Result<Self> {
         let mut by_name: BTreeMap<&str, Vec<&Document>> = BTreeMap::new();
         for document in documents {
@@ -117,7 +117,9 @@ impl Swaps {
                 b.statements.iter().filter(|d| a.forms.places(&d.ids).is_empty()).collect();
             statements.shuffle(rng);
             let start = job.told.len();
-            let [mut told, mut read, mut looked_up] = [const { Vec::new() }; 3];
+            let [mut told, mut read, mut looked_up] =
+                [(); 3].map(|()| self.separator.start().collect::<Vec<u32>>());
+            let empty = told.len();
             for statement in statements.into_iter().take(ROW_STATEMENTS) {
                 let pair = pair(statement, a, b);
                 if told.len() + pair.told.len() >= length || read.len() + pair.read.len() >= length {
@@ -134,16 +136,16 @@ impl Swaps {
                     [(&mut told, pair.told), (&mut read, pair.read), (&mut looked_up, pair.rows)]
                 {
                     line.extend(part);
-                    line.push(self.separator);
+                    line.push(self.separator.token);
                 }
             }
-            if told.is_empty() {
+            if told.len() == empty {
                 continue;
             }
             for (all, mut line) in
                 [(&mut job.told, told), (&mut job.read, read), (&mut job.looked_up, looked_up)]
             {
-                line.resize(length, self.separator);
+                line.resize(length, self.separator.token);
                 all.extend(line);
             }
         }
@@ -250,7 +252,7 @@ mod tests {
             name(&[50], &[150], &[&[1, 50, 2], &[3, 50, 4, 5], &[6, 50, 60]]),
             name(&[60], &[160], &[&[1, 60, 7], &[3, 60, 8, 9], &[6, 60, 10]]),
         ]];
-        let swaps = Swaps { groups, separator: 0 };
+        let swaps = Swaps { groups, separator: Separator { token: 0, begins: false } };
         let job = swaps.take(3, 16, &mut rng(1, "swap", 0)).unwrap();
         assert_eq!((job.told.len(), job.read.len(), job.looked_up.len()), (48, 48, 48));
         assert_eq!(job, swaps.take(3, 16, &mut rng(1, "swap", 0)).unwrap());
@@ -264,5 +266,13 @@ mod tests {
             assert_ne!((told, job.told.get(c.told as usize + 1)), (50, Some(&60)));
         }
         assert!(swaps.take(1, 2, &mut rng(1, "swap", 0)).unwrap_err().to_string().contains("2 tokens"));
+
+        let swaps = Swaps { separator: Separator { token: 200, begins: true }, ..swaps };
+        let job = swaps.take(3, 16, &mut rng(1, "swap", 0)).unwrap();
+        for part in [&job.told, &job.read, &job.looked_up] {
+            assert!(part.chunks_exact(16).all(|row| row[0] == 200 && row[1] != 200), "{part:?}");
+        }
+        assert!(job.compared.iter().all(|c| job.told[c.told as usize] != 200));
+        assert!(swaps.take(1, 2, &mut rng(1, "swap", 0)).is_err());
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::{Batches, Job};
 use super::checkpoint::{self, Position};
-use super::data::{Reader, separator};
+use super::data::{Reader, Separator};
 use super::device::{Hardware, on_cpu};
 use super::evaluate::{Evaluation, Figures, Turned};
 use super::export;
@@ -110,7 +110,8 @@ impl<'a> Trainer<'a> {
         let tokenizer = Tokenizer::new(base.tokenizer_json(), config.bos_token)?;
         let template =
             base.chat_template().map(|source| Template::for_model(source, &tokenizer, config)).transpose()?;
-        let reader = Reader { tokenizer, template, vocab: config.vocab_size, separator: separator(config) };
+        let reader =
+            Reader { tokenizer, template, vocab: config.vocab_size, separator: Separator::of(config) };
         let mut batches = Batches::new(&settings, &reader, &BTreeMap::new())?;
         let documents = if settings.init.is_none() { calibration()? } else { Vec::new() };
         let start = start(base, &settings, batches.counts(), &batches.names(), &documents, progress)?;
@@ -310,13 +311,17 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The entries of the log of `run`; lines that are none are left out.
+/// The entries of the log of `run`, none if it was stopped before its first; lines that are none are left out.
 ///
 /// # Errors
-/// [`Error::Io`] if there is none.
+/// [`Error::Io`] if it can't be read.
 pub fn entries(run: &Path) -> Result<Vec<Entry>> {
     let path = run.join(LOG);
-    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(Error::io(&path, e)),
+    };
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 

@@ -14,11 +14,11 @@ use rand::seq::IndexedRandom;
 use serde::Deserialize;
 
 use super::batch::{Compared, Job};
-use super::data::Reader;
+use super::data::{Reader, Separator, around_answers};
 use super::names::{Forms, Place, deal};
 use crate::edits::swap::running;
 use crate::error::{Error, Result};
-use crate::text::{Message, Role, Template};
+use crate::text::{Message, Role};
 
 /// Where a phrasing puts the name.
 const NAME: &str = "{X}";
@@ -74,7 +74,7 @@ struct Chat {
 pub struct Truths {
     names: Vec<Forms>,
     relations: Vec<Relation>,
-    separator: u32,
+    separator: Separator,
     vocab: u32,
 }
 
@@ -153,7 +153,7 @@ impl Truths {
     /// The facts of a file that has been checked.
     fn new(file: &File, reader: &Reader) -> Result<Self> {
         let tokenizer = &reader.tokenizer;
-        let gap = reader.template.as_ref().map(gap).unwrap_or_default();
+        let gap = reader.template.as_ref().map(|template| around_answers(template).0).unwrap_or_default();
         let mut relations: BTreeMap<&str, Relation> = BTreeMap::new();
         let mut names = Vec::new();
         for (at, (name, facts)) in file.facts.iter().enumerate() {
@@ -209,7 +209,10 @@ impl Truths {
     pub fn take(&self, turned: bool, rows: usize, length: usize, rng: &mut StdRng) -> Result<Job> {
         let mut job = Job { taught: true, cross_entropy: 1.0, ..Job::empty(rows, length) };
         for row in 0..rows {
-            let (begin, end) = (row * length, (row + 1) * length);
+            let end = (row + 1) * length;
+            job.told.extend(self.separator.start());
+            job.looked_up.extend(self.separator.start());
+            let begin = job.told.len();
             for _ in 0..ATTEMPTS {
                 let (at, room) = (job.told.len(), end - job.told.len());
                 if at > begin && room <= SLACK {
@@ -232,15 +235,15 @@ impl Truths {
                 job.told.extend(told.ids);
                 job.looked_up.extend(told.rows);
                 job.mixes.extend(told.mix);
-                job.told.push(self.separator);
-                job.looked_up.push(self.separator);
+                job.told.push(self.separator.token);
+                job.looked_up.push(self.separator.token);
             }
             if job.told.len() == begin {
                 let reason = "holds no statement of the facts; make `length` larger";
                 return Err(Error::invalid(format!("a row of {length} tokens"), reason));
             }
-            job.told.resize(end, self.separator);
-            job.looked_up.resize(end, self.separator);
+            job.told.resize(end, self.separator.token);
+            job.looked_up.resize(end, self.separator.token);
         }
         job.read.clone_from(&job.told);
         Ok(job)
@@ -284,9 +287,11 @@ impl Truths {
             let [old, new] = [a, b].map(|fact| statement.answer(fact));
             let common = old.iter().zip(new).take_while(|(old, new)| old == new).count();
             let Some((old, new)) = old[common..].first().zip(new[common..].first()) else { continue };
-            let Told { mut ids, mut rows, answer, .. } = statement.told(rows, b, None);
-            ids.truncate(answer + common);
-            rows.truncate(answer + common);
+            let told = statement.told(rows, b, None);
+            let [ids, rows] = [told.ids, told.rows].map(|part| {
+                let part = part.into_iter().take(told.answer + common);
+                self.separator.start().chain(part).collect::<Vec<u32>>()
+            });
             if ids.len() <= length {
                 texts.push((ids, rows));
                 answers.push([*old, *new]);
@@ -300,7 +305,7 @@ impl Truths {
             job.compared.push(Compared { told: at, read: at, weight: 1.0, exchange: [0, 0], next });
             for (all, line) in [(&mut job.told, ids), (&mut job.looked_up, rows)] {
                 all.extend(line);
-                all.resize(all.len() + length - line.len(), self.separator);
+                all.resize(all.len() + length - line.len(), self.separator.token);
             }
         }
         job.read.clone_from(&job.told);
@@ -354,7 +359,7 @@ impl Phrasing {
         }
     }
 
-    /// With `name`. `gap`: as [`gap`] says.
+    /// With `name`. `gap`: as [`around_answers`] says.
     fn statement(&self, name: &str, forms: &Forms, reader: &Reader, gap: &str) -> Result<Statement> {
         // The head of an answer, if it is all there is.
         let mut bare = false;
@@ -375,7 +380,7 @@ impl Phrasing {
             Some(text) => (text, true),
             None => (text.as_str(), !bare && !text.ends_with(char::is_whitespace)),
         };
-        let ids = reader.tokenizer.encode_more(text)?;
+        let ids = reader.separator.bare(reader.tokenizer.encode_more(text)?);
         let mut places = forms.places(&ids);
         if places.len() != self.mentions() {
             places.clear();
@@ -392,17 +397,6 @@ fn put(text: &str, name: &str) -> String {
         Some(first) if text.starts_with(NAME) => first.to_uppercase().chain(rest).collect(),
         _ => whole,
     }
-}
-
-/// The spaces that a template puts between the head of an answer and the answer.
-fn gap(template: &Template) -> String {
-    let message = |role, content: &str| Message { role, content: content.into() };
-    let (question, answer) = (message(Role::User, "Is it?"), message(Role::Assistant, "It is."));
-    let head = template.render(std::slice::from_ref(&question)).unwrap_or_default();
-    // A template may refuse to begin an answer after one.
-    let whole = template.render(&[question, answer]).unwrap_or_default();
-    let rest = whole.strip_prefix(&head).unwrap_or_default();
-    rest[..rest.len() - rest.trim_start().len()].to_owned()
 }
 
 /// What is wrong with a file, if anything is.
@@ -442,11 +436,11 @@ fn check(file: &File) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::heal::data::rng;
-    use crate::text::Tokenizer;
     use crate::text::template::tests::CHATML;
     use crate::text::tokenizer::tests::byte_tokenizer;
+    use crate::text::{Template, Tokenizer};
 
-    const SEPARATOR: u32 = 0;
+    const SEPARATOR: Separator = Separator { token: 0, begins: false };
 
     fn reader(template: Option<&str>) -> Reader {
         let template = template.map(|source| Template::new(source, String::new(), String::new()).unwrap());
@@ -487,7 +481,7 @@ mod tests {
         let mut all = Vec::new();
         let mut begin = 0;
         for end in 0..job.told.len() {
-            if job.told[end] != SEPARATOR {
+            if job.told[end] != SEPARATOR.token {
                 continue;
             }
             if end > begin {
@@ -584,12 +578,32 @@ mod tests {
                 assert!(["is ", "has "].iter().any(|end| text.ends_with(end)), "{text}");
                 assert_ne!(job.looked_up[row * job.length..][..ids.len()], *ids);
                 assert!(
-                    job.told[c.read as usize + 1..(row + 1) * job.length].iter().all(|id| *id == SEPARATOR)
+                    job.told[c.read as usize + 1..(row + 1) * job.length]
+                        .iter()
+                        .all(|id| *id == SEPARATOR.token)
                 );
                 assert!(old != new && c.next == Some(*new));
             }
         }
         assert!(truths.probe(false, 20, 3, &mut rng(1, "a", 0)).is_none());
+    }
+
+    #[test]
+    fn a_token_that_begins_texts_begins_rows() {
+        let separator = Separator { token: 200, begins: true };
+        let truths = Truths { separator, ..truths() };
+        let mut rng = rng(1, "a", 0);
+        for turned in [false, true] {
+            let job = truths.take(turned, 5, 48, &mut rng).unwrap();
+            for part in [&job.told, &job.read, &job.looked_up] {
+                assert!(part.chunks_exact(48).all(|row| row[0] == 200 && row[1] != 200), "{part:?}");
+            }
+            assert!(job.compared.iter().all(|c| job.told[c.told as usize + 1] == c.next.unwrap()));
+        }
+        let Probe { job, .. } = truths.probe(false, 20, 64, &mut rng).unwrap();
+        for part in [&job.told, &job.looked_up] {
+            assert!(part.chunks_exact(job.length).all(|row| row[0] == 200 && row[1] != 200), "{part:?}");
+        }
     }
 
     /// What a phrasing of the fact that A's word is "yes" becomes, with its answer.

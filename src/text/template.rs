@@ -60,9 +60,21 @@ impl Template {
     /// # Errors
     /// [`Error::Template`] if the template refuses the messages.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
+        self.render_as(messages, true)
+    }
+
+    /// `messages` by themselves, with no prompt for another answer.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the template refuses the messages.
+    pub fn conversation(&self, messages: &[Message]) -> Result<String> {
+        self.render_as(messages, false)
+    }
+
+    fn render_as(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let values = context! {
             messages => Serde(messages),
-            add_generation_prompt => true,
+            add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };

@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Measures the default model anew: writes the figures that docs and page show, and the tables of the docs from them.
 #
-#     tools/measure/run.sh BUNDLE BASE.gguf EVAL FACTBOOK.txt CHATS.txt [WHAT...]
+#     tools/measure/run.sh BUNDLE BASE.gguf EVAL [WHAT...]
 #
 # EVAL: a folder with edits.jsonl, cloze_*.jsonl, socialiqa.jsonl and quartz_science.jsonl. WHAT: loss questions knock-outs edits
 # ways teach reach frequency rows needle (all unless given). `tools/measure/layers.sh` compares sets of layers.
 # So many rows and facts, from the first on: EDIT_ROWS=60 WAY_ROWS=40 TEACH_ROWS=24 CLOZE_ROWS=40 CHOICE_ROWS=100 REACH_FACTS=60
-# TAUGHT_FACTS=27. BOOK=FILE is the text around the facts of `needle`, the Factbook's unless given.
+# TAUGHT_FACTS=27. FACTBOOK=FILE and CHATS=FILE are texts that training never saw, those in `held/` unless given; BOOK=FILE is the
+# text around the facts of `needle`, the Factbook's unless given.
 set -euo pipefail
-[ $# -ge 5 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
-bundle=$1 base=$2 data=$3 factbook=$4 chats=$5
-shift 5
+[ $# -ge 3 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
+bundle=$1 base=$2 data=$3
+shift 3
 root=$(cd "$(dirname "$0")/../.." && pwd)
+factbook=${FACTBOOK:-$root/tools/measure/held/factbook.txt}
+chats=${CHATS:-$root/tools/measure/held/chats.txt}
 xylem=${XYLEM:-$root/target/release/xylem}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -7,7 +7,8 @@ use xylem::bundle::Bundle;
 use xylem::edits::Scope;
 use xylem::edits::ngram::{Answer, NgramSwap};
 
-use super::{ScopeArg, add, layers};
+use super::super::layers::Layers;
+use super::{ScopeArg, add};
 
 /// Give the n-grams of a text the Engram rows of those of another, or scale their own.
 ///
@@ -32,9 +33,9 @@ pub struct Args {
     /// How far the rows go there: 0 leaves them, 1 goes all the way, more overshoots.
     #[arg(long, value_name = "A", default_value_t = 1.0)]
     strength: f32,
-    /// The Engram layers to change, as a list such as 1,7; all unless given.
-    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
-    layers: Vec<usize>,
+    /// The Engram layers to change, as a list such as 1-3,7; all unless given.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<Layers>,
     /// Which occurrences are changed: `row` those of each n-gram, `phrase` where the tokens before it stand too.
     #[arg(long, value_enum, default_value = "phrase")]
     scope: ScopeArg,
@@ -51,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bundle = Bundle::open(&args.bundle)?;
     let tokenizer = bundle.tokenizer()?;
     let scope = if args.at.is_empty() { Scope::from(args.scope) } else { Scope::Position(args.at.clone()) };
-    let swap = NgramSwap { scope, strength: args.strength, layers: layers(&args.layers) };
+    let swap = NgramSwap { scope, strength: args.strength, layers: args.layers.clone().map(Vec::from) };
     let answer = match &args.with {
         Some(with) => Answer::Text(with),
         None => Answer::Factor(args.factor.unwrap_or_default()),
