@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 
 #[cfg(feature = "threads")]
-pub use crew::{join, recruit};
+pub use crew::{Aside, aside, join, recruit};
 #[cfg(any(feature = "native", feature = "threads"))]
 pub use crew::{run, threads};
 
@@ -77,6 +77,7 @@ mod crew {
     const PATIENCE: u32 = 2000;
 
     type Piece<'a> = dyn Fn(usize) + Sync + 'a;
+    type Work = Box<dyn FnOnce() + Send>;
 
     /// What is to be done: read only by who has claimed a piece, written only when all pieces are done.
     struct Job(UnsafeCell<Option<&'static Piece<'static>>>);
@@ -99,6 +100,9 @@ mod crew {
         done: AtomicUsize,
         panicked: AtomicBool,
         job: Job,
+        /// Long work for whoever has no pieces to do, and whether there is some.
+        aside: Mutex<Option<Work>>,
+        waiting: AtomicBool,
     }
 
     static TEAM: OnceLock<Team> = OnceLock::new();
@@ -153,6 +157,44 @@ mod crew {
         TEAM.get_or_init(|| Team::new(workers));
     }
 
+    /// Work that another thread does meanwhile.
+    #[cfg(feature = "threads")]
+    #[derive(Debug)]
+    pub struct Aside<T>(std::sync::Arc<Mutex<Option<T>>>);
+
+    /// Has a thread of the team do `work`: one that takes long, such as building a table. Steps go on meanwhile, with the other threads.
+    #[cfg(feature = "threads")]
+    pub fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Aside<T> {
+        let result = std::sync::Arc::new(Mutex::new(None));
+        let kept = result.clone();
+        let work: Work = Box::new(move || *lock(&kept) = Some(work()));
+        match TEAM.get() {
+            Some(team) => team.set_aside(work),
+            None => work(),
+        }
+        Aside(result)
+    }
+
+    #[cfg(feature = "threads")]
+    impl<T> Aside<T> {
+        /// What the work gave, once it is done.
+        pub fn take(&self) -> Option<T> {
+            lock(&self.0).take()
+        }
+
+        /// Does the work here, if no thread has begun it.
+        pub fn hurry(&self) {
+            if let Some(work) = TEAM.get().and_then(Team::take_aside) {
+                work();
+            }
+        }
+    }
+
+    /// What is locked here is whole at any time.
+    fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the place `worker` in the team, and stays. Where threads are the host's to start, each of them calls this.
     #[cfg(feature = "threads")]
     pub fn join(worker: usize) {
@@ -183,6 +225,39 @@ mod crew {
                 done: AtomicUsize::new(0),
                 panicked: AtomicBool::new(false),
                 job: Job(UnsafeCell::new(None)),
+                aside: Mutex::new(None),
+                waiting: AtomicBool::new(false),
+            }
+        }
+
+        /// What waited already is done here.
+        #[cfg(any(test, feature = "threads"))]
+        fn set_aside(&self, work: Work) {
+            let before = {
+                let mut aside = lock(&self.aside);
+                self.waiting.store(true, SeqCst);
+                aside.replace(work)
+            };
+            self.wake();
+            if let Some(before) = before {
+                before();
+            }
+        }
+
+        fn take_aside(&self) -> Option<Work> {
+            let mut aside = lock(&self.aside);
+            self.waiting.store(false, SeqCst);
+            aside.take()
+        }
+
+        fn wake(&self) {
+            for worker in &self.workers {
+                // Both sides of this are sequentially consistent: a worker sees the work, or is seen asleep.
+                if worker.asleep.load(SeqCst)
+                    && let Some(thread) = worker.thread.get()
+                {
+                    thread.unpark();
+                }
             }
         }
 
@@ -196,14 +271,7 @@ mod crew {
             self.panicked.store(false, Relaxed);
             let number = (self.left.load(Relaxed) >> 32).wrapping_add(1);
             self.left.store(number << 32 | pieces as u64, SeqCst);
-            for worker in &self.workers {
-                // Both sides of this are sequentially consistent: a worker sees the work, or is seen asleep.
-                if worker.asleep.load(SeqCst)
-                    && let Some(thread) = worker.thread.get()
-                {
-                    thread.unpark();
-                }
-            }
+            self.wake();
             // Waits even if a piece panics here.
             let wait = Wait { team: self, pieces };
             while self.claim() {}
@@ -232,13 +300,17 @@ mod crew {
                 while looks < LOOKS {
                     if self.claim() {
                         looks = 0;
+                    } else if self.waiting.load(Relaxed)
+                        && let Some(work) = self.take_aside()
+                    {
+                        work();
                     } else {
                         looks += 1;
                         spin_loop();
                     }
                 }
                 worker.asleep.store(true, SeqCst);
-                while self.left.load(SeqCst) as u32 == 0 {
+                while self.left.load(SeqCst) as u32 == 0 && !self.waiting.load(SeqCst) {
                     thread::park();
                 }
                 worker.asleep.store(false, Relaxed);
@@ -294,6 +366,27 @@ mod crew {
                     thread::sleep(std::time::Duration::from_millis(5));
                 }
             }
+        }
+
+        #[test]
+        fn long_work_is_done_beside_steps() {
+            let team = team().filter(|team| !team.workers.is_empty());
+            let Some(team) = team else { return };
+            for round in 0..200 {
+                if round % 50 == 0 {
+                    thread::sleep(std::time::Duration::from_millis(5));
+                }
+                let (sender, receiver) = std::sync::mpsc::channel();
+                let asked = thread::current().id();
+                team.set_aside(Box::new(move || sender.send(thread::current().id()).unwrap()));
+                let sum = AtomicUsize::new(0);
+                run(10, &|piece| {
+                    sum.fetch_add(piece, Relaxed);
+                });
+                assert_eq!(sum.into_inner(), 45);
+                assert_ne!(receiver.recv().unwrap(), asked);
+            }
+            assert!(team.take_aside().is_none());
         }
 
         #[test]

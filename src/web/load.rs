@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use futures::stream::{self, TryStreamExt};
 use futures::try_join;
+#[cfg(feature = "threads")]
+use gloo_timers::future::TimeoutFuture;
 use js_sys::Function;
 use serde::{Deserialize, Serialize};
 use wasm_bindgen::JsValue;
@@ -17,6 +19,8 @@ use super::http::Host;
 use crate::backend::{Backend, MAX_STEP_TOKENS, Penalty, Step, Want, write_core};
 use crate::bundle::{FileRef, Manifest};
 use crate::config::Config;
+#[cfg(feature = "threads")]
+use crate::cpu::team;
 use crate::cpu::{CpuBackend, KvType};
 use crate::device::Device;
 use crate::engram::Hasher;
@@ -40,6 +44,11 @@ const HOT_AT_ONCE: u64 = 256 << 10;
 /// would ask for most of it, in hundreds of requests, and the first one would wait for them.
 const SMALL_TABLE: u64 = 8 << 20;
 const SMALL_AT_ONCE: u64 = 1 << 20;
+/// So often it is looked whether another thread has built the tokenizer, and after so many looks this one does it, if none has begun.
+#[cfg(feature = "threads")]
+const LOOK_EVERY_MS: u32 = 4;
+#[cfg(feature = "threads")]
+const LATE_LOOKS: u32 = 250;
 
 /// What the page wants to compute on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -180,7 +189,7 @@ async fn small(source: &Source<'_>, manifest: &Manifest) -> Result<Small> {
         optional(engram_index),
         optional(ids)
     )?;
-    let tokenizer = Tokenizer::new(&tokenizer, config.bos_token)?;
+    let tokenizer = build_tokenizer(tokenizer, config.bos_token).await?;
     let template = template.map(|source| {
         let source = String::from_utf8(source).map_err(|_| Error::Template("is not UTF-8".into()))?;
         Template::for_model(&source, &tokenizer, config)
@@ -203,6 +212,30 @@ async fn small(source: &Source<'_>, manifest: &Manifest) -> Result<Small> {
     };
     let tables = tables.transpose()?.map(Rc::new);
     Ok(Small { tokenizer, template: template.transpose()?, tables, engram })
+}
+
+/// The tokenizer, whose tables take a while to build: on another thread where there is one, while this one reads the core.
+#[cfg(feature = "threads")]
+async fn build_tokenizer(json: Vec<u8>, bos: Option<u32>) -> Result<Tokenizer> {
+    let building = team::aside(move || Tokenizer::new(&json, bos));
+    let mut looks = 0;
+    loop {
+        if let Some(built) = building.take() {
+            return built;
+        }
+        looks += 1;
+        // Threads that haven't come by now may never come.
+        if looks == LATE_LOOKS {
+            building.hurry();
+        } else {
+            TimeoutFuture::new(LOOK_EVERY_MS).await;
+        }
+    }
+}
+
+#[cfg(not(feature = "threads"))]
+async fn build_tokenizer(json: Vec<u8>, bos: Option<u32>) -> Result<Tokenizer> {
+    Tokenizer::new(&json, bos)
 }
 
 /// The device with the core, and why it is not the GPU that was wanted.

@@ -51,3 +51,15 @@ test("without its files the page takes the engine for one thread", async (t) => 
   assert.match(info.adapter, /\b1 thread$/);
   assert.deepEqual(result.tokens, (await native()).tokens);
 });
+
+test("a thread that breaks off ends the engine, and the page says so", { skip: !wanted }, async (t) => {
+  const page = await visit(t, (request, response) => {
+    isolate(request, response);
+    if (!request.url.endsWith("/team.js")) return false;
+    // As a trap in the engine's code: the thread has come, and then is gone.
+    const script = `self.onmessage = () => { self.postMessage("joined"); setTimeout(() => { throw new Error("trapped"); }, 50); };`;
+    response.writeHead(200, { "Content-Type": "text/javascript" }).end(script);
+    return true;
+  });
+  await page.getByText("The engine broke off").waitFor();
+});

@@ -6,6 +6,7 @@ self.onmessage = async ({ data }: MessageEvent<Place>) => {
   const { engine, module, memory, worker } = data;
   const team = (await import(engine)) as EngineModule;
   await team.default({ module_or_path: module, memory });
+  self.postMessage("joined");
   // It comes back only with the end of this worker.
   team.join?.(worker);
 };

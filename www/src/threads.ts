@@ -14,8 +14,8 @@ async function start(path: string): Promise<{ url: string; module: EngineModule 
   return { url, module };
 }
 
-/** The engine for several threads with its workers; null where there is none. */
-async function startTeam(): Promise<EngineModule | null> {
+/** The engine for several threads with its workers; null where there is none. `broke` hears of a thread that breaks off at work. */
+async function startTeam(broke: (message: string) => void): Promise<EngineModule | null> {
   const workers = Math.min(navigator.hardwareConcurrency, MOST) - 1;
   if (!self.crossOriginIsolated || workers < 1) return null;
   try {
@@ -24,8 +24,15 @@ async function startTeam(): Promise<EngineModule | null> {
     const shared = module.recruit(workers);
     for (let worker = 0; worker < workers; worker += 1) {
       const thread = new Worker(new URL("./team.js", self.location.href), { type: "module" });
-      // A place that is not taken is no loss but of speed.
-      thread.onerror = (event) => console.warn("A thread of the engine did not start:", event.message);
+      let joined = false;
+      thread.onmessage = () => {
+        joined = true;
+      };
+      thread.onerror = (event) => {
+        // A place that is not taken is no loss but of speed; what a thread has begun is waited for.
+        if (joined) broke(event.message);
+        else console.warn("A thread of the engine did not start:", event.message);
+      };
       thread.postMessage({ engine: url, ...shared, worker } satisfies Place);
     }
     return module;
@@ -35,9 +42,9 @@ async function startTeam(): Promise<EngineModule | null> {
   }
 }
 
-/** Starts the engine that suits this page. */
-export async function importEngine(): Promise<EngineModule> {
-  const team = await startTeam();
+/** Starts the engine that suits this page; `broke` hears of a thread of it that breaks off. */
+export async function importEngine(broke: (message: string) => void): Promise<EngineModule> {
+  const team = await startTeam(broke);
   if (team) return team;
   try {
     return (await start("./pkg/xylem.js")).module;

@@ -108,7 +108,7 @@ async function call(engine: Engine, { id, method, args }: Extract<ToWorker, { ty
 async function handle(message: ToWorker): Promise<void> {
   switch (message.type) {
     case "load": {
-      const module = await importEngine();
+      const module = await importEngine((message) => fail(new WebAssembly.RuntimeError(message)));
       const onProgress = (progress: LoadProgress): void => post({ type: "progress", progress });
       engine = await module.Engine.load(message.manifestUrl, { backend: message.backend }, onProgress, archive);
       post({ type: "loaded", info: engine.info() });
