@@ -1,11 +1,11 @@
 // What happens when: the conversation, the engine and the settings brought together. Knows no elements of the page.
 
+import type { ChatStore } from "./chat-store";
 import { type Answer, Conversation, isRunning, type Question } from "./conversation";
 import type { EditsStore } from "./edits/store";
 import { type EngineClient, type EngineState, GenerationError } from "./engine";
 import type { Backend, ChatMessage, GenEvent } from "./protocol";
-import { type Settings, sampling } from "./settings";
-import type { Signal } from "./signal";
+import { type SettingsStore, sampling } from "./settings";
 
 /** After so long without an end, stopping by force is offered. */
 const STOP_PATIENCE_MS = 3000;
@@ -22,10 +22,13 @@ export type AppEvents = {
 };
 
 export class App {
-  conversation = Conversation.stored();
+  conversation: Conversation;
+  /** False once the browser refused to keep the conversation. */
+  kept = true;
   stopping: Stopping = "no";
   readonly #engine: EngineClient;
-  readonly #settings: Signal<Settings>;
+  readonly #settings: SettingsStore;
+  readonly #chats: ChatStore;
   readonly #edits: EditsStore;
   readonly #events: AppEvents;
   /** The answer that begins as soon as the model is there. */
@@ -33,9 +36,11 @@ export class App {
   /** The engine writes one answer at a time; one in a chat that was left may still be ending. */
   #previous: Promise<void> = Promise.resolve();
 
-  constructor(engine: EngineClient, settings: Signal<Settings>, edits: EditsStore, events: AppEvents) {
+  constructor(engine: EngineClient, settings: SettingsStore, chats: ChatStore, edits: EditsStore, events: AppEvents) {
+    this.conversation = Conversation.from(chats.own);
     this.#engine = engine;
     this.#settings = settings;
+    this.#chats = chats;
     this.#edits = edits;
     this.#events = events;
   }
@@ -55,7 +60,7 @@ export class App {
   }
 
   setBackend(backend: Backend): void {
-    this.#settings.set({ ...this.#settings.value, backend });
+    this.#settings.change({ backend });
     if (this.#engine.state.value.phase !== "idle") this.load();
   }
 
@@ -95,6 +100,19 @@ export class App {
     if (this.busy) this.stop();
     this.conversation = conversation;
     this.#changed();
+  }
+
+  /** Opens a chat that another tab left; the present one is left in its place. */
+  openLeft(chat: unknown): void {
+    this.kept = this.#chats.exchange(this.conversation.turns, chat);
+    if (this.kept) this.restore(Conversation.from(chat));
+    else this.#events.changed();
+  }
+
+  /** The page goes: an answer under way is kept as far as it came. */
+  leave(): void {
+    if (this.busy) this.#store();
+    else this.#chats.leave(this.conversation.turns);
   }
 
   /** What the model reads for the last answer; null if there is none yet. */
@@ -154,7 +172,7 @@ export class App {
   }
 
   #begin(answer: Answer): void {
-    this.conversation.store();
+    this.#store();
     const { phase } = this.#engine.state.value;
     if (phase === "ready") {
       this.#enqueue(answer);
@@ -226,8 +244,12 @@ export class App {
   }
 
   #changed(): void {
-    this.conversation.store();
+    this.#store();
     this.#events.changed();
+  }
+
+  #store(): void {
+    this.kept = this.#chats.save(this.conversation.turns);
   }
 }
 

@@ -4,7 +4,7 @@ import { h, s } from "./dom";
 import type { EngineState } from "./engine";
 import { bytes, count } from "./format";
 import type { Backend, EngineInfo } from "./protocol";
-import type { Settings } from "./settings";
+import type { SettingsStore } from "./settings";
 import { choice } from "./settings-panel";
 import type { Signal } from "./signal";
 
@@ -21,7 +21,7 @@ const BACKENDS: readonly [Backend, string][] = [
 ];
 
 export function modelPanel(
-  settings: Signal<Settings>,
+  settings: SettingsStore,
   state: Signal<EngineState>,
   device: HTMLElement,
   source: string | null,
