@@ -4,9 +4,8 @@ import type { App } from "../app";
 import type { Composer } from "../composer";
 import type { EngineClient } from "../engine";
 import { reasonOf } from "../format";
-import type { Settings } from "../settings";
+import type { SettingsStore } from "../settings";
 import type { Asking } from "../side-by-side";
-import type { Signal } from "../signal";
 import { ChatHighlight } from "./chat-highlight";
 import { placeIn, strongestColumn } from "./columns";
 import { knockOuts } from "./knock-outs";
@@ -18,7 +17,7 @@ import { LookupsView } from "./view";
 export type Page = {
   app: App;
   engine: EngineClient;
-  settings: Signal<Settings>;
+  settings: SettingsStore;
   composer: Composer;
   edits: {
     /** What a link is to bring along; null for none. Throws for edits that have no room in a link. */
@@ -55,15 +54,14 @@ export function lookups(page: Page): { element: HTMLElement; startTour: () => vo
   view.element.append(knockOuts(page.engine, page.asking, page.edits.inUse));
   const shared = fromHash(location.hash);
   if (shared) {
-    const mine = page.settings.value;
-    page.settings.set({ ...mine, ...shared.settings });
+    page.settings.borrow(shared.settings);
     page.composer.fill(shared.question);
     if (shared.show) view.show(shared.show);
     if (shared.cell) view.pin(shared.cell);
     if (shared.edits !== null) page.edits.take(shared.edits);
-    page.say("A link brought this question and its settings. Send it to see what it shows.", "Keep my settings", () =>
-      page.settings.set(mine),
-    );
+    const said = "A link brought this question and its settings. Send it to see what it shows.";
+    if (page.settings.borrowed.length > 0) page.say(said, "Keep my settings", () => page.settings.giveBack());
+    else page.say("A link brought this question. Send it to see what it shows.");
     // Only what the reader does next counts.
     history.replaceState(null, "", location.pathname + location.search);
   }
