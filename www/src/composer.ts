@@ -1,7 +1,7 @@
 // The field for the next message, with one button that sends, or stops the running answer.
 
 import type { Stopping } from "./app";
-import { h, icon } from "./dom";
+import { h, icon, keepFocus } from "./dom";
 
 export type ComposerActions = {
   send(text: string): void;
@@ -11,6 +11,8 @@ export type ComposerActions = {
   editLast(): void;
 };
 
+/** A screen whose keyboard comes with the focus, and whose Enter makes a new line. */
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
 /** So long without a key is a pause. */
 const PAUSE_MS = 250;
 
@@ -68,19 +70,24 @@ export class Composer {
     this.#field.focus();
   }
 
+  /** As `focus`, but not where a keyboard would come up over the page. */
+  takeFocus(): void {
+    if (!TOUCH.matches) this.#field.focus();
+  }
+
   #send(): void {
     const text = this.#field.value.trim();
     if (!text || this.#busy) return;
     clearTimeout(this.#pause);
+    // The button stops the answer from here on; with no text and no answer it could do nothing.
+    this.#actions.send(text);
     this.#field.value = "";
     this.#written();
-    this.#actions.send(text);
   }
 
   #key(event: KeyboardEvent): void {
     // While an input method composes, Enter belongs to it. On a touch screen it makes a new line.
-    const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !touch) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !TOUCH.matches) {
       event.preventDefault();
       this.#send();
     } else if (event.key === "ArrowUp" && this.#field.value === "" && !this.#busy) {
@@ -99,7 +106,13 @@ export class Composer {
   }
 
   #enable(): void {
-    this.#button.disabled = this.#busy ? this.#stopping === "asked" : this.#field.value.trim() === "";
+    keepFocus(
+      this.#button,
+      () => {
+        this.#button.disabled = this.#busy ? this.#stopping === "asked" : this.#field.value.trim() === "";
+      },
+      () => this.takeFocus(),
+    );
   }
 
   /** The field has another text. */

@@ -77,6 +77,18 @@ export function iconButton(
   );
 }
 
+/** Does `change`; if what has the focus within `element` cannot have it any longer, `lost` gives it to another. */
+export function keepFocus(element: Element, change: () => void, lost: () => void): void {
+  const before = document.activeElement;
+  const within = before !== null && element.contains(before);
+  change();
+  if (!within) return;
+  const now = document.activeElement;
+  // From what is hidden the browser takes it a moment later only.
+  const stays = now === before && before.checkVisibility() && !before.matches(":disabled");
+  if (!stays && (now === before || now === document.body)) lost();
+}
+
 /** A button that copies what `text` gives and says so for a moment. */
 export function copyButton(label: string, text: () => string): HTMLButtonElement {
   const button = iconButton("copy", label, () => {

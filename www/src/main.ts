@@ -67,8 +67,9 @@ const loadView = new LoadView({
   load: () => app.load(),
   loadOnCpu: () => app.setBackend("cpu"),
   cancel: () => engine.unload(),
+  leave: () => composer.takeFocus(),
 });
-const toast = new Toast();
+const toast = new Toast(() => composer.takeFocus());
 
 const asking = {
   lastPrompt: () => app.lastPrompt(),
@@ -267,7 +268,7 @@ chat.draw();
 if (app.conversation.turns.length > 0 && toast.element.hidden) offerLeft("Another tab left a chat.", "Open it");
 // A reader who asked the browser to save data decides on a hundred megabytes by hand.
 if (!savesData()) app.load();
-if (!matchMedia("(pointer: coarse)").matches) composer.focus();
+composer.takeFocus();
 
 // Where there are no service workers (private windows, plain HTTP) the page just needs its host.
 navigator.serviceWorker?.register(new URL("./offline.js", import.meta.url)).catch((cause: unknown) => {

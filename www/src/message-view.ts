@@ -84,7 +84,7 @@ export class QuestionView implements TurnView {
 }
 
 export class AnswerView implements TurnView {
-  readonly element = h("article", { class: "turn answer", "aria-label": "Answer" });
+  readonly element = h("article", { class: "turn answer", "aria-label": "Answer", tabindex: -1 });
   readonly #markdown = new MarkdownView();
   readonly #activity = h("p", { class: "activity" });
   readonly #notes = h("div", { class: "notes" });

@@ -1,6 +1,6 @@
 // The form for the settings. Every change counts from the next answer on.
 
-import { h } from "./dom";
+import { h, keepFocus } from "./dom";
 import {
   clampTo,
   DEFAULTS,
@@ -65,10 +65,13 @@ function borrowedNote(settings: SettingsStore): HTMLElement {
   );
   settings.watch(() => {
     const { borrowed } = settings;
-    // The button that was pressed goes with the note.
-    const focused = element.contains(document.activeElement);
-    element.hidden = borrowed.length === 0;
-    if (focused && element.hidden) document.getElementById("set-system")?.focus();
+    keepFocus(
+      element,
+      () => {
+        element.hidden = borrowed.length === 0;
+      },
+      () => document.getElementById("set-system")?.focus(),
+    );
     const names = borrowed.map((key) => NAMES[key] ?? NUMBER_FIELDS.find((field) => field.key === key)?.label);
     text.textContent = `A link brought these, for this visit: ${names.join(", ")}.`;
   });

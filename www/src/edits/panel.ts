@@ -1,6 +1,6 @@
 // The page "Edits" of the panel: the form, the list, and what is done with the list as a whole.
 
-import { h, iconButton } from "../dom";
+import { h, iconButton, keepFocus } from "../dom";
 import type { EngineClient, EngineState } from "../engine";
 import { reasonOf } from "../format";
 import type { EngineInfo } from "../protocol";
@@ -143,17 +143,22 @@ export class EditsPanel {
     this.#drawing += 1;
     const drawing = this.#drawing;
     const { edits, off } = this.#store.state.value;
-    this.#apply.checked = !off;
-    this.#bar.hidden = edits.length === 0 && !this.#store.canUndo && !this.#store.canRedo;
-    this.#first.hidden = edits.length > 0;
-    this.#undo.disabled = !this.#store.canUndo;
-    this.#redo.disabled = !this.#store.canRedo;
-    this.#list.classList.toggle("off", off);
     const { value: state } = this.#engine.state;
-    if (state.phase !== "ready" || edits.length === 0) {
-      this.#list.replaceChildren();
-      return;
-    }
+    const isEmpty = state.phase !== "ready" || edits.length === 0;
+    this.#apply.checked = !off;
+    this.#list.classList.toggle("off", off);
+    keepFocus(
+      this.element,
+      () => {
+        this.#bar.hidden = edits.length === 0 && !this.#store.canUndo && !this.#store.canRedo;
+        this.#first.hidden = edits.length > 0;
+        this.#undo.disabled = !this.#store.canUndo;
+        this.#redo.disabled = !this.#store.canRedo;
+        if (isEmpty) this.#list.replaceChildren();
+      },
+      () => this.#focusBar(),
+    );
+    if (isEmpty) return;
     try {
       const previews = await this.#engine.call("previewEdits", this.#store.file());
       if (drawing !== this.#drawing) return;
@@ -175,13 +180,27 @@ export class EditsPanel {
       occurrences: (source) => this.#actions.occurrences(source),
     };
     // The control that was just used is drawn anew, and should still have the focus; its entry may have moved.
-    const focused = this.#list.contains(document.activeElement) ? document.activeElement?.id : undefined;
-    const [, from, control] = focused?.match(/^edit-(\d+)(-.*)/) ?? [];
+    const [, from, control] = document.activeElement?.id.match(/^edit-(\d+)(-.*)/) ?? [];
     const shown = this.#groups[Number(from)];
     const to = groups.findIndex(({ edits: [first] }) => first && shown?.edits.includes(first));
     this.#groups = groups;
-    this.#list.replaceChildren(...groups.map((group, place) => editItem(group, place, context)));
-    if (focused) document.getElementById(to < 0 ? focused : `edit-${to}${control}`)?.focus();
+    keepFocus(
+      this.#list,
+      () => this.#list.replaceChildren(...groups.map((group, place) => editItem(group, place, context))),
+      () => {
+        // Of an entry that is gone the next one's control takes it, or the last one's.
+        const places = [to < 0 ? Number(from) : to, groups.length - 1];
+        const [next] = places.flatMap((place) => document.getElementById(`edit-${place}${control}`) ?? []);
+        if (next?.checkVisibility()) next.focus();
+        else this.#focusBar();
+      },
+    );
+  }
+
+  /** What was pressed is gone, or can do nothing more. */
+  #focusBar(): void {
+    const buttons = [this.#undo, this.#redo, this.#apply];
+    buttons.find((button) => !button.disabled)?.focus();
   }
 
   #complain(problem: string | null): void {

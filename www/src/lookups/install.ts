@@ -42,7 +42,10 @@ const EXAMPLE = "What is the capital of Spain?";
 const NAME = " Spain";
 
 export function lookups(page: Page): { element: HTMLElement; startTour: () => void } {
-  const tour = new Tour(steps(page, () => view));
+  const tour = new Tour(
+    steps(page, () => view),
+    page.show,
+  );
   let highlight: ChatHighlight | null = null;
   const view = new LookupsView(page.engine, {
     share: () => share(page, view),
