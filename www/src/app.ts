@@ -33,6 +33,7 @@ export class App {
   readonly #events: AppEvents;
   /** The answer that begins as soon as the model is there. */
   #waiting: Answer | null = null;
+  #phase: EngineState["phase"] = "idle";
   /** The engine writes one answer at a time; one in a chat that was left may still be ending. */
   #previous: Promise<void> = Promise.resolve();
 
@@ -150,6 +151,8 @@ export class App {
   }
 
   #engineChanged(state: EngineState): void {
+    if (state.phase === "ready" && this.#phase === "loading") this.#events.announce("The model is loaded.");
+    this.#phase = state.phase;
     if (state.phase === "ready" && this.#waiting) {
       const answer = this.#waiting;
       this.#waiting = null;
@@ -235,6 +238,8 @@ export class App {
   #end(answer: Answer, status: "cut" | "failed", reason: string): void {
     answer.status = status;
     answer.reason = reason;
+    // A failure is an alert of its own.
+    if (status === "cut") this.#events.announce(reason);
     this.#ended();
   }
 

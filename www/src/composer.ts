@@ -2,6 +2,7 @@
 
 import type { Stopping } from "./app";
 import { h, icon, keepFocus } from "./dom";
+import { enterKeyHint, isTouch, sends } from "./enter";
 
 export type ComposerActions = {
   send(text: string): void;
@@ -11,8 +12,6 @@ export type ComposerActions = {
   editLast(): void;
 };
 
-/** A screen whose keyboard comes with the focus, and whose Enter makes a new line. */
-const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
 /** So long without a key is a pause. */
 const PAUSE_MS = 250;
 
@@ -33,7 +32,7 @@ export class Composer {
       dir: "auto",
       placeholder: "Ask something",
       "aria-label": "Message",
-      enterkeyhint: "send",
+      enterkeyhint: enterKeyHint(),
       autocomplete: "off",
     });
     this.#field.addEventListener("input", () => {
@@ -72,7 +71,7 @@ export class Composer {
 
   /** As `focus`, but not where a keyboard would come up over the page. */
   takeFocus(): void {
-    if (!TOUCH.matches) this.#field.focus();
+    if (!isTouch()) this.#field.focus();
   }
 
   #send(): void {
@@ -86,8 +85,7 @@ export class Composer {
   }
 
   #key(event: KeyboardEvent): void {
-    // While an input method composes, Enter belongs to it. On a touch screen it makes a new line.
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !TOUCH.matches) {
+    if (sends(event)) {
       event.preventDefault();
       this.#send();
     } else if (event.key === "ArrowUp" && this.#field.value === "" && !this.#busy) {

@@ -87,7 +87,6 @@ export class LoadView {
     this.#title.textContent = STAGES[stage];
     this.#numbers.textContent = totalBytes > 0 ? this.#describe(loadedBytes, totalBytes) : "";
     this.#bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
-    this.#bar.setAttribute("aria-valuetext", `${Math.round(share * 100)} percent, ${this.#numbers.textContent}`);
     for (const [i, vessel] of this.#vessels.entries()) {
       vessel.style.setProperty("--fill", String(Math.min(1, Math.max(0, share * VESSELS - i))));
     }

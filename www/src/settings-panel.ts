@@ -117,6 +117,7 @@ function numberField(field: NumberField, settings: SettingsStore, set: Set): HTM
     class: "field small",
     id: `set-${key}`,
     inputmode: "decimal",
+    enterkeyhint: "done",
     "aria-describedby": `hint-${key}`,
   });
   const slider = h("input", { ...bounds, type: "range", "aria-label": label, "aria-describedby": `hint-${key}` });
@@ -143,6 +144,7 @@ function seed(settings: SettingsStore, set: Set): HTMLElement {
     class: "field small",
     id: "set-seed",
     inputmode: "numeric",
+    enterkeyhint: "done",
     placeholder: "new",
     "aria-describedby": "hint-seed",
   });

@@ -44,6 +44,8 @@ export class LookupsView {
   readonly #meters: Meters;
   readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
   readonly #note = h("p", { class: "note", role: "status", hidden: true });
+  /** How far a trace is; too much to be read aloud. */
+  readonly #progress = h("p", { class: "note", hidden: true });
   /** Whose text is in view, where it is not the chat's. */
   readonly #source = h("p", { class: "hint", hidden: true });
   readonly #onGpu = h("p", { class: "hint", hidden: true });
@@ -205,6 +207,7 @@ export class LookupsView {
       this.#body,
       this.#onGpu,
       this.#note,
+      this.#progress,
       this.#cards,
       this.#metersBox,
     );
@@ -388,9 +391,11 @@ export class LookupsView {
     this.#looked(place?.position ?? this.#pinned?.position ?? null);
     this.#strip.mark(place?.position ?? null, this.#pinned?.position ?? null);
     const token = place && this.log.tokens[place.position];
-    this.#readout.textContent = token
+    const words = token
       ? this.#words(place)
       : "Point at a cell, or move with the arrow keys. A click, or Enter, opens its card.";
+    // It is read aloud whenever it is set.
+    if (this.#readout.textContent !== words) this.#readout.textContent = words;
   }
 
   #words(place: Place): string {
@@ -427,7 +432,9 @@ export class LookupsView {
       const head = await this.#engine.look("trace", [], (part) => {
         if (this.log.file) return;
         this.log.part(part);
-        this.#say(`Tracing: ${part.position + part.tokens.length} of ${plural(this.log.tokens.length, "token")}`);
+        this.#say("");
+        this.#progress.hidden = false;
+        this.#progress.textContent = `Tracing: ${part.position + part.tokens.length} of ${plural(this.log.tokens.length, "token")}`;
       });
       this.log.head = head;
       if (!this.log.file) this.log.promptTokens = head.prompt_tokens;
@@ -437,6 +444,7 @@ export class LookupsView {
       this.#say(reasonOf(cause));
     }
     this.#busy = false;
+    this.#progress.hidden = true;
     this.#keepUp();
     // Now it can be seen what the cell's layer computed.
     if (done && this.#pinned && this.#card?.inside === null && !this.log.file) void this.#askCard(this.#pinned);
