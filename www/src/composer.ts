@@ -23,6 +23,10 @@ export class Composer {
   #busy = false;
   #stopping: Stopping = "no";
   #pause = 0;
+  /** What was put into the field last, and is not the reader's own. */
+  #filled = "";
+  /** What the reader had written before. */
+  readonly #aside: string[] = [];
 
   constructor(actions: ComposerActions) {
     this.#actions = actions;
@@ -59,10 +63,23 @@ export class Composer {
     this.#showButton();
   }
 
-  /** Puts a text into the field, for the reader to send. */
-  fill(text: string): void {
-    this.#field.value = text;
-    this.#written();
+  /**
+   * Puts a text into the field, for the reader to send. What was written there comes back after it, or at once by what is
+   * given; null if nothing was.
+   */
+  fill(text: string): (() => void) | null {
+    const written = this.#field.value;
+    const isOwn = written.trim() !== "" && written !== this.#filled && written !== text;
+    if (isOwn) this.#aside.push(written);
+    this.#filled = text;
+    this.#set(text);
+    if (!isOwn) return null;
+    return () => {
+      const at = this.#aside.lastIndexOf(written);
+      if (at < 0) return;
+      this.#aside.splice(at, 1);
+      this.#set(written);
+    };
   }
 
   focus(): void {
@@ -80,8 +97,7 @@ export class Composer {
     clearTimeout(this.#pause);
     // The button stops the answer from here on; with no text and no answer it could do nothing.
     this.#actions.send(text);
-    this.#field.value = "";
-    this.#written();
+    this.#set(this.#aside.pop() ?? "");
   }
 
   #key(event: KeyboardEvent): void {
@@ -111,6 +127,11 @@ export class Composer {
       },
       () => this.takeFocus(),
     );
+  }
+
+  #set(text: string): void {
+    this.#field.value = text;
+    this.#written();
   }
 
   /** The field has another text. */

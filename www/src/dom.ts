@@ -89,12 +89,21 @@ export function keepFocus(element: Element, change: () => void, lost: () => void
   if (!stays && (now === before || now === document.body)) lost();
 }
 
+/** False if the browser does not allow it; over plain HTTP a page has no clipboard. */
+export async function copyText(text: string): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** A button that copies what `text` gives and says so for a moment. */
 export function copyButton(label: string, text: () => string): HTMLButtonElement {
   const button = iconButton("copy", label, () => {
-    void navigator.clipboard.writeText(text()).then(
-      () => show("check", "Copied"),
-      () => show("warn", "The browser did not allow copying"),
+    void copyText(text()).then((copied) =>
+      copied ? show("check", "Copied") : show("warn", "The browser did not allow copying"),
     );
   });
   const show = (name: keyof typeof PATHS, message: string): void => {

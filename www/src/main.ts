@@ -10,7 +10,7 @@ import { h, icon, iconButton } from "./dom";
 import { EditsArchive } from "./edits/archive";
 import { EditsPanel } from "./edits/panel";
 import { selectionButton } from "./edits/selection";
-import { decode, encode, offerLinked, takeLinked } from "./edits/share";
+import { decode, download, encode, offerLinked, takeLinked } from "./edits/share";
 import { EditsStore } from "./edits/store";
 import { EngineClient, type EngineState } from "./engine";
 import { leftChats } from "./left-chats";
@@ -137,7 +137,8 @@ const { element: lookupsView, startTour } = lookups({
   composer,
   asking,
   edits: {
-    shared: () => (edits.edits.length > 0 ? encode(edits.model ?? "", edits.edits) : null),
+    shared: () => encode(edits),
+    export: () => download(edits),
     take: (part) => offerEdits(decode(part)),
     inUse: () => edits.fileInUse(),
   },

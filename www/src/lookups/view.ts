@@ -3,6 +3,7 @@
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
 import { bytes, plural, reasonOf } from "../format";
+import type { LinkBox } from "../link-box";
 import type { EngineInfo } from "../protocol";
 import { read, write } from "../storage";
 import { allLayers, cardBody, cellFacts } from "./card-view";
@@ -26,8 +27,8 @@ const UNHEARD = "This token was read while nobody watched. Trace the text, and i
 const CARD_IN_SIGHT = 180;
 
 export type ViewActions = {
-  /** Copies a link to this state; gives why it could not, or null. */
-  share(): Promise<string | null>;
+  /** A link to this state. */
+  link: LinkBox;
   tour(): void;
   /** Hears which token is looked at, if one is. */
   looked(position: number | null): void;
@@ -131,9 +132,6 @@ export class LookupsView {
       if (chosen) void this.open(chosen);
       file.value = "";
     });
-    const share = button("Copy link", () => {
-      void actions.share().then((problem) => this.#say(problem ?? "The link is copied."));
-    });
     this.#empty = h(
       "div",
       { class: "lookups-empty" },
@@ -191,9 +189,10 @@ export class LookupsView {
         { class: "row wrap" },
         h("label", { class: "switch" }, this.#watch, "Watch answers"),
         button("Tour", actions.tour),
-        share,
+        actions.link.button,
         file,
       ),
+      actions.link.element,
       h(
         "div",
         { class: "setting" },
@@ -269,7 +268,12 @@ export class LookupsView {
     this.#hover(this.#hovered);
   }
 
-  /** Pins a cell, or the one that a link names as soon as it is there. */
+  /** Pins this cell of the next answer, as soon as it is there. */
+  want(place: Place): void {
+    this.#wanted = place;
+  }
+
+  /** Pins a cell, or waits for it. */
   pin(place: Place): void {
     if (!this.log.tokens[place.position] || columnIndex(this.log.shape, place) < 0) {
       this.#wanted = place;
