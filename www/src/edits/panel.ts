@@ -13,6 +13,7 @@ import { editItem, type ItemContext } from "./item";
 import { limitsSection } from "./limits";
 import { takeOld } from "./migrate";
 import { ngramSection } from "./ngrams";
+import { OtherModels } from "./other-models";
 import type { Edit, Occurrence, Preview } from "./protocol";
 import { shareSection } from "./share";
 import type { EditsStore } from "./store";
@@ -35,6 +36,7 @@ export class EditsPanel {
   readonly #engine: EngineClient;
   readonly #actions: PanelActions;
   readonly #form: EditForm;
+  readonly #others: OtherModels;
   readonly #list = h("ul", { class: "edits", "aria-label": "Edits" });
   readonly #problem = h("p", { class: "problem", role: "alert", hidden: true });
   readonly #unusable = h("p", { class: "hint" });
@@ -54,6 +56,7 @@ export class EditsPanel {
     this.#store = store;
     this.#engine = engine;
     this.#actions = actions;
+    this.#others = new OtherModels(store);
     this.#form = new EditForm({
       make: (subject, others) => this.make(subject, others),
       preview: async (subject, others) => {
@@ -91,6 +94,7 @@ export class EditsPanel {
         weighSection(store, engine),
         teachSection(store, engine, actions.useCpu),
         shareSection(store, engine),
+        this.#others.element,
         limitsSection(engine),
       ),
     );
@@ -124,6 +128,7 @@ export class EditsPanel {
 
   async #opened({ modelHash, rows }: EngineInfo): Promise<void> {
     await this.#store.open(modelHash);
+    void this.#others.refresh();
     if (rows !== null) await takeOld(this.#store, (subject, others) => this.make(subject, others));
     await this.#draw();
   }

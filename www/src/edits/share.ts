@@ -42,15 +42,19 @@ export function shareSection(store: EditsStore, engine: EngineClient): HTMLEleme
         .catch((cause: unknown) => say("", `${chosen.name}: ${reasonOf(cause)}`));
     },
   });
-  const save = h("button", { type: "button", class: "button quiet", onclick: () => download(store) }, "Export a file");
+  const saveButton = h(
+    "button",
+    { type: "button", class: "button quiet", onclick: () => download(store) },
+    "Export a file",
+  );
   const load = h("button", { type: "button", class: "button quiet", onclick: () => file.click() }, "Import a file");
   store.state.watch(({ edits }) => {
-    save.disabled = edits.length === 0;
+    saveButton.disabled = edits.length === 0;
     link.button.disabled = edits.length === 0;
   });
   return section(
     "Export, import, share",
-    h("div", { class: "buttons" }, save, load, link.button),
+    h("div", { class: "buttons" }, saveButton, load, link.button),
     file,
     status,
     problem,
@@ -71,9 +75,14 @@ async function read(file: File, engine: EngineClient): Promise<Edit[]> {
 }
 
 export function download(store: EditsStore): void {
-  const pretty = `${JSON.stringify(JSON.parse(store.file()), null, 2)}\n`;
+  save(store.file(), "edits.json");
+}
+
+/** Gives a file of edits to the reader, with line breaks. */
+export function save(file: string, name: string): void {
+  const pretty = `${JSON.stringify(JSON.parse(file), null, 2)}\n`;
   const url = URL.createObjectURL(new Blob([pretty], { type: "application/json" }));
-  h("a", { href: url, download: "edits.json" }).click();
+  h("a", { href: url, download: name }).click();
   URL.revokeObjectURL(url);
 }
 
