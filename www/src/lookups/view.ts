@@ -1,6 +1,6 @@
 // The view of lookups: controls, grid and text, and below them what is known of the pinned cell.
 
-import { h } from "../dom";
+import { h, keepFocus } from "../dom";
 import type { EngineClient } from "../engine";
 import { bytes, plural, reasonOf } from "../format";
 import type { LinkBox } from "../link-box";
@@ -506,18 +506,14 @@ export class LookupsView {
       const { log } = this;
       this.#fit();
       const some = log.tokens.length > 0;
-      this.#unseen.hidden = some || !this.#missed || this.#busy;
-      this.#empty.hidden = some || this.#missed;
-      this.#body.hidden = !some;
-      this.#cards.hidden = !some;
+      keepFocus(
+        this.element,
+        () => this.#offer(some),
+        () => (some ? this.#grid.focus() : this.#select.focus()),
+      );
       const source = this.#sourceText();
       if (this.#source.textContent !== source) this.#source.textContent = source;
       this.#source.hidden = !source;
-      this.#back.hidden = !log.file;
-      this.#another.hidden = log.file?.name !== EXAMPLE;
-      const cannot = this.#busy || log.file !== null || !this.#info || !some;
-      this.#trace.disabled = cannot || log.isTraced;
-      this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
       this.#onGpu.hidden = !this.#isOnGpu || log.isTraced || (!some && !this.#missed);
       if (this.#info && !this.#onGpu.hidden) {
         this.#onGpu.textContent =
@@ -536,6 +532,20 @@ export class LookupsView {
       this.#drawPinned();
       this.#drawMeters();
     });
+  }
+
+  /** Shows what can be done; `some`: there are tokens in view. */
+  #offer(some: boolean): void {
+    const { log } = this;
+    this.#unseen.hidden = some || !this.#missed || this.#busy;
+    this.#empty.hidden = some || this.#missed;
+    this.#body.hidden = !some;
+    this.#cards.hidden = !some;
+    this.#back.hidden = !log.file;
+    this.#another.hidden = log.file?.name !== EXAMPLE;
+    const cannot = this.#busy || log.file !== null || !this.#info || !some;
+    this.#trace.disabled = cannot || log.isTraced;
+    this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
   }
 
   #drawPinned(): void {
