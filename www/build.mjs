@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { copyFile, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { writeOffline } from "./offline.mjs";
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const out = here("../dist/");
@@ -12,7 +13,6 @@ const { metafile } = await build({
     app: here("src/main.ts"),
     worker: here("src/worker.ts"),
     team: here("src/team.ts"),
-    offline: here("src/offline.ts"),
     bench: here("src/bench/main.ts"),
   },
   outdir: out,
@@ -57,3 +57,5 @@ for (const folder of ["pkg", "pkg/threads"]) {
     else console.warn(`www: ${folder}/${file} is missing`);
   }
 }
+
+await writeOffline(out);

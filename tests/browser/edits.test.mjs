@@ -407,6 +407,14 @@ test("a fact is taught on the CPU, and its rows go out as the command takes them
   const share = await part(page, "Export, import, share");
   await share.getByRole("button", { name: "Copy a link" }).click();
   await share.getByRole("alert").filter({ hasText: "no room for learned rows" }).waitFor();
+  // What can go goes, and what can't is named.
+  await add(page, "tree", "What");
+  await share.getByRole("button", { name: "Copy a link" }).click();
+  await share.getByText(/The link is copied.* does not contain what was taught.*: Spain: ab\.$/).waitFor();
+  await button(page, "Export the edits as a file").waitFor();
+  const link = await page.evaluate(() => navigator.clipboard.readText());
+  const linked = JSON.parse(Buffer.from(new URL(link).hash.replace("#edits=", ""), "base64url"));
+  assert.ok(linked.edits.length > 0 && linked.edits.every(({ label }) => label.startsWith("tree as What")));
 });
 
 test("teaching says that it needs the CPU", async (t) => {

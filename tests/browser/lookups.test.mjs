@@ -419,7 +419,8 @@ test("a link brings the question, the settings, the edits and the cell", async (
   await lastAnswer(other);
   await other.waitForFunction(() => window.results.length > 0);
   assert.deepEqual(await other.evaluate(() => window.results[0].result.tokens), result.tokens);
-  assert.equal(await other.evaluate(() => JSON.parse(localStorage.getItem("xylem.settings")).maxTokens), 17);
+  assert.equal(await other.locator("#set-maxTokens").inputValue(), "17");
+  assert.equal(await other.evaluate(() => JSON.parse(localStorage.getItem("xylem.settings")).maxTokens), 24);
   await other.locator(".strip .pinned").waitFor();
   assert.match(await readout(other), /layer 2, STEM · gate/);
 
@@ -428,8 +429,10 @@ test("a link brings the question, the settings, the edits and the cell", async (
   });
   const message = hostile.getByRole("textbox", { name: "Message", exact: true });
   assert.equal(await message.inputValue(), "<img src=x onerror=alert(1)>");
+  assert.equal(await hostile.locator("#set-maxTokens").inputValue(), "4096");
+  assert.ok(await hostile.locator("input[name=backend][value=cpu]").isChecked());
   const stored = await hostile.evaluate(() => JSON.parse(localStorage.getItem("xylem.settings")));
-  assert.deepEqual([stored.maxTokens, stored.backend], [4096, "cpu"]);
+  assert.deepEqual(stored, SETTINGS);
   assert.deepEqual(hostile.problems, []);
 });
 

@@ -1,11 +1,11 @@
 // What happens when: the conversation, the engine and the settings brought together. Knows no elements of the page.
 
+import type { ChatStore } from "./chat-store";
 import { type Answer, Conversation, isRunning, type Question } from "./conversation";
 import type { EditsStore } from "./edits/store";
 import { type EngineClient, type EngineState, GenerationError } from "./engine";
 import type { Backend, ChatMessage, GenEvent } from "./protocol";
-import { type Settings, sampling } from "./settings";
-import type { Signal } from "./signal";
+import { type SettingsStore, sampling } from "./settings";
 
 /** After so long without an end, stopping by force is offered. */
 const STOP_PATIENCE_MS = 3000;
@@ -22,20 +22,26 @@ export type AppEvents = {
 };
 
 export class App {
-  conversation = Conversation.stored();
+  conversation: Conversation;
+  /** False once the browser refused to keep the conversation. */
+  kept = true;
   stopping: Stopping = "no";
   readonly #engine: EngineClient;
-  readonly #settings: Signal<Settings>;
+  readonly #settings: SettingsStore;
+  readonly #chats: ChatStore;
   readonly #edits: EditsStore;
   readonly #events: AppEvents;
   /** The answer that begins as soon as the model is there. */
   #waiting: Answer | null = null;
+  #phase: EngineState["phase"] = "idle";
   /** The engine writes one answer at a time; one in a chat that was left may still be ending. */
   #previous: Promise<void> = Promise.resolve();
 
-  constructor(engine: EngineClient, settings: Signal<Settings>, edits: EditsStore, events: AppEvents) {
+  constructor(engine: EngineClient, settings: SettingsStore, chats: ChatStore, edits: EditsStore, events: AppEvents) {
+    this.conversation = Conversation.from(chats.own);
     this.#engine = engine;
     this.#settings = settings;
+    this.#chats = chats;
     this.#edits = edits;
     this.#events = events;
   }
@@ -55,7 +61,7 @@ export class App {
   }
 
   setBackend(backend: Backend): void {
-    this.#settings.set({ ...this.#settings.value, backend });
+    this.#settings.change({ backend });
     if (this.#engine.state.value.phase !== "idle") this.load();
   }
 
@@ -97,6 +103,19 @@ export class App {
     this.#changed();
   }
 
+  /** Opens a chat that another tab left; the present one is left in its place. */
+  openLeft(chat: unknown): void {
+    this.kept = this.#chats.exchange(this.conversation.turns, chat);
+    if (this.kept) this.restore(Conversation.from(chat));
+    else this.#events.changed();
+  }
+
+  /** The page goes: an answer under way is kept as far as it came. */
+  leave(): void {
+    if (this.busy) this.#store();
+    else this.#chats.leave(this.conversation.turns);
+  }
+
   /** What the model reads for the last answer; null if there is none yet. */
   lastPrompt(): ChatMessage[] | null {
     const answer = this.conversation.lastAnswer;
@@ -132,6 +151,8 @@ export class App {
   }
 
   #engineChanged(state: EngineState): void {
+    if (state.phase === "ready" && this.#phase === "loading") this.#events.announce("The model is loaded.");
+    this.#phase = state.phase;
     if (state.phase === "ready" && this.#waiting) {
       const answer = this.#waiting;
       this.#waiting = null;
@@ -154,7 +175,7 @@ export class App {
   }
 
   #begin(answer: Answer): void {
-    this.conversation.store();
+    this.#store();
     const { phase } = this.#engine.state.value;
     if (phase === "ready") {
       this.#enqueue(answer);
@@ -217,6 +238,8 @@ export class App {
   #end(answer: Answer, status: "cut" | "failed", reason: string): void {
     answer.status = status;
     answer.reason = reason;
+    // A failure is an alert of its own.
+    if (status === "cut") this.#events.announce(reason);
     this.#ended();
   }
 
@@ -226,8 +249,12 @@ export class App {
   }
 
   #changed(): void {
-    this.conversation.store();
+    this.#store();
     this.#events.changed();
+  }
+
+  #store(): void {
+    this.kept = this.#chats.save(this.conversation.turns);
   }
 }
 

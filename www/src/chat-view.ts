@@ -1,7 +1,7 @@
 // The list of turns: reconciles views with the conversation, follows the newest text unless the reader scrolled away.
 
 import { type Conversation, isRunning, type Turn } from "./conversation";
-import { h, icon } from "./dom";
+import { h, icon, keepFocus } from "./dom";
 import { AnswerView, QuestionView, type TurnActions, type TurnView } from "./message-view";
 
 const NEAR_END_PX = 80;
@@ -47,6 +47,15 @@ export class ChatView {
   }
 
   draw(): void {
+    // Who asks from within the chat, by a button that goes with the turn that is replaced, stays there.
+    keepFocus(
+      this.element,
+      () => this.#draw(),
+      () => [...this.#views.values()].findLast((view) => view instanceof AnswerView)?.element.focus(),
+    );
+  }
+
+  #draw(): void {
     const { turns, lastAnswer } = this.#conversation();
     const busy = lastAnswer !== null && isRunning(lastAnswer);
     for (const [turn, view] of this.#views) {

@@ -1,7 +1,8 @@
 // The field for the next message, with one button that sends, or stops the running answer.
 
 import type { Stopping } from "./app";
-import { h, icon } from "./dom";
+import { h, icon, keepFocus } from "./dom";
+import { enterKeyHint, isTouch, sends } from "./enter";
 
 export type ComposerActions = {
   send(text: string): void;
@@ -22,6 +23,10 @@ export class Composer {
   #busy = false;
   #stopping: Stopping = "no";
   #pause = 0;
+  /** What was put into the field last, and is not the reader's own. */
+  #filled = "";
+  /** What the reader had written before. */
+  readonly #aside: string[] = [];
 
   constructor(actions: ComposerActions) {
     this.#actions = actions;
@@ -31,7 +36,7 @@ export class Composer {
       dir: "auto",
       placeholder: "Ask something",
       "aria-label": "Message",
-      enterkeyhint: "send",
+      enterkeyhint: enterKeyHint(),
       autocomplete: "off",
     });
     this.#field.addEventListener("input", () => {
@@ -58,29 +63,45 @@ export class Composer {
     this.#showButton();
   }
 
-  /** Puts a text into the field, for the reader to send. */
-  fill(text: string): void {
-    this.#field.value = text;
-    this.#written();
+  /**
+   * Puts a text into the field, for the reader to send. What was written there comes back after it, or at once by what is
+   * given; null if nothing was.
+   */
+  fill(text: string): (() => void) | null {
+    const written = this.#field.value;
+    const isOwn = written.trim() !== "" && written !== this.#filled && written !== text;
+    if (isOwn) this.#aside.push(written);
+    this.#filled = text;
+    this.#set(text);
+    if (!isOwn) return null;
+    return () => {
+      const at = this.#aside.lastIndexOf(written);
+      if (at < 0) return;
+      this.#aside.splice(at, 1);
+      this.#set(written);
+    };
   }
 
   focus(): void {
     this.#field.focus();
   }
 
+  /** As `focus`, but not where a keyboard would come up over the page. */
+  takeFocus(): void {
+    if (!isTouch()) this.#field.focus();
+  }
+
   #send(): void {
     const text = this.#field.value.trim();
     if (!text || this.#busy) return;
     clearTimeout(this.#pause);
-    this.#field.value = "";
-    this.#written();
+    // The button stops the answer from here on; with no text and no answer it could do nothing.
     this.#actions.send(text);
+    this.#set(this.#aside.pop() ?? "");
   }
 
   #key(event: KeyboardEvent): void {
-    // While an input method composes, Enter belongs to it. On a touch screen it makes a new line.
-    const touch = matchMedia("(hover: none) and (pointer: coarse)").matches;
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !touch) {
+    if (sends(event)) {
       event.preventDefault();
       this.#send();
     } else if (event.key === "ArrowUp" && this.#field.value === "" && !this.#busy) {
@@ -99,7 +120,18 @@ export class Composer {
   }
 
   #enable(): void {
-    this.#button.disabled = this.#busy ? this.#stopping === "asked" : this.#field.value.trim() === "";
+    keepFocus(
+      this.#button,
+      () => {
+        this.#button.disabled = this.#busy ? this.#stopping === "asked" : this.#field.value.trim() === "";
+      },
+      () => this.takeFocus(),
+    );
+  }
+
+  #set(text: string): void {
+    this.#field.value = text;
+    this.#written();
   }
 
   /** The field has another text. */

@@ -1,7 +1,7 @@
-// The conversation: plain data, kept across reloads.
+// The conversation: plain data.
 
 import type { ChatMessage, GenResult } from "./protocol";
-import { isRecord, read, write } from "./storage";
+import { isRecord } from "./storage";
 
 export type Stats = Omit<GenResult, "text" | "tokens">;
 
@@ -31,12 +31,10 @@ export function newAnswer(): Answer {
 /** Questions and answers in turn, a question first. */
 export class Conversation {
   turns: Turn[] = [];
-  /** False once the browser refused to keep it. */
-  kept = true;
 
-  static stored(): Conversation {
+  /** What can be used of turns that were kept. */
+  static from(stored: unknown): Conversation {
     const conversation = new Conversation();
-    const stored = read("chat");
     if (!Array.isArray(stored)) return conversation;
     for (const [i, value] of stored.entries()) {
       const turn = restoreTurn(value, i % 2 === 0 ? "user" : "assistant");
@@ -44,10 +42,6 @@ export class Conversation {
       conversation.turns.push(turn);
     }
     return conversation;
-  }
-
-  store(): void {
-    this.kept = write("chat", this.turns);
   }
 
   get lastAnswer(): Answer | null {

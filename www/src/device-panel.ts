@@ -1,7 +1,7 @@
 // What of the model is on this device, the download of the rest, and the way to be rid of it.
 
 import { savesData } from "./connection";
-import { h } from "./dom";
+import { h, keepFocus } from "./dom";
 import type { EngineClient } from "./engine";
 import { bytes, duration } from "./format";
 import type { Download, EngineInfo, Kept } from "./protocol";
@@ -58,9 +58,15 @@ export function devicePanel(engine: EngineClient): HTMLElement {
     text.textContent = words(kept, kept.download, info, have, rate.bytesPerSecond());
     bar.hidden = !running;
     bar.value = total > 0 ? have / total : 0;
-    start.hidden = running || total === 0 || have === total || kept.notice !== null;
-    pause.hidden = !running;
-    forget.disabled = kept.files + kept.pages === 0;
+    keepFocus(
+      element,
+      () => {
+        start.hidden = running || total === 0 || have === total || kept.notice !== null;
+        pause.hidden = !running;
+        forget.disabled = kept.files + kept.pages === 0;
+      },
+      () => [pause, start, forget].find((button) => !button.hidden && !button.disabled)?.focus(),
+    );
     const wanted = read(WANTED) === engine.manifestUrl;
     if (wanted && have === total) write(WANTED, null);
     else if (wanted && !resumed && !running && !savesData()) engine.download(true);

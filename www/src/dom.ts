@@ -77,12 +77,33 @@ export function iconButton(
   );
 }
 
+/** Does `change`; if what has the focus within `element` cannot have it any longer, `lost` gives it to another. */
+export function keepFocus(element: Element, change: () => void, lost: () => void): void {
+  const before = document.activeElement;
+  const within = before !== null && element.contains(before);
+  change();
+  if (!within) return;
+  const now = document.activeElement;
+  // From what is hidden the browser takes it a moment later only.
+  const stays = now === before && before.checkVisibility() && !before.matches(":disabled");
+  if (!stays && (now === before || now === document.body)) lost();
+}
+
+/** False if the browser does not allow it; over plain HTTP a page has no clipboard. */
+export async function copyText(text: string): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** A button that copies what `text` gives and says so for a moment. */
 export function copyButton(label: string, text: () => string): HTMLButtonElement {
   const button = iconButton("copy", label, () => {
-    void navigator.clipboard.writeText(text()).then(
-      () => show("check", "Copied"),
-      () => show("warn", "The browser did not allow copying"),
+    void copyText(text()).then((copied) =>
+      copied ? show("check", "Copied") : show("warn", "The browser did not allow copying"),
     );
   });
   const show = (name: keyof typeof PATHS, message: string): void => {

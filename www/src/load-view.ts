@@ -1,6 +1,6 @@
 // The card above the message field while there is no model to answer: progress, failure, or an offer to load.
 
-import { h, icon } from "./dom";
+import { h, icon, keepFocus } from "./dom";
 import type { EngineState } from "./engine";
 import { bytes, duration } from "./format";
 import type { LoadProgress } from "./protocol";
@@ -10,6 +10,8 @@ export type LoadActions = {
   load(): void;
   loadOnCpu(): void;
   cancel(): void;
+  /** It goes, and had the focus. */
+  leave(): void;
 };
 
 const STAGES: Record<LoadProgress["stage"], string> = {
@@ -49,6 +51,17 @@ export class LoadView {
 
   /** `canUseCpu`: the CPU would be another way than the one that failed. */
   update(state: EngineState, canUseCpu: boolean): void {
+    keepFocus(
+      this.element,
+      () => this.#update(state, canUseCpu),
+      () => {
+        if (this.element.hidden) this.#actions.leave();
+        else this.element.querySelector("button")?.focus();
+      },
+    );
+  }
+
+  #update(state: EngineState, canUseCpu: boolean): void {
     const changed = state.phase !== this.#phase;
     this.#phase = state.phase;
     this.element.hidden = state.phase === "ready";
@@ -74,7 +87,6 @@ export class LoadView {
     this.#title.textContent = STAGES[stage];
     this.#numbers.textContent = totalBytes > 0 ? this.#describe(loadedBytes, totalBytes) : "";
     this.#bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
-    this.#bar.setAttribute("aria-valuetext", `${Math.round(share * 100)} percent, ${this.#numbers.textContent}`);
     for (const [i, vessel] of this.#vessels.entries()) {
       vessel.style.setProperty("--fill", String(Math.min(1, Math.max(0, share * VESSELS - i))));
     }

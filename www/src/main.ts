@@ -1,6 +1,7 @@
 // Builds the page and connects its parts.
 
 import { App } from "./app";
+import { ChatStore } from "./chat-store";
 import { ChatView } from "./chat-view";
 import { Composer } from "./composer";
 import { savesData } from "./connection";
@@ -9,15 +10,16 @@ import { h, icon, iconButton } from "./dom";
 import { EditsArchive } from "./edits/archive";
 import { EditsPanel } from "./edits/panel";
 import { selectionButton } from "./edits/selection";
-import { decode, encode, offerLinked, takeLinked } from "./edits/share";
+import { decode, download, encode, offerLinked, takeLinked } from "./edits/share";
 import { EditsStore } from "./edits/store";
 import { EngineClient, type EngineState } from "./engine";
+import { leftChats } from "./left-chats";
 import { LoadView } from "./load-view";
 import { lookups } from "./lookups/install";
 import { modelAddress } from "./model-address";
 import { modelPanel } from "./model-panel";
 import { Panel } from "./panel";
-import { sampling, storedSettings } from "./settings";
+import { SettingsStore, sampling } from "./settings";
 import { settingsPanel } from "./settings-panel";
 import { Toast } from "./toast";
 
@@ -37,10 +39,11 @@ const byId = (id: string): HTMLElement => {
 };
 
 const address = modelAddress();
-const settings = storedSettings();
+const settings = new SettingsStore();
+const chats = new ChatStore();
 const engine = new EngineClient(address.manifestUrl);
 const edits = new EditsStore(new EditsArchive());
-const app = new App(engine, settings, edits, {
+const app = new App(engine, settings, chats, edits, {
   changed: () => refresh(),
   announce: (sentence) => chat.announce(sentence),
 });
@@ -64,8 +67,9 @@ const loadView = new LoadView({
   load: () => app.load(),
   loadOnCpu: () => app.setBackend("cpu"),
   cancel: () => engine.unload(),
+  leave: () => composer.takeFocus(),
 });
-const toast = new Toast();
+const toast = new Toast(() => composer.takeFocus());
 
 const asking = {
   lastPrompt: () => app.lastPrompt(),
@@ -116,6 +120,15 @@ byId("tour").addEventListener("click", () => startTour());
 byId("examples").append(
   ...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => ask(text) }, text)),
 );
+byId("examples").after(
+  leftChats(chats, {
+    open: openLeft,
+    removed(undo) {
+      toast.show("The chat is deleted.", "Undo", undo);
+      composer.focus();
+    },
+  }),
+);
 
 const { element: lookupsView, startTour } = lookups({
   app,
@@ -124,7 +137,8 @@ const { element: lookupsView, startTour } = lookups({
   composer,
   asking,
   edits: {
-    shared: () => (edits.edits.length > 0 ? encode(edits.model ?? "", edits.edits) : null),
+    shared: () => encode(edits),
+    export: () => download(edits),
     take: (part) => offerEdits(decode(part)),
     inUse: () => edits.fileInUse(),
   },
@@ -164,6 +178,19 @@ function newChat(): void {
   composer.focus();
 }
 
+/** Opens a chat that another tab left; the one before can be had back. */
+function openLeft(chat: unknown): void {
+  const before = app.conversation.turns.length > 0;
+  app.openLeft(chat);
+  composer.focus();
+  if (before) offerLeft("The chat before is kept.", "Back to it");
+}
+
+function offerLeft(sentence: string, action: string): void {
+  const last = chats.left.value.at(-1);
+  if (last) toast.show(sentence, action, () => openLeft(last));
+}
+
 /** On a narrow screen the panel would cover the answer. */
 function showChat(): void {
   if (panel.covers) panel.close();
@@ -187,7 +214,7 @@ function offerEdits(linked: Uint8Array): void {
 function refresh(): void {
   composer.setBusy(app.busy, app.stopping);
   chat.refresh();
-  if (!app.conversation.kept) toast.show("The browser does not keep this chat: its storage is full or turned off.");
+  if (!app.kept) toast.show("The browser does not keep this chat: its storage is full or turned off.");
 }
 
 /** What a phone has room for, and what follows it elsewhere. */
@@ -232,18 +259,17 @@ document.addEventListener("keydown", (event) => {
     openAbout();
   }
 });
-// An answer under way is kept as far as it came.
-addEventListener("pagehide", () => {
-  if (app.busy) app.conversation.store();
-});
+addEventListener("pagehide", () => app.leave());
 
 app.start();
 openLinkedEdits();
 addEventListener("hashchange", openLinkedEdits);
 chat.draw();
+// An empty chat shows them itself.
+if (app.conversation.turns.length > 0 && toast.element.hidden) offerLeft("Another tab left a chat.", "Open it");
 // A reader who asked the browser to save data decides on a hundred megabytes by hand.
 if (!savesData()) app.load();
-if (!matchMedia("(pointer: coarse)").matches) composer.focus();
+composer.takeFocus();
 
 // Where there are no service workers (private windows, plain HTTP) the page just needs its host.
 navigator.serviceWorker?.register(new URL("./offline.js", import.meta.url)).catch((cause: unknown) => {

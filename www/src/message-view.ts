@@ -2,6 +2,7 @@
 
 import { type Answer, isRunning, type Question, type Stats } from "./conversation";
 import { copyButton, h, icon, iconButton } from "./dom";
+import { enterKeyHint, sends } from "./enter";
 import { count, duration, plural } from "./format";
 import { MarkdownView } from "./markdown";
 
@@ -47,7 +48,12 @@ export class QuestionView implements TurnView {
 
   /** Puts a text field in place of the message. */
   edit(): void {
-    const field = h("textarea", { class: "field", rows: 3, "aria-label": "Edit your message" });
+    const field = h("textarea", {
+      class: "field",
+      rows: 3,
+      "aria-label": "Edit your message",
+      enterkeyhint: enterKeyHint(),
+    });
     field.value = this.#question.content;
     const close = (): void => {
       this.#close();
@@ -59,7 +65,7 @@ export class QuestionView implements TurnView {
     };
     field.addEventListener("keydown", (event) => {
       if (event.key === "Escape") close();
-      else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send();
+      else if (sends(event)) send();
       else return;
       event.preventDefault();
       event.stopPropagation();
@@ -84,7 +90,7 @@ export class QuestionView implements TurnView {
 }
 
 export class AnswerView implements TurnView {
-  readonly element = h("article", { class: "turn answer", "aria-label": "Answer" });
+  readonly element = h("article", { class: "turn answer", "aria-label": "Answer", tabindex: -1 });
   readonly #markdown = new MarkdownView();
   readonly #activity = h("p", { class: "activity" });
   readonly #notes = h("div", { class: "notes" });
@@ -95,11 +101,14 @@ export class AnswerView implements TurnView {
   readonly #tools: HTMLElement;
   readonly #answer: Answer;
   readonly #actions: TurnActions;
+  /** What went wrong in an earlier visit is no news. */
+  readonly #isNew: boolean;
   #notesShown = "";
 
   constructor(answer: Answer, actions: TurnActions) {
     this.#answer = answer;
     this.#actions = actions;
+    this.#isNew = isRunning(answer);
     this.#regenerate = iconButton("redo", "Answer again", () => actions.regenerate());
     this.#tools = h(
       "div",
@@ -145,7 +154,8 @@ export class AnswerView implements TurnView {
         { type: "button", class: "button quiet", onclick: () => this.#actions.regenerate() },
         "Try again",
       );
-      notes.push(h("div", { class: "note bad", role: "alert" }, icon("warn"), h("p", {}, reason), canRetry && retry));
+      const role = this.#isNew && "alert";
+      notes.push(h("div", { class: "note bad", role }, icon("warn"), h("p", {}, reason), canRetry && retry));
     } else if (reason) {
       notes.push(h("p", { class: "note" }, reason));
     }

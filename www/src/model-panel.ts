@@ -1,10 +1,10 @@
 // What runs in this tab: the model drawn as a trunk of layers, its sizes, and where it is computed.
 
-import { h, s } from "./dom";
+import { h, keepFocus, s } from "./dom";
 import type { EngineState } from "./engine";
 import { bytes, count } from "./format";
 import type { Backend, EngineInfo } from "./protocol";
-import type { Settings } from "./settings";
+import type { SettingsStore } from "./settings";
 import { choice } from "./settings-panel";
 import type { Signal } from "./signal";
 
@@ -21,7 +21,7 @@ const BACKENDS: readonly [Backend, string][] = [
 ];
 
 export function modelPanel(
-  settings: Signal<Settings>,
+  settings: SettingsStore,
   state: Signal<EngineState>,
   device: HTMLElement,
   source: string | null,
@@ -32,7 +32,13 @@ export function modelPanel(
   const unload = h("button", { type: "button", class: "button quiet", onclick: actions.unload }, "Unload");
   let shown: EngineInfo | null = null;
   state.watch((value) => {
-    unload.disabled = value.phase === "idle";
+    keepFocus(
+      unload,
+      () => {
+        unload.disabled = value.phase === "idle";
+      },
+      () => restart.focus(),
+    );
     const info = value.phase === "ready" ? value.info : null;
     if (info === shown && facts.hasChildNodes()) return;
     shown = info;

@@ -7,6 +7,9 @@ export class RunBar {
   readonly #start: HTMLButtonElement;
   readonly #stop: HTMLButtonElement;
   readonly #progress = h("progress", { hidden: true, "aria-label": "Progress" });
+  /** Where it stands; too much to be read aloud. */
+  readonly #step = h("p", { class: "hint", hidden: true });
+  /** How it ended. */
   readonly #status = h("p", { class: "hint", role: "status" });
   readonly #problem = h("p", { class: "problem", role: "alert", hidden: true });
 
@@ -18,6 +21,7 @@ export class RunBar {
       "div",
       { class: "run" },
       h("div", { class: "row" }, this.#start, this.#stop, this.#progress),
+      this.#step,
       this.#status,
       this.#problem,
     );
@@ -33,7 +37,8 @@ export class RunBar {
     this.#status.textContent = "";
     try {
       this.#status.textContent = await run((text, done) => {
-        this.#status.textContent = text;
+        this.#step.textContent = text;
+        this.#step.hidden = false;
         if (done === undefined) this.#progress.removeAttribute("value");
         else this.#progress.value = done;
       });
@@ -53,6 +58,7 @@ export class RunBar {
     this.#start.hidden = running;
     this.#stop.hidden = !running;
     this.#progress.hidden = !running;
+    this.#step.hidden = true;
     this.#progress.removeAttribute("value");
     if (focused) (running ? this.#stop : this.#start).focus();
   }

@@ -1,6 +1,6 @@
 // The form for the settings. Every change counts from the next answer on.
 
-import { h } from "./dom";
+import { h, keepFocus } from "./dom";
 import {
   clampTo,
   DEFAULTS,
@@ -9,9 +9,9 @@ import {
   type NumberField,
   parseSeed,
   type Settings,
+  type SettingsStore,
   type Theme,
 } from "./settings";
-import type { Signal } from "./signal";
 
 const THEMES: readonly [Theme, string][] = [
   ["auto", "As the system"],
@@ -19,15 +19,16 @@ const THEMES: readonly [Theme, string][] = [
   ["dark", "Dark"],
 ];
 
-export function settingsPanel(settings: Signal<Settings>): HTMLElement {
-  const set = (change: Partial<Settings>): void => settings.set({ ...settings.value, ...change });
+export function settingsPanel(settings: SettingsStore): HTMLElement {
+  const set = (change: Partial<Settings>): void => settings.change(change);
   const reset = (): void => {
     // The backend is not on this page, and a reset must not load the model anew.
-    settings.set({ ...DEFAULTS, backend: settings.value.backend });
+    settings.change({ ...DEFAULTS, backend: settings.value.backend });
   };
   const form = h(
     "form",
     { class: "settings" },
+    borrowedNote(settings),
     systemPrompt(settings, set),
     ...NUMBER_FIELDS.map((field) => numberField(field, settings, set)),
     seed(settings, set),
@@ -46,9 +47,42 @@ export function settingsPanel(settings: Signal<Settings>): HTMLElement {
   return form;
 }
 
+/** Says that a link brought settings, and what can be done about it. */
+function borrowedNote(settings: SettingsStore): HTMLElement {
+  const button = (label: string, onclick: () => void): HTMLElement =>
+    h("button", { type: "button", class: "button quiet", onclick }, label);
+  const text = h("p", { class: "hint" });
+  const element = h(
+    "div",
+    { class: "setting" },
+    text,
+    h(
+      "div",
+      { class: "buttons" },
+      button("Back to mine", () => settings.giveBack()),
+      button("Keep them", () => settings.keepBorrowed()),
+    ),
+  );
+  settings.watch(() => {
+    const { borrowed } = settings;
+    keepFocus(
+      element,
+      () => {
+        element.hidden = borrowed.length === 0;
+      },
+      () => document.getElementById("set-system")?.focus(),
+    );
+    const names = borrowed.map((key) => NAMES[key] ?? NUMBER_FIELDS.find((field) => field.key === key)?.label);
+    text.textContent = `A link brought these, for this visit: ${names.join(", ")}.`;
+  });
+  return element;
+}
+
+const NAMES: Partial<Record<keyof Settings, string>> = { system: "System prompt", seed: "Seed" };
+
 type Set = (change: Partial<Settings>) => void;
 
-function systemPrompt(settings: Signal<Settings>, set: Set): HTMLElement {
+function systemPrompt(settings: SettingsStore, set: Set): HTMLElement {
   const field = h("textarea", {
     class: "field",
     id: "set-system",
@@ -74,7 +108,7 @@ function systemPrompt(settings: Signal<Settings>, set: Set): HTMLElement {
   );
 }
 
-function numberField(field: NumberField, settings: Signal<Settings>, set: Set): HTMLElement {
+function numberField(field: NumberField, settings: SettingsStore, set: Set): HTMLElement {
   const { key, label, hint, min, max, step } = field;
   const bounds = { min, max, step };
   const exact = h("input", {
@@ -83,6 +117,7 @@ function numberField(field: NumberField, settings: Signal<Settings>, set: Set): 
     class: "field small",
     id: `set-${key}`,
     inputmode: "decimal",
+    enterkeyhint: "done",
     "aria-describedby": `hint-${key}`,
   });
   const slider = h("input", { ...bounds, type: "range", "aria-label": label, "aria-describedby": `hint-${key}` });
@@ -103,12 +138,13 @@ function numberField(field: NumberField, settings: Signal<Settings>, set: Set): 
   );
 }
 
-function seed(settings: Signal<Settings>, set: Set): HTMLElement {
+function seed(settings: SettingsStore, set: Set): HTMLElement {
   const field = h("input", {
     type: "text",
     class: "field small",
     id: "set-seed",
     inputmode: "numeric",
+    enterkeyhint: "done",
     placeholder: "new",
     "aria-describedby": "hint-seed",
   });
@@ -134,7 +170,7 @@ export function choice<T extends string>(
   name: string,
   options: readonly (readonly [T, string])[],
   onchange: (value: T) => void,
-  settings: Signal<Settings>,
+  settings: SettingsStore,
   current: (settings: Settings) => T,
 ): HTMLElement {
   const inputs = options.map(([value, label]) => {

@@ -2,7 +2,7 @@
 
 import type { Backend, SamplingSettings } from "./protocol";
 import { Signal } from "./signal";
-import { isRecord, read, write } from "./storage";
+import { isRecord, read, watchOtherTabs, write } from "./storage";
 
 export type Theme = "auto" | "light" | "dark";
 
@@ -61,6 +61,7 @@ export const NUMBER_FIELDS: readonly NumberField[] = [
 
 const BACKENDS: readonly Backend[] = ["auto", "gpu", "cpu"];
 const THEMES: readonly Theme[] = ["auto", "light", "dark"];
+const KEY = "settings";
 const MAX_SEED = 2 ** 32 - 1;
 export const MAX_SYSTEM_CHARACTERS = 8000;
 
@@ -104,10 +105,63 @@ export function restore(stored: unknown): Settings {
   return settings;
 }
 
-export function storedSettings(): Signal<Settings> {
-  const settings = new Signal(restore(read("settings")));
-  settings.watch((value) => write("settings", value));
-  return settings;
+/**
+ * The settings of all tabs. What a link brings holds for this visit, and is kept only as the reader says so: by a change of
+ * it, or as a whole.
+ */
+export class SettingsStore {
+  readonly #now: Signal<Settings>;
+  #kept: Settings;
+  #borrowed: Partial<Settings> = {};
+
+  constructor() {
+    this.#kept = restore(read(KEY));
+    this.#now = new Signal(this.#kept);
+    watchOtherTabs(KEY, () => {
+      this.#kept = restore(read(KEY));
+      this.#tell();
+    });
+  }
+
+  get value(): Settings {
+    return this.#now.value;
+  }
+
+  /** Those that differ from the reader's own in this visit. */
+  get borrowed(): (keyof Settings)[] {
+    return Object.keys(this.#borrowed) as (keyof Settings)[];
+  }
+
+  watch(watcher: (value: Settings) => void): void {
+    this.#now.watch(watcher);
+  }
+
+  change(change: Partial<Settings>): void {
+    this.#kept = { ...this.#kept, ...change };
+    for (const key of Object.keys(change) as (keyof Settings)[]) delete this.#borrowed[key];
+    write(KEY, this.#kept);
+    this.#tell();
+  }
+
+  borrow(settings: Partial<Settings>): void {
+    const all = Object.entries({ ...this.#borrowed, ...settings });
+    this.#borrowed = Object.fromEntries(all.filter(([key, value]) => value !== this.#kept[key as keyof Settings]));
+    this.#tell();
+  }
+
+  /** Back to the reader's own. */
+  giveBack(): void {
+    this.#borrowed = {};
+    this.#tell();
+  }
+
+  keepBorrowed(): void {
+    this.change(this.#borrowed);
+  }
+
+  #tell(): void {
+    this.#now.set({ ...this.#kept, ...this.#borrowed });
+  }
 }
 
 /** The part of the settings that the engine takes. */

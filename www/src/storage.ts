@@ -1,10 +1,13 @@
-// localStorage that may be full, forbidden or hold anything: nothing here throws, and what is read is unknown.
+// Storage of the browser that may be full, forbidden or hold anything: nothing here throws, and what is read is unknown.
 
 const PREFIX = "xylem.";
 
-export function read(key: string): unknown {
+/** `localStorage` is that of all tabs; `sessionStorage` is the tab's own, and stays when it is reloaded. */
+type Where = "localStorage" | "sessionStorage";
+
+export function read(key: string, where: Where = "localStorage"): unknown {
   try {
-    const text = localStorage.getItem(PREFIX + key);
+    const text = globalThis[where].getItem(PREFIX + key);
     return text === null ? null : JSON.parse(text);
   } catch {
     return null;
@@ -12,13 +15,20 @@ export function read(key: string): unknown {
 }
 
 /** False if the browser would not keep it. */
-export function write(key: string, value: unknown): boolean {
+export function write(key: string, value: unknown, where: Where = "localStorage"): boolean {
   try {
-    localStorage.setItem(PREFIX + key, JSON.stringify(value));
+    globalThis[where].setItem(PREFIX + key, JSON.stringify(value));
     return true;
   } catch {
     return false;
   }
+}
+
+/** Calls `changed` when another tab has written `key`. */
+export function watchOtherTabs(key: string, changed: () => void): void {
+  addEventListener("storage", (event) => {
+    if (event.key === PREFIX + key) changed();
+  });
 }
 
 export function remove(key: string): void {

@@ -4,7 +4,7 @@ import { copyButton, h } from "../dom";
 import { modelAddress } from "../model-address";
 import type { Backend } from "../protocol";
 import { RunBar } from "../run-bar";
-import { storedSettings } from "../settings";
+import { SettingsStore } from "../settings";
 import { type Measurement, Measuring } from "./measure";
 import { tables } from "./tables";
 
@@ -15,7 +15,7 @@ const BACKENDS: [Backend, string][] = [
 ];
 
 const address = modelAddress();
-const { theme } = storedSettings().value;
+const { theme } = new SettingsStore().value;
 if (theme !== "auto") document.documentElement.dataset.theme = theme;
 
 const backend = h(

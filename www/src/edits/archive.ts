@@ -8,6 +8,9 @@ import type { Edit } from "./protocol";
 /** `off`: none applies, whatever their own switches say. */
 export type Kept = { edits: readonly Edit[]; off: boolean };
 
+/** The list of a model that is not the one in use. */
+export type OtherList = { model: string; kept: Kept };
+
 interface Schema extends DBSchema {
   /** By the model's hash. */
   lists: { key: string; value: Kept };
@@ -35,5 +38,16 @@ export class EditsArchive {
 
   async put(model: string, kept: Kept): Promise<void> {
     await (await this.#db).put("lists", kept, model);
+  }
+
+  /** The lists of all models but one, as far as they hold something. */
+  async others(model: string): Promise<OtherList[]> {
+    const models = (await (await this.#db).getAllKeys("lists")).filter((other) => other !== model);
+    const lists = await Promise.all(models.map(async (other) => ({ model: other, kept: await this.get(other) })));
+    return lists.filter((list): list is OtherList => list.kept !== null && list.kept.edits.length > 0);
+  }
+
+  async remove(model: string): Promise<void> {
+    await (await this.#db).delete("lists", model);
   }
 }

@@ -112,5 +112,6 @@ function nameField(id: string, example: string): HTMLInputElement {
     placeholder: example,
     required: true,
     autocomplete: "off",
+    enterkeyhint: "done",
   });
 }

@@ -45,7 +45,8 @@ export function editItem(group: Group, place: number, context: ItemContext): HTM
     checked: first.on,
     onchange: () => change((edit) => ({ ...edit, on: on.checked })),
   });
-  const amount = h("output", { for: `${id}-strength` }, first.strength.toFixed(1));
+  // The slider says its value by itself.
+  const amount = h("output", { for: `${id}-strength`, "aria-live": "off" }, first.strength.toFixed(1));
   const strength = h("input", {
     type: "range",
     id: `${id}-strength`,

@@ -1,7 +1,7 @@
 // Edits that early versions of the page kept in localStorage, as names: "Spain" with the rows of "Germany". They come into the
 // list once a model is there that can make them, and are then kept like all others.
 
-import { isRecord, read, remove } from "../storage";
+import { isRecord, read, remove, write } from "../storage";
 import type { Edit } from "./protocol";
 import type { EditsStore } from "./store";
 
@@ -16,19 +16,24 @@ function isNamed(value: unknown): value is Named {
   return named && typeof strength === "number" && strength >= 0 && strength <= 4 && typeof on === "boolean";
 }
 
-/** Brings them into the list, if there are any. What cannot be made is left out: the model may have no rows for it. */
+/** Brings them into the list, if there are any. What cannot be made now stays for another model: this one may have no rows for it. */
 export async function takeOld(
   store: EditsStore,
   make: (subject: string, others: string[]) => Promise<Edit[]>,
 ): Promise<void> {
   const old = read(KEY);
   if (old === null) return;
-  // Taken once, whatever comes of it: another visit would only add them again.
+  // Another tab would add them again.
   remove(KEY);
-  const all: Edit[] = [];
-  for (const { subject, with: other, strength, on } of Array.isArray(old) ? old.filter(isNamed) : []) {
-    const made = await make(subject, [other]).catch(() => []);
-    all.push(...made.map((edit) => ({ ...edit, strength, on })));
+  const left: Named[] = [];
+  for (const named of Array.isArray(old) ? old.filter(isNamed) : []) {
+    const { subject, with: other, strength, on } = named;
+    try {
+      const made = await make(subject, [other]);
+      store.add(made.map((edit) => ({ ...edit, strength, on })));
+    } catch {
+      left.push(named);
+    }
   }
-  if (all.length > 0) store.add(all);
+  if (left.length > 0) write(KEY, left);
 }

@@ -1,6 +1,6 @@
 // The page "Edits" of the panel: the form, the list, and what is done with the list as a whole.
 
-import { h, iconButton } from "../dom";
+import { h, iconButton, keepFocus } from "../dom";
 import type { EngineClient, EngineState } from "../engine";
 import { reasonOf } from "../format";
 import type { EngineInfo } from "../protocol";
@@ -13,6 +13,7 @@ import { editItem, type ItemContext } from "./item";
 import { limitsSection } from "./limits";
 import { takeOld } from "./migrate";
 import { ngramSection } from "./ngrams";
+import { OtherModels } from "./other-models";
 import type { Edit, Occurrence, Preview } from "./protocol";
 import { shareSection } from "./share";
 import type { EditsStore } from "./store";
@@ -35,6 +36,7 @@ export class EditsPanel {
   readonly #engine: EngineClient;
   readonly #actions: PanelActions;
   readonly #form: EditForm;
+  readonly #others: OtherModels;
   readonly #list = h("ul", { class: "edits", "aria-label": "Edits" });
   readonly #problem = h("p", { class: "problem", role: "alert", hidden: true });
   readonly #unusable = h("p", { class: "hint" });
@@ -54,6 +56,7 @@ export class EditsPanel {
     this.#store = store;
     this.#engine = engine;
     this.#actions = actions;
+    this.#others = new OtherModels(store);
     this.#form = new EditForm({
       make: (subject, others) => this.make(subject, others),
       preview: async (subject, others) => {
@@ -91,6 +94,7 @@ export class EditsPanel {
         weighSection(store, engine),
         teachSection(store, engine, actions.useCpu),
         shareSection(store, engine),
+        this.#others.element,
         limitsSection(engine),
       ),
     );
@@ -124,6 +128,7 @@ export class EditsPanel {
 
   async #opened({ modelHash, rows }: EngineInfo): Promise<void> {
     await this.#store.open(modelHash);
+    void this.#others.refresh();
     if (rows !== null) await takeOld(this.#store, (subject, others) => this.make(subject, others));
     await this.#draw();
   }
@@ -143,17 +148,22 @@ export class EditsPanel {
     this.#drawing += 1;
     const drawing = this.#drawing;
     const { edits, off } = this.#store.state.value;
-    this.#apply.checked = !off;
-    this.#bar.hidden = edits.length === 0 && !this.#store.canUndo && !this.#store.canRedo;
-    this.#first.hidden = edits.length > 0;
-    this.#undo.disabled = !this.#store.canUndo;
-    this.#redo.disabled = !this.#store.canRedo;
-    this.#list.classList.toggle("off", off);
     const { value: state } = this.#engine.state;
-    if (state.phase !== "ready" || edits.length === 0) {
-      this.#list.replaceChildren();
-      return;
-    }
+    const isEmpty = state.phase !== "ready" || edits.length === 0;
+    this.#apply.checked = !off;
+    this.#list.classList.toggle("off", off);
+    keepFocus(
+      this.element,
+      () => {
+        this.#bar.hidden = edits.length === 0 && !this.#store.canUndo && !this.#store.canRedo;
+        this.#first.hidden = edits.length > 0;
+        this.#undo.disabled = !this.#store.canUndo;
+        this.#redo.disabled = !this.#store.canRedo;
+        if (isEmpty) this.#list.replaceChildren();
+      },
+      () => this.#focusBar(),
+    );
+    if (isEmpty) return;
     try {
       const previews = await this.#engine.call("previewEdits", this.#store.file());
       if (drawing !== this.#drawing) return;
@@ -175,13 +185,27 @@ export class EditsPanel {
       occurrences: (source) => this.#actions.occurrences(source),
     };
     // The control that was just used is drawn anew, and should still have the focus; its entry may have moved.
-    const focused = this.#list.contains(document.activeElement) ? document.activeElement?.id : undefined;
-    const [, from, control] = focused?.match(/^edit-(\d+)(-.*)/) ?? [];
+    const [, from, control] = document.activeElement?.id.match(/^edit-(\d+)(-.*)/) ?? [];
     const shown = this.#groups[Number(from)];
     const to = groups.findIndex(({ edits: [first] }) => first && shown?.edits.includes(first));
     this.#groups = groups;
-    this.#list.replaceChildren(...groups.map((group, place) => editItem(group, place, context)));
-    if (focused) document.getElementById(to < 0 ? focused : `edit-${to}${control}`)?.focus();
+    keepFocus(
+      this.#list,
+      () => this.#list.replaceChildren(...groups.map((group, place) => editItem(group, place, context))),
+      () => {
+        // Of an entry that is gone the next one's control takes it, or the last one's.
+        const places = [to < 0 ? Number(from) : to, groups.length - 1];
+        const [next] = places.flatMap((place) => document.getElementById(`edit-${place}${control}`) ?? []);
+        if (next?.checkVisibility()) next.focus();
+        else this.#focusBar();
+      },
+    );
+  }
+
+  /** What was pressed is gone, or can do nothing more. */
+  #focusBar(): void {
+    const buttons = [this.#undo, this.#redo, this.#apply];
+    buttons.find((button) => !button.disabled)?.focus();
   }
 
   #complain(problem: string | null): void {

@@ -13,6 +13,14 @@ export function section(title: string, ...children: Child[]): HTMLDetailsElement
 }
 
 export function textField(id: string, label: string, example: string, value = ""): [HTMLElement, HTMLInputElement] {
-  const input = h("input", { type: "text", class: "field", id, placeholder: example, value, autocomplete: "off" });
+  const input = h("input", {
+    type: "text",
+    class: "field",
+    id,
+    placeholder: example,
+    value,
+    autocomplete: "off",
+    enterkeyhint: "done",
+  });
   return [h("div", { class: "setting" }, h("label", { for: id }, label), input), input];
 }

@@ -3,20 +3,25 @@
 import { h } from "../dom";
 import type { EngineClient } from "../engine";
 import { plural, reasonOf } from "../format";
+import { type Link, LinkBox, MAX_LINK_CHARACTERS } from "../link-box";
 import { type Edit, fileOf } from "./protocol";
 import { section } from "./section";
 import type { EditsStore } from "./store";
 
 /** As much as the engine reads. */
 const MAX_FILE_BYTES = 16 << 20;
-/** Longer links get lost on the way. */
-const MAX_LINK_CHARACTERS = 8000;
 const FRAGMENT = "#edits=";
 
 export function shareSection(store: EditsStore, engine: EngineClient): HTMLElement {
   const status = h("p", { class: "hint", role: "status" });
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
+  const link = new LinkBox(
+    "Copy a link",
+    () => linkOf(store),
+    () => download(store),
+  );
   const say = (text: string, wrong = ""): void => {
+    link.clear();
     status.textContent = text;
     problem.textContent = wrong;
     problem.hidden = wrong === "";
@@ -37,32 +42,23 @@ export function shareSection(store: EditsStore, engine: EngineClient): HTMLEleme
         .catch((cause: unknown) => say("", `${chosen.name}: ${reasonOf(cause)}`));
     },
   });
-  const share = async (): Promise<void> => {
-    const link = linkOf(store.model ?? "", store.edits);
-    await navigator.clipboard.writeText(link);
-    say(`The link is copied, ${plural(link.length, "character")} long.`);
-  };
-  const save = h("button", { type: "button", class: "button quiet", onclick: () => download(store) }, "Export a file");
-  const link = h(
+  const saveButton = h(
     "button",
-    {
-      type: "button",
-      class: "button quiet",
-      onclick: () => void share().catch((cause: unknown) => say("", reasonOf(cause))),
-    },
-    "Copy a link",
+    { type: "button", class: "button quiet", onclick: () => download(store) },
+    "Export a file",
   );
   const load = h("button", { type: "button", class: "button quiet", onclick: () => file.click() }, "Import a file");
   store.state.watch(({ edits }) => {
-    save.disabled = edits.length === 0;
-    link.disabled = edits.length === 0;
+    saveButton.disabled = edits.length === 0;
+    link.button.disabled = edits.length === 0;
   });
   return section(
     "Export, import, share",
-    h("div", { class: "buttons" }, save, load, link),
+    h("div", { class: "buttons" }, saveButton, load, link.button),
     file,
     status,
     problem,
+    link.element,
     h(
       "p",
       { class: "hint" },
@@ -78,23 +74,30 @@ async function read(file: File, engine: EngineClient): Promise<Edit[]> {
   return JSON.parse(await engine.call("checkEdits", bytes)) as Edit[];
 }
 
-function download(store: EditsStore): void {
-  const pretty = `${JSON.stringify(JSON.parse(store.file()), null, 2)}\n`;
+export function download(store: EditsStore): void {
+  save(store.file(), "edits.json");
+}
+
+/** Gives a file of edits to the reader, with line breaks. */
+export function save(file: string, name: string): void {
+  const pretty = `${JSON.stringify(JSON.parse(file), null, 2)}\n`;
   const url = URL.createObjectURL(new Blob([pretty], { type: "application/json" }));
-  h("a", { href: url, download: "edits.json" }).click();
+  h("a", { href: url, download: name }).click();
   URL.revokeObjectURL(url);
 }
 
-/** The list as a part of a link; learned rows have no room there. */
-export function encode(model: string, edits: readonly Edit[]): string {
-  if (edits.some(({ target }) => "values" in target)) {
-    throw new Error("A link has no room for learned rows; export a file, or remove the taught facts.");
-  }
-  const bytes = new TextEncoder().encode(fileOf(model, edits));
-  return btoa(String.fromCharCode(...bytes))
+/** The list as a part of a link, null if nothing of it has room there: learned rows have none. */
+export function encode(store: EditsStore): { part: string | null } & Pick<Link, "edits" | "taught"> {
+  const isTaught = ({ target }: Edit): boolean => "values" in target;
+  const edits = store.edits.filter((edit) => !isTaught(edit));
+  const taught = [...new Set(store.edits.filter(isTaught).map(({ label }) => label || "a fact without a name"))];
+  if (edits.length === 0) return { part: null, edits: 0, taught };
+  const bytes = new TextEncoder().encode(fileOf(store.model ?? "", edits));
+  const part = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))
     .replaceAll("+", "-")
     .replaceAll("/", "_")
     .replaceAll("=", "");
+  return { part, edits: edits.length, taught };
 }
 
 /** The file in a part of a link. Of one that holds none, the engine says so. */
@@ -108,11 +111,11 @@ export function decode(part: string): Uint8Array {
   }
 }
 
-function linkOf(model: string, edits: readonly Edit[]): string {
+function linkOf(store: EditsStore): Link {
+  const { part, edits, taught } = encode(store);
+  if (part === null) throw new Error("A link has no room for learned rows; export a file.");
   const { origin, pathname, search } = location;
-  const link = `${origin}${pathname}${search}${FRAGMENT}${encode(model, edits)}`;
-  if (link.length > MAX_LINK_CHARACTERS) throw new Error("So many edits make no link; export a file.");
-  return link;
+  return { address: `${origin}${pathname}${search}${FRAGMENT}${part}`, edits, taught };
 }
 
 /** The file in the page's address, taken out of it; null if there is none. */

@@ -2,7 +2,7 @@
 
 import { reasonOf } from "../format";
 import { Signal } from "../signal";
-import type { EditsArchive, Kept } from "./archive";
+import type { EditsArchive, Kept, OtherList } from "./archive";
 import { type Edit, fileOf } from "./protocol";
 
 const MAX_STEPS = 100;
@@ -56,6 +56,19 @@ export class EditsStore {
       this.#opened = this.#restore(model);
     }
     return this.#opened;
+  }
+
+  /** What is kept for other models than the one in use. */
+  async others(): Promise<OtherList[]> {
+    return this.#model === null ? [] : this.#archive.others(this.#model);
+  }
+
+  removeOther(model: string): Promise<void> {
+    return this.#archive.remove(model);
+  }
+
+  putOther({ model, kept }: OtherList): Promise<void> {
+    return this.#archive.put(model, kept);
   }
 
   /** The list as a file, for what is to be done with it. */

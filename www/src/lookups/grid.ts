@@ -64,6 +64,10 @@ export class Grid {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.refresh());
   }
 
+  focus(): void {
+    this.#window.focus();
+  }
+
   set quantity(quantity: Quantity) {
     this.#quantity = quantity;
     this.refresh();

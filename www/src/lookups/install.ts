@@ -3,10 +3,9 @@
 import type { App } from "../app";
 import type { Composer } from "../composer";
 import type { EngineClient } from "../engine";
-import { reasonOf } from "../format";
-import type { Settings } from "../settings";
+import { type Link, LinkBox } from "../link-box";
+import type { SettingsStore } from "../settings";
 import type { Asking } from "../side-by-side";
-import type { Signal } from "../signal";
 import { ChatHighlight } from "./chat-highlight";
 import { placeIn, strongestColumn } from "./columns";
 import { knockOuts } from "./knock-outs";
@@ -18,11 +17,13 @@ import { LookupsView } from "./view";
 export type Page = {
   app: App;
   engine: EngineClient;
-  settings: Signal<Settings>;
+  settings: SettingsStore;
   composer: Composer;
   edits: {
-    /** What a link is to bring along; null for none. Throws for edits that have no room in a link. */
-    shared(): string | null;
+    /** What a link is to bring along; no part of it if there is nothing. */
+    shared(): { part: string | null } & Pick<Link, "edits" | "taught">;
+    /** Gives them as a file. */
+    export(): void;
     /** Offers the reader what a link brought, which may be anything. */
     take(part: string): void;
     /** What an answer is to be given with; null for no edits at all. */
@@ -43,49 +44,58 @@ const EXAMPLE = "What is the capital of Spain?";
 const NAME = " Spain";
 
 export function lookups(page: Page): { element: HTMLElement; startTour: () => void } {
-  const tour = new Tour(steps(page, () => view));
+  const tour = new Tour(
+    steps(page, () => view),
+    page.show,
+  );
   let highlight: ChatHighlight | null = null;
   const view = new LookupsView(page.engine, {
-    share: () => share(page, view),
+    link: new LinkBox(
+      "Copy link",
+      () => linkTo(page, view),
+      () => page.edits.export(),
+    ),
     tour: () => tour.start(),
     looked: (position) => highlight?.mark(position),
   });
   highlight = new ChatHighlight(view.log, () => page.app.conversation.turns);
   document.body.append(tour.element);
   view.element.append(knockOuts(page.engine, page.asking, page.edits.inUse));
-  const shared = fromHash(location.hash);
-  if (shared) {
-    const mine = page.settings.value;
-    page.settings.set({ ...mine, ...shared.settings });
-    page.composer.fill(shared.question);
-    if (shared.show) view.show(shared.show);
-    if (shared.cell) view.pin(shared.cell);
-    if (shared.edits !== null) page.edits.take(shared.edits);
-    page.say("A link brought this question and its settings. Send it to see what it shows.", "Keep my settings", () =>
-      page.settings.set(mine),
-    );
-    // Only what the reader does next counts.
-    history.replaceState(null, "", location.pathname + location.search);
-  }
+  openLink(page, view);
+  addEventListener("hashchange", () => openLink(page, view));
   return { element: view.element, startTour: () => tour.start() };
 }
 
-/** Copies the link; gives the reason if it can't. */
-async function share({ app, settings, edits }: Page, view: LookupsView): Promise<string | null> {
-  const question = app.conversation.turns.findLast(({ role }) => role === "user")?.content ?? "";
-  try {
-    const hash = toHash({
-      question,
-      settings: settings.value,
-      edits: edits.shared(),
-      show: view.quantity,
-      cell: view.pinned,
+/** Takes up what the address says, if it says something. An answer under way goes on, and what is written comes back. */
+function openLink(page: Page, view: LookupsView): void {
+  const shared = fromHash(location.hash);
+  if (!shared) return;
+  page.settings.borrow(shared.settings);
+  const takeBack = page.composer.fill(shared.question);
+  if (shared.show) view.show(shared.show);
+  if (shared.cell) view.want(shared.cell);
+  if (shared.edits !== null) page.edits.take(shared.edits);
+  const borrows = page.settings.borrowed.length > 0;
+  const said = `A link brought this question${borrows ? " and its settings" : ""}. Send it to see what it shows.`;
+  if (takeBack) {
+    page.say(`${said} What you have written comes back then.`, "Undo", () => {
+      takeBack();
+      page.settings.giveBack();
     });
-    await navigator.clipboard.writeText(new URL(hash, location.href).href);
-    return null;
-  } catch (cause) {
-    return reasonOf(cause);
+  } else if (borrows) {
+    page.say(said, "Keep my settings", () => page.settings.giveBack());
+  } else {
+    page.say(said);
   }
+  // Only what the reader does next counts.
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+function linkTo({ app, settings, edits }: Page, view: LookupsView): Link {
+  const question = app.conversation.lastQuestion?.content ?? "";
+  const { part, ...which } = edits.shared();
+  const hash = toHash({ question, settings: settings.value, edits: part, show: view.quantity, cell: view.pinned });
+  return { address: new URL(hash, location.href).href, ...which };
 }
 
 function steps(page: Page, view: () => LookupsView): TourStep[] {

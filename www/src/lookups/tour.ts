@@ -19,6 +19,7 @@ const NARROW = matchMedia("(max-width: 40rem)");
 export class Tour {
   readonly element: HTMLElement;
   readonly #steps: readonly TourStep[];
+  readonly #lost: () => void;
   readonly #title = h("h3", { id: "tour-title" });
   readonly #text = h("p");
   readonly #count = h("span", { class: "hint" });
@@ -31,8 +32,10 @@ export class Tour {
   /** What comes once a step has begun, such as a card, would push its target out of sight. */
   readonly #around = new ResizeObserver(() => this.#reveal());
 
-  constructor(steps: readonly TourStep[]) {
+  /** `lost` gives the focus to something else if what started the tour is gone. */
+  constructor(steps: readonly TourStep[], lost: () => void) {
     this.#steps = steps;
+    this.#lost = lost;
     this.#back = h("button", { type: "button", class: "button quiet", onclick: () => this.#go(this.#at - 1) }, "Back");
     this.#next = h("button", { type: "button", class: "button", onclick: () => this.#go(this.#at + 1) }, "Next");
     this.element = h(
@@ -65,7 +68,8 @@ export class Tour {
   end(): void {
     this.element.hidden = true;
     this.#point(null);
-    if (this.#opener instanceof HTMLElement) this.#opener.focus();
+    if (this.#opener instanceof HTMLElement && this.#opener.checkVisibility()) this.#opener.focus();
+    else this.#lost();
   }
 
   #go(at: number): void {

@@ -1,8 +1,9 @@
 // The view of lookups: controls, grid and text, and below them what is known of the pinned cell.
 
-import { h } from "../dom";
+import { h, keepFocus } from "../dom";
 import type { EngineClient } from "../engine";
 import { bytes, plural, reasonOf } from "../format";
+import type { LinkBox } from "../link-box";
 import type { EngineInfo } from "../protocol";
 import { read, write } from "../storage";
 import { allLayers, cardBody, cellFacts } from "./card-view";
@@ -26,8 +27,8 @@ const UNHEARD = "This token was read while nobody watched. Trace the text, and i
 const CARD_IN_SIGHT = 180;
 
 export type ViewActions = {
-  /** Copies a link to this state; gives why it could not, or null. */
-  share(): Promise<string | null>;
+  /** A link to this state. */
+  link: LinkBox;
   tour(): void;
   /** Hears which token is looked at, if one is. */
   looked(position: number | null): void;
@@ -44,6 +45,8 @@ export class LookupsView {
   readonly #meters: Meters;
   readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
   readonly #note = h("p", { class: "note", role: "status", hidden: true });
+  /** How far a trace is; too much to be read aloud. */
+  readonly #progress = h("p", { class: "note", hidden: true });
   /** Whose text is in view, where it is not the chat's. */
   readonly #source = h("p", { class: "hint", hidden: true });
   readonly #onGpu = h("p", { class: "hint", hidden: true });
@@ -129,9 +132,6 @@ export class LookupsView {
       if (chosen) void this.open(chosen);
       file.value = "";
     });
-    const share = button("Copy link", () => {
-      void actions.share().then((problem) => this.#say(problem ?? "The link is copied."));
-    });
     this.#empty = h(
       "div",
       { class: "lookups-empty" },
@@ -189,9 +189,10 @@ export class LookupsView {
         { class: "row wrap" },
         h("label", { class: "switch" }, this.#watch, "Watch answers"),
         button("Tour", actions.tour),
-        share,
+        actions.link.button,
         file,
       ),
+      actions.link.element,
       h(
         "div",
         { class: "setting" },
@@ -205,6 +206,7 @@ export class LookupsView {
       this.#body,
       this.#onGpu,
       this.#note,
+      this.#progress,
       this.#cards,
       this.#metersBox,
     );
@@ -266,7 +268,12 @@ export class LookupsView {
     this.#hover(this.#hovered);
   }
 
-  /** Pins a cell, or the one that a link names as soon as it is there. */
+  /** Pins this cell of the next answer, as soon as it is there. */
+  want(place: Place): void {
+    this.#wanted = place;
+  }
+
+  /** Pins a cell, or waits for it. */
   pin(place: Place): void {
     if (!this.log.tokens[place.position] || columnIndex(this.log.shape, place) < 0) {
       this.#wanted = place;
@@ -388,9 +395,11 @@ export class LookupsView {
     this.#looked(place?.position ?? this.#pinned?.position ?? null);
     this.#strip.mark(place?.position ?? null, this.#pinned?.position ?? null);
     const token = place && this.log.tokens[place.position];
-    this.#readout.textContent = token
+    const words = token
       ? this.#words(place)
       : "Point at a cell, or move with the arrow keys. A click, or Enter, opens its card.";
+    // It is read aloud whenever it is set.
+    if (this.#readout.textContent !== words) this.#readout.textContent = words;
   }
 
   #words(place: Place): string {
@@ -427,7 +436,9 @@ export class LookupsView {
       const head = await this.#engine.look("trace", [], (part) => {
         if (this.log.file) return;
         this.log.part(part);
-        this.#say(`Tracing: ${part.position + part.tokens.length} of ${plural(this.log.tokens.length, "token")}`);
+        this.#say("");
+        this.#progress.hidden = false;
+        this.#progress.textContent = `Tracing: ${part.position + part.tokens.length} of ${plural(this.log.tokens.length, "token")}`;
       });
       this.log.head = head;
       if (!this.log.file) this.log.promptTokens = head.prompt_tokens;
@@ -437,6 +448,7 @@ export class LookupsView {
       this.#say(reasonOf(cause));
     }
     this.#busy = false;
+    this.#progress.hidden = true;
     this.#keepUp();
     // Now it can be seen what the cell's layer computed.
     if (done && this.#pinned && this.#card?.inside === null && !this.log.file) void this.#askCard(this.#pinned);
@@ -494,18 +506,14 @@ export class LookupsView {
       const { log } = this;
       this.#fit();
       const some = log.tokens.length > 0;
-      this.#unseen.hidden = some || !this.#missed || this.#busy;
-      this.#empty.hidden = some || this.#missed;
-      this.#body.hidden = !some;
-      this.#cards.hidden = !some;
+      keepFocus(
+        this.element,
+        () => this.#offer(some),
+        () => (some ? this.#grid.focus() : this.#select.focus()),
+      );
       const source = this.#sourceText();
       if (this.#source.textContent !== source) this.#source.textContent = source;
       this.#source.hidden = !source;
-      this.#back.hidden = !log.file;
-      this.#another.hidden = log.file?.name !== EXAMPLE;
-      const cannot = this.#busy || log.file !== null || !this.#info || !some;
-      this.#trace.disabled = cannot || log.isTraced;
-      this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
       this.#onGpu.hidden = !this.#isOnGpu || log.isTraced || (!some && !this.#missed);
       if (this.#info && !this.#onGpu.hidden) {
         this.#onGpu.textContent =
@@ -524,6 +532,20 @@ export class LookupsView {
       this.#drawPinned();
       this.#drawMeters();
     });
+  }
+
+  /** Shows what can be done; `some`: there are tokens in view. */
+  #offer(some: boolean): void {
+    const { log } = this;
+    this.#unseen.hidden = some || !this.#missed || this.#busy;
+    this.#empty.hidden = some || this.#missed;
+    this.#body.hidden = !some;
+    this.#cards.hidden = !some;
+    this.#back.hidden = !log.file;
+    this.#another.hidden = log.file?.name !== EXAMPLE;
+    const cannot = this.#busy || log.file !== null || !this.#info || !some;
+    this.#trace.disabled = cannot || log.isTraced;
+    this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
   }
 
   #drawPinned(): void {
