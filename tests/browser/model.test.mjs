@@ -1,12 +1,21 @@
 // The default model, as `./x build` makes it, in the page.
 
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { answered, ask, browser, lastAnswer, root, serve, watchResults, xylem } from "./harness.mjs";
 
 const QUESTION = "What is the capital of France?";
+
+test("the figures that page and docs show were measured with this very model", async () => {
+  const { hash } = JSON.parse(await xylem("inspect", "--bundle", join(root, "dist/model"), "--json"));
+  const figures = (file) => JSON.parse(readFileSync(join(root, file), "utf8"));
+  const shown = ["gallery", "figures", "reach"].map((name) => `www/src/edits/${name}.json`);
+  const told = ["needle", "rows", "teach", "ways"].map((name) => `docs/figures/${name}.json`);
+  for (const file of [...shown, ...told]) assert.equal(figures(file).model, hash, file);
+  for (const one of Object.values(figures("docs/figures/loss.json"))) assert.equal(one.model, hash);
+});
 
 test("the CPU gives the tokens of the native command", async (t) => {
   const model = join(root, "dist/model");
