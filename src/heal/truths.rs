@@ -5,27 +5,22 @@
 //! [`deal`], half the mean of b's rows at every token. Every tenth name is never turned, so that one can see how far this
 //! carries.
 
+mod file;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use serde::Deserialize;
 
+use self::file::{File, Statement};
 use super::batch::{Compared, Job};
 use super::data::{Reader, Separator, around_answers};
 use super::names::{Forms, Place, deal};
 use crate::edits::swap::running;
 use crate::error::{Error, Result};
-use crate::text::{Message, Role};
 
-/// Where a phrasing puts the name.
-const NAME: &str = "{X}";
-/// A larger file is none of facts.
-const MAX_BYTES: u64 = 16 << 20;
-/// At most so many statements are kept: every phrasing of every fact.
-const MAX_STATEMENTS: usize = 1 << 18;
 /// Of so many names, in their order, one is never turned: that at this place.
 const HELD: (usize, usize) = (10, 3);
 /// A row that has less room left takes no further statement.
@@ -34,40 +29,6 @@ const SLACK: usize = 14;
 const ATTEMPTS: usize = 1000;
 /// Draws for each statement to measure with.
 const PROBE_ATTEMPTS: usize = 20;
-
-/// The file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    /// By relation.
-    statements: BTreeMap<String, Vec<Phrasing>>,
-    /// By name, answers by relation.
-    facts: BTreeMap<String, BTreeMap<String, String>>,
-    /// What follows an answer.
-    #[serde(default = "full_stop")]
-    end: String,
-}
-
-fn full_stop() -> String {
-    ".".into()
-}
-
-/// How a fact is put, up to its answer.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "a phrasing is a text or {\"ask\": \"...\", \"begin\": \"...\"}")]
-enum Phrasing {
-    Text(String),
-    Chat(Chat),
-}
-
-/// A question in the base's chat template, and how its answer begins.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Chat {
-    ask: String,
-    #[serde(default)]
-    begin: String,
-}
 
 /// The facts of a file, in all phrasings.
 #[derive(Debug)]
@@ -102,16 +63,6 @@ struct Fact {
     statements: Vec<Statement>,
 }
 
-/// A phrasing with its name.
-#[derive(Debug, Clone)]
-struct Statement {
-    ids: Vec<u32>,
-    // Every mention of the name; none if not all are known.
-    places: Vec<Place>,
-    // Whether the answer stands after a space.
-    spaced: bool,
-}
-
 /// A statement with its answer.
 struct Told {
     ids: Vec<u32>,
@@ -138,20 +89,7 @@ impl Truths {
     /// [`Error::Io`] if it can't be read; [`Error::Invalid`] if it is too large or no such file, has a phrasing without a
     /// name, a fact without a phrasing, an empty name or answer, or questions although the base has no chat template.
     pub fn read(path: &Path, reader: &Reader) -> Result<Self> {
-        let wrong = |reason: String| Error::invalid(path.display().to_string(), reason);
-        let io = |e| Error::io(path, e);
-        let bytes = std::fs::metadata(path).map_err(io)?.len();
-        if bytes > MAX_BYTES {
-            return Err(wrong(format!("{bytes} bytes, a file of facts has at most {MAX_BYTES}")));
-        }
-        let file = serde_json::from_slice(&std::fs::read(path).map_err(io)?);
-        let file: File = file.map_err(|e| wrong(e.to_string()))?;
-        check(&file).map_err(wrong)?;
-        Self::new(&file, reader)
-    }
-
-    /// The facts of a file that has been checked.
-    fn new(file: &File, reader: &Reader) -> Result<Self> {
+        let file = File::read(path)?;
         let tokenizer = &reader.tokenizer;
         let gap = reader.template.as_ref().map(|template| around_answers(template).0).unwrap_or_default();
         let mut relations: BTreeMap<&str, Relation> = BTreeMap::new();
@@ -346,89 +284,6 @@ impl Statement {
         let answer = self.answer(fact);
         rows.extend(answer);
         Told { ids: [&self.ids, answer].concat(), rows, answer: self.ids.len(), mix }
-    }
-}
-
-impl Phrasing {
-    /// How often it has the name.
-    fn mentions(&self) -> usize {
-        let count = |text: &str| text.matches(NAME).count();
-        match self {
-            Self::Text(text) => count(text),
-            Self::Chat(chat) => count(&chat.ask) + count(&chat.begin),
-        }
-    }
-
-    /// With `name`. `gap`: as [`around_answers`] says.
-    fn statement(&self, name: &str, forms: &Forms, reader: &Reader, gap: &str) -> Result<Statement> {
-        // The head of an answer, if it is all there is.
-        let mut bare = false;
-        let text = match self {
-            Self::Text(text) => put(text, name),
-            Self::Chat(chat) => {
-                let Some(template) = &reader.template else {
-                    let reason = "the base has no chat template; leave phrasings with `ask` out";
-                    return Err(Error::invalid("`ask`", reason));
-                };
-                let question = Message { role: Role::User, content: put(&chat.ask, name) };
-                bare = gap.is_empty() && chat.begin.is_empty();
-                template.render(&[question])? + gap + &put(&chat.begin, name)
-            }
-        };
-        // A space belongs to the word after it.
-        let (text, spaced) = match text.strip_suffix(' ') {
-            Some(text) => (text, true),
-            None => (text.as_str(), !bare && !text.ends_with(char::is_whitespace)),
-        };
-        let ids = reader.separator.bare(reader.tokenizer.encode_more(text)?);
-        let mut places = forms.places(&ids);
-        if places.len() != self.mentions() {
-            places.clear();
-        }
-        Ok(Statement { ids, places, spaced })
-    }
-}
-
-/// `text` with the name, with a capital if the name comes first.
-fn put(text: &str, name: &str) -> String {
-    let whole = text.replace(NAME, name);
-    let mut rest = whole.chars();
-    match rest.next() {
-        Some(first) if text.starts_with(NAME) => first.to_uppercase().chain(rest).collect(),
-        _ => whole,
-    }
-}
-
-/// What is wrong with a file, if anything is.
-fn check(file: &File) -> Result<(), String> {
-    let odd = |text: &str| text.trim().is_empty() || text.trim() != text;
-    for (relation, phrasings) in &file.statements {
-        if phrasings.iter().any(|phrasing| phrasing.mentions() == 0) {
-            return Err(format!("`{relation}` has a phrasing without {NAME}, which stands for the name"));
-        }
-    }
-    let mut count = 0;
-    for (name, facts) in &file.facts {
-        if odd(name.strip_prefix("the ").unwrap_or(name)) {
-            return Err(format!("the name `{name}` is empty, or has spaces around it"));
-        }
-        for (relation, answer) in facts {
-            let phrasings = file.statements.get(relation).map_or(0, Vec::len);
-            if phrasings == 0 {
-                return Err(format!(
-                    "`{name}` has `{relation}`, for which there is no phrasing in `statements`"
-                ));
-            }
-            if odd(answer) {
-                return Err(format!("`{relation}` of `{name}` is empty, or has spaces around it"));
-            }
-            count += phrasings;
-        }
-    }
-    match count {
-        0 => Err("has no facts".into()),
-        1..=MAX_STATEMENTS => Ok(()),
-        _ => Err(format!("makes {count} statements, at most {MAX_STATEMENTS} are kept")),
     }
 }
 
@@ -673,7 +528,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("facts.json");
         assert!(matches!(Truths::read(&path, &reader(None)), Err(Error::Io { .. })));
-        std::fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        std::fs::File::create(&path).unwrap().set_len(super::file::MAX_BYTES + 1).unwrap();
         assert!(Truths::read(&path, &reader(None)).unwrap_err().to_string().contains("at most 16777216"));
         // Nobody to turn it into: one name, and one that is held out.
         let one = read(r#"{"statements": {"w": ["{X} is"]}, "facts": {"A": {"w": "x"}}}"#, None).unwrap();

@@ -1,7 +1,7 @@
 // The service worker: the page opens without its host, and never with files of two versions.
 
 import assert from "node:assert/strict";
-import { appendFile } from "node:fs/promises";
+import { appendFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { writeOffline } from "../../www/offline.mjs";
@@ -135,3 +135,29 @@ test("a site of which the host has only a part is not kept", async (t) => {
   await until(page, (registration) => registration === undefined);
   assert.deepEqual(page.problems, []);
 });
+
+for (const [what, isolated] of [
+  ["an isolated page keeps the engine for several threads", true],
+  ["a page that is not isolated keeps no engine for several threads", false],
+]) {
+  test(what, async (t) => {
+    const site = await scratch(t);
+    await copySite(site, { fake: true });
+    await mkdir(join(site, "pkg/threads"), { recursive: true });
+    await appendFile(join(site, "pkg/threads/xylem.js"), "\n");
+    await release(site, 1);
+    const address = await serve(t, site, (_, response) => {
+      if (isolated) {
+        response.setHeader("Cross-Origin-Opener-Policy", "same-origin");
+        response.setHeader("Cross-Origin-Embedder-Policy", "require-corp");
+      }
+      return false;
+    });
+    const page = await browser(t);
+    await page.goto(`${address}?model=fake/echo`);
+    await page.evaluate(() => navigator.serviceWorker.ready);
+    const kept = (path) => page.evaluate(async (url) => (await caches.match(url)) !== undefined, address + path);
+    assert.equal(await kept("pkg/threads/xylem.js"), isolated);
+    assert.equal(await kept("pkg/xylem.js"), true);
+  });
+}

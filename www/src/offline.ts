@@ -45,12 +45,17 @@ self.addEventListener("fetch", (event) => {
 /** Fails while the host has not all files of this version; the browser tries again at the next visit. */
 async function install(): Promise<void> {
   const cache = await caches.open(cacheName(OWN));
-  const files = Object.entries(HASHES).map(async ([file, hash]) => {
+  const keep = async (file: string): Promise<Headers> => {
     const response = await fetch(address(file), { cache: "no-cache" });
-    if (!response.ok || (await hashOf(response)) !== hash) throw new Error(`${file} is not of this version`);
+    if (!response.ok || (await hashOf(response)) !== HASHES[file]) throw new Error(`${file} is not of this version`);
+    const { headers } = response;
     await cache.put(address(file), response);
-  });
-  await Promise.all(files);
+    return headers;
+  };
+  // An engine for several threads is of use in isolated pages alone.
+  const isolated = (await keep("./")).has("cross-origin-embedder-policy");
+  const others = Object.keys(HASHES).filter((file) => file !== "./" && (isolated || !file.startsWith("pkg/threads/")));
+  await Promise.all(others.map(keep));
 }
 
 async function removeOthers(): Promise<void> {

@@ -6,23 +6,20 @@ import { bytes, plural, reasonOf } from "../format";
 import type { LinkBox } from "../link-box";
 import type { EngineInfo } from "../protocol";
 import { read, write } from "../storage";
-import { allLayers, cardBody, cellFacts } from "./card-view";
+import { CellCards } from "./cell-cards";
 import { columnIndex, firstColumn, KIND_NAMES, NO_SHAPE, type Place, placeIn, shapeOf } from "./columns";
-import { memoryBody, tracedMemory } from "./engram-card";
 import { EXAMPLES } from "./examples";
 import { Grid } from "./grid";
 import { legendOf } from "./legend";
-import { Log, type Seen } from "./log";
+import { Log } from "./log";
 import { Meters } from "./meters";
-import { NextView } from "./next-view";
 import { QUANTITIES, type Quantity, type QuantityId, shown, wordsOf } from "./quantities";
 import { Strip } from "./strip";
-import { type Card, MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
+import { MAX_FILE_BYTES, parseTrace, traceJson } from "./trace";
 
 const KEEP_UP_MS = 200;
 /** The name of the trace that comes with the page. */
 const EXAMPLE = "An example, made beforehand";
-const UNHEARD = "This token was read while nobody watched. Trace the text, and it is known.";
 /** So much of the card comes into sight when a cell is pinned, in pixels. */
 const CARD_IN_SIGHT = 180;
 
@@ -41,7 +38,6 @@ export class LookupsView {
   readonly #looked: ViewActions["looked"];
   readonly #grid: Grid;
   readonly #strip: Strip;
-  readonly #next = new NextView();
   readonly #meters: Meters;
   readonly #readout = h("output", { class: "readout", id: "lookup-readout", "aria-live": "polite" });
   readonly #note = h("p", { class: "note", role: "status", hidden: true });
@@ -61,19 +57,13 @@ export class LookupsView {
   readonly #empty: HTMLElement;
   readonly #unseen: HTMLElement;
   readonly #body: HTMLElement;
-  readonly #cards: HTMLElement;
-  readonly #cardBox: HTMLElement;
-  readonly #nextBox: HTMLElement;
+  readonly #cards: CellCards;
   readonly #metersBox: HTMLDetailsElement;
   #info: EngineInfo | null = null;
   #quantity: Quantity = QUANTITIES[0] as Quantity;
   #pinned: Place | null = null;
   #wanted: Place | null = null;
   #hovered: Place | null = null;
-  #card: Card | null = null;
-  #asked = 0;
-  /** What the card was last drawn from. */
-  #drawn: unknown[] = [undefined];
   #busy = false;
   #frame = 0;
   #timer = 0;
@@ -159,13 +149,14 @@ export class LookupsView {
         openFile(),
       ),
     );
-    this.#cardBox = h("details", { class: "box", open: true }, h("summary", {}, h("h2", {}, "Row card")), h("div"));
-    this.#nextBox = h(
-      "details",
-      { class: "box next-box", open: true },
-      h("summary", {}, h("h2", {}, "Next token")),
-      h("div"),
-    );
+    this.#cards = new CellCards(this.log, {
+      ask: ({ position, layer }) => engine.call("card", position, layer),
+      pin: (place) => this.pin(place),
+      changed: (problem) => {
+        if (problem !== null) this.#say(reasonOf(problem));
+        this.#draw();
+      },
+    });
     this.#metersBox = h(
       "details",
       { class: "box", ontoggle: () => this.#drawMeters() },
@@ -180,7 +171,6 @@ export class LookupsView {
       this.#readout,
       h("div", { class: "row wrap actions" }, this.#trace, this.#export, openFile(), this.#another, this.#back),
     );
-    this.#cards = h("div", { class: "lookups-body" }, this.#cardBox, this.#nextBox);
     this.element = h(
       "div",
       { class: "lookups" },
@@ -207,7 +197,7 @@ export class LookupsView {
       this.#onGpu,
       this.#note,
       this.#progress,
-      this.#cards,
+      this.#cards.element,
       this.#metersBox,
     );
     this.#drop();
@@ -281,12 +271,12 @@ export class LookupsView {
     }
     this.#wanted = null;
     this.#pinned = place;
-    this.#card = null;
+    this.#cards.forget();
     this.#grid.pinned = place;
     this.#strip.reveal(place.position);
     this.#hover(place);
     this.#draw();
-    if (!this.log.file) void this.#askCard(place);
+    if (!this.log.file) void this.#cards.ask(place);
   }
 
   /** Pins a cell that the reader chose, and lets the beginning of its card be seen, if there is room beside the grid. */
@@ -294,9 +284,9 @@ export class LookupsView {
     this.pin(place);
     const page = this.element.parentElement;
     if (!page) return;
-    const [view, grid, card] = [page, this.#grid.element, this.#cardBox].map((part) => part.getBoundingClientRect());
-    if (!view || !grid || !card) return;
-    const top = Math.min(card.top + CARD_IN_SIGHT - view.bottom, grid.top - view.top);
+    const view = page.getBoundingClientRect();
+    const grid = this.#grid.element.getBoundingClientRect();
+    const top = Math.min(this.#cards.place.top + CARD_IN_SIGHT - view.bottom, grid.top - view.top);
     const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth";
     if (top > 0) page.scrollBy({ top, behavior });
   }
@@ -352,8 +342,7 @@ export class LookupsView {
   #forget(): void {
     this.#pinned = null;
     this.#hovered = null;
-    this.#card = null;
-    this.#asked += 1;
+    this.#cards.forget();
     this.#grid.pinned = null;
     this.#looked(null);
   }
@@ -412,20 +401,6 @@ export class LookupsView {
     return `${name} · layer ${place.layer}, ${KIND_NAMES[column.kind]} · ${wordsOf(this.#quantity, token, column)}`;
   }
 
-  async #askCard(place: Place): Promise<void> {
-    this.#asked += 1;
-    const asked = this.#asked;
-    try {
-      const card = await this.#engine.call("card", place.position, place.layer);
-      if (asked !== this.#asked) return;
-      this.#card = card;
-    } catch (cause) {
-      if (asked !== this.#asked) return;
-      this.#say(reasonOf(cause));
-    }
-    this.#draw();
-  }
-
   async #runTrace(): Promise<boolean> {
     if (this.#busy) return false;
     this.#busy = true;
@@ -451,7 +426,7 @@ export class LookupsView {
     this.#progress.hidden = true;
     this.#keepUp();
     // Now it can be seen what the cell's layer computed.
-    if (done && this.#pinned && this.#card?.inside === null && !this.log.file) void this.#askCard(this.#pinned);
+    if (done && this.#pinned && this.#cards.isOutdated && !this.log.file) void this.#cards.ask(this.#pinned);
     return done;
   }
 
@@ -529,7 +504,8 @@ export class LookupsView {
       if (!some && !this.#info && !this.#exampleTried) void this.openExample(false);
       this.#strip.draw();
       this.#grid.refresh();
-      this.#drawPinned();
+      this.#strip.mark(this.#hovered?.position ?? null, this.#pinned?.position ?? null);
+      this.#cards.draw(this.#pinned);
       this.#drawMeters();
     });
   }
@@ -540,66 +516,12 @@ export class LookupsView {
     this.#unseen.hidden = some || !this.#missed || this.#busy;
     this.#empty.hidden = some || this.#missed;
     this.#body.hidden = !some;
-    this.#cards.hidden = !some;
+    this.#cards.element.hidden = !some;
     this.#back.hidden = !log.file;
     this.#another.hidden = log.file?.name !== EXAMPLE;
     const cannot = this.#busy || log.file !== null || !this.#info || !some;
     this.#trace.disabled = cannot || log.isTraced;
     this.#export.disabled = this.#busy || !some || (log.file === null && !this.#info);
-  }
-
-  #drawPinned(): void {
-    const place = this.#pinned;
-    const token = place && this.log.tokens[place.position];
-    this.#strip.mark(this.#hovered?.position ?? null, place?.position ?? null);
-    // While an answer is written the card stays as it is.
-    const parts = [place, token, this.#card, token && place.position + 1 < this.log.tokens.length];
-    if (parts.every((part, i) => part === this.#drawn[i])) return;
-    this.#drawn = parts;
-    const cardPlace = this.#cardBox.lastElementChild;
-    const nextPlace = this.#nextBox.lastElementChild;
-    if (place && token && token.id < 0) {
-      cardPlace?.replaceChildren(h("p", { class: "hint" }, UNHEARD));
-      nextPlace?.replaceChildren(h("p", { class: "hint" }, UNHEARD));
-      return;
-    }
-    if (!place || !token) {
-      cardPlace?.replaceChildren(
-        h("p", { class: "hint" }, "Click a cell: here stands what its row is and what it did."),
-      );
-      nextPlace?.replaceChildren(h("p", { class: "hint" }, "Click a cell to see what was expected after its token."));
-      return;
-    }
-    const { shape } = this.log;
-    const numbers = allLayers(token, shape);
-    cardPlace?.replaceChildren(
-      cellFacts(token, place, shape),
-      ...this.#cardParts(place, token),
-      ...(numbers ? [numbers] : []),
-    );
-    if (token.traced) {
-      if (nextPlace && !nextPlace.contains(this.#next.element)) nextPlace.replaceChildren(this.#next.element);
-      this.#next.show(token.traced, place.position + 1 < this.log.tokens.length, this.log.shape.engram);
-    } else {
-      nextPlace?.replaceChildren(
-        h(
-          "p",
-          { class: "hint" },
-          "Trace the text to see what was expected after each token, and which layers spoke for it: the model reads the " +
-            "text once more.",
-        ),
-      );
-    }
-  }
-
-  #cardParts(place: Place, token: Seen): HTMLElement[] {
-    const pin = (other: Place): void => this.pin(other);
-    if (this.#card) return place.engram ? memoryBody(this.#card, pin) : cardBody(this.#card, pin);
-    if (!this.log.file) return [h("p", { class: "hint" }, "Looking…")];
-    if (place.engram) return tracedMemory(this.log, place, token, pin);
-    return [
-      h("p", { class: "hint" }, "The file holds no more of this cell; the numbers of all layers are in the trace."),
-    ];
   }
 
   /** The legend and the choice of quantities, once it is known which kinds of layers there are. */
