@@ -78,6 +78,12 @@ impl Config {
         self.stem_width() + self.engram.as_ref().map_or(0, Engram::row_width)
     }
 
+    /// The token that stands between texts: the one that begins them, or else the first that ends one.
+    #[cfg(feature = "native")]
+    pub(crate) fn boundary(&self) -> u32 {
+        self.bos_token.or(self.eos_tokens.iter().min().copied()).unwrap_or(0)
+    }
+
     /// Checks every size, since a config comes with files from the network.
     ///
     /// # Errors

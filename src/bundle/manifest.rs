@@ -209,12 +209,17 @@ impl Table {
             }
         }
         self.index.check()?;
-        let expected = (self.records * 4 + self.pages() * PAGE_HASH_BYTES) as u64;
+        let expected = index_bytes(self.records, self.pages());
         if self.index.bytes != expected {
             return fail(format!("the index has {} bytes, expected {expected}", self.index.bytes));
         }
         Ok(())
     }
+}
+
+/// Bytes of a table's index: the slot of each record, then the hash of each page.
+pub(crate) fn index_bytes(records: usize, pages: usize) -> u64 {
+    (records * size_of::<u32>() + pages * PAGE_HASH_BYTES) as u64
 }
 
 /// Where the model comes from.

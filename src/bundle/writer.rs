@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{Core, FileRef, MAX_FILE_BYTES, Manifest, PAGE_HASH_BYTES, Table, TableKind, Tensor};
+use super::manifest::{
+    Core, FileRef, MAX_FILE_BYTES, Manifest, PAGE_HASH_BYTES, Table, TableKind, Tensor, index_bytes,
+};
 use super::quant::{Dtype, row_bytes};
 use crate::config::Config;
 use crate::engram::Engram;
@@ -133,8 +135,8 @@ impl Writer {
         let page_bytes = records_per_page * record_bytes;
         let records_per_shard = (MAX_FILE_BYTES as usize / page_bytes).max(1) * records_per_page;
         // Before hours of work: a manifest with such an index would be refused.
-        let index_bytes = size_of_val(spec.order) + records.div_ceil(records_per_page) * PAGE_HASH_BYTES;
-        if index_bytes as u64 > MAX_FILE_BYTES {
+        let index_bytes = index_bytes(records, records.div_ceil(records_per_page));
+        if index_bytes > MAX_FILE_BYTES {
             return Err(Error::invalid(
                 format!("a table `{}` of {records} records", spec.name),
                 format!("its index would have {index_bytes} bytes, a file has at most {MAX_FILE_BYTES}"),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
@@ -224,9 +224,7 @@ impl Bars {
 
 impl Progress for Bars {
     fn update(&self, stage: &'static str, done: u64, total: u64) -> xylem::Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(xylem::Error::Stopped);
-        }
+        interrupt::check(&self.stop)?;
         let mut current = self.lock();
         if current.as_ref().is_none_or(|(name, _)| *name != stage) {
             if let Some((_, bar)) = current.take() {

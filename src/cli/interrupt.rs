@@ -20,6 +20,11 @@ pub fn any() -> Result<Arc<AtomicBool>> {
     watch(true)
 }
 
+/// For between two steps of the work: an error once `flag` is set.
+pub fn check(flag: &AtomicBool) -> xylem::Result<()> {
+    if flag.load(Ordering::Relaxed) { Err(xylem::Error::Stopped) } else { Ok(()) }
+}
+
 fn watch(termination: bool) -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

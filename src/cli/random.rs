@@ -1,7 +1,6 @@
 //! `xylem random`: a bundle with random weights, for tests and for timing shapes that no checkpoint has.
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -135,7 +134,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     config.validate()?;
     let stop = interrupt::any()?;
-    let check = || if stop.load(Ordering::Relaxed) { Err(xylem::Error::Stopped) } else { Ok(()) };
+    let check = || interrupt::check(&stop);
     let writer = Writer::create(&args.out)?;
     let dtype = Dtype::from(args.precision);
     let core = random::core(&config, args.seed, |_| dtype).into_iter();

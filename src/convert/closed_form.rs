@@ -217,7 +217,7 @@ fn estimate(
 
 /// The token that comes first in the sweep.
 fn sweep_after(c: &Config, options: &Options) -> u32 {
-    options.sweep_after.or(c.bos_token).or(c.eos_tokens.iter().min().copied()).unwrap_or(0)
+    options.sweep_after.unwrap_or_else(|| c.boundary())
 }
 
 #[cfg(test)]

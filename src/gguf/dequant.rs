@@ -55,8 +55,8 @@ impl GgmlType {
         })
     }
 
-    /// The name of ggml's number `id`, also of types that this crate can't read (source: `enum ggml_type` in ggml's `ggml.h`).
-    pub fn name_of(id: u32) -> String {
+    /// The name of ggml's number `id` where this crate cannot read it (source: `enum ggml_type` in ggml's `ggml.h`).
+    pub fn unreadable(id: u32) -> String {
         let name = match id {
             10 => "Q2_K",
             11 => "Q3_K",
@@ -78,10 +78,7 @@ impl GgmlType {
             34 => "TQ1_0",
             35 => "TQ2_0",
             39 => "MXFP4",
-            _ => {
-                return Self::from_id(id)
-                    .map_or_else(|| format!("number {id}"), |known| format!("{known:?}"));
-            }
+            _ => return format!("number {id}"),
         };
         name.into()
     }

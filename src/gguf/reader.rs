@@ -335,7 +335,7 @@ impl<'a> Cursor<'a> {
         let dtype = self.u32()?;
         let dtype = GgmlType::from_id(dtype).ok_or_else(|| {
             ParseError::Other(Error::Unsupported {
-                what: format!("the type {} of the tensor `{name}`", GgmlType::name_of(dtype)),
+                what: format!("the type {} of the tensor `{name}`", GgmlType::unreadable(dtype)),
                 supported: GgmlType::ALL.map(|t| format!("{t:?}")).join(", "),
             })
         })?;

@@ -38,8 +38,7 @@ pub struct Separator {
 impl Separator {
     /// That of a model.
     pub fn of(config: &Config) -> Self {
-        let token = config.bos_token.or(config.eos_tokens.iter().min().copied()).unwrap_or(0);
-        Self { token, begins: config.bos_token.is_some() }
+        Self { token: config.boundary(), begins: config.bos_token.is_some() }
     }
 
     /// What a row begins with.

@@ -53,6 +53,13 @@ export async function copySite(folder, { fake = false } = {}) {
   await cp(join(root, "dist"), folder, { recursive: true, filter: (path) => !path.startsWith(model) });
   if (fake) await cp(join(here, "fake-engine.js"), join(folder, "pkg/xylem.js"));
 }
+/** For `serve`: the headers that isolate a page, so that it may share memory between threads. */
+export function isolate(_request, response) {
+  response.setHeader("Cross-Origin-Opener-Policy", "same-origin");
+  response.setHeader("Cross-Origin-Embedder-Policy", "require-corp");
+  return false;
+}
+
 /** A page on the site with the stand-in engine, in the mode `kind`, its model loaded. */
 export async function fakePage(t, kind, options) {
   const folder = await scratch(t);

@@ -5,7 +5,7 @@ import { appendFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { writeOffline } from "../../www/offline.mjs";
-import { browser, copySite, scratch, serve } from "./harness.mjs";
+import { browser, copySite, isolate, scratch, serve } from "./harness.mjs";
 
 /** Makes a version of the site whose files say which one they are of. */
 async function release(site, version) {
@@ -146,13 +146,7 @@ for (const [what, isolated] of [
     await mkdir(join(site, "pkg/threads"), { recursive: true });
     await appendFile(join(site, "pkg/threads/xylem.js"), "\n");
     await release(site, 1);
-    const address = await serve(t, site, (_, response) => {
-      if (isolated) {
-        response.setHeader("Cross-Origin-Opener-Policy", "same-origin");
-        response.setHeader("Cross-Origin-Embedder-Policy", "require-corp");
-      }
-      return false;
-    });
+    const address = await serve(t, site, isolated ? isolate : undefined);
     const page = await browser(t);
     await page.goto(`${address}?model=fake/echo`);
     await page.evaluate(() => navigator.serviceWorker.ready);

@@ -5,17 +5,11 @@ import { existsSync } from "node:fs";
 import { cp } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { answered, browser, copySite, pagesKept, root, scratch, serve, watchResults } from "./harness.mjs";
+import { answered, browser, copySite, isolate, pagesKept, root, scratch, serve, watchResults } from "./harness.mjs";
 import { folder, GREEDY, native, QUESTION } from "./real.mjs";
 
 // The scripts set THREADS where they have built it: then it must not be missing.
 const wanted = process.env.THREADS || existsSync(join(root, "dist/pkg/threads/xylem.js"));
-
-function isolate(_request, response) {
-  response.setHeader("Cross-Origin-Opener-Policy", "same-origin");
-  response.setHeader("Cross-Origin-Embedder-Policy", "require-corp");
-  return false;
-}
 
 /** A page on the site with the small model, from a host that goes through `intercept` first. */
 async function visit(t, intercept) {
