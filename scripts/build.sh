@@ -19,13 +19,24 @@ node_modules() {
 
 native_command() { cargo build --release --locked --bin xylem; }
 
+# Both engines at once: to link one takes a minute of one core.
+engines() {
+  local plain threads
+  engine &
+  plain=$!
+  engine_threads &
+  threads=$!
+  wait "$plain"
+  wait "$threads"
+}
+
 # Writes pkg/xylem.js and pkg/xylem_bg.wasm.
 engine() {
   local built=$WEB_TARGET/$WASM/web/xylem.wasm
   wasm cargo build --locked --profile web --target "$WASM" --target-dir "$WEB_TARGET" --no-default-features --lib
   if [ pkg/xylem_bg.wasm -nt "$built" ] && [ pkg/xylem.js -nt "$built" ] &&
     [ pkg/xylem.js -nt scripts/bindgen/src/main.rs ]; then return; fi
-  rm -rf pkg
+  rm -f pkg/xylem.js pkg/xylem_bg.wasm
   bindgen "$built" pkg
 }
 

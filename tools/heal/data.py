@@ -1,6 +1,7 @@
 """Training text: what the base model writes itself, and open encyclopedic text.
 
-    data.py titles wiki articles glosses novels factbook --gguf M --sources DIR --out DATA    open text; `factbook` is to validate with
+    data.py titles wiki articles glosses dictionary novels speeches factbook --gguf M --sources DIR --out DATA
+                                                                              open text; `factbook` is to validate with
     data.py chat asked passages scraps facts --gguf M --out DATA --minutes 1                  self-written documents, DATA/chat.jsonl and so on
     data.py calibration --gguf M --out DATA                                                   a sample of the self-written ones as text
 
@@ -106,6 +107,26 @@ def glosses(tok, folder):
                 yield {"kind": "glosses", "ids": tok.encode(f"{name.strip()}: {text}").ids[:400]}
 
 
+def dictionary(tok, folder, share=4):
+    """Every `share`-th entry of the Collaborative International Dictionary of English, without etymologies and who said it: text full
+    of rare words."""
+    with gzip.open(os.path.join(folder, "usr/share/dictd/gcide.dict.dz"), "rt", errors="replace") as f:
+        entries = re.split(r"\n(?=\S)", f.read())
+    for entry in entries[1000::share]:
+        entry = re.sub(r"\[[^\]]*\]|--[A-Z][\w. ]*|[{}]", "", entry)
+        name, _, text = entry.partition(" \\")
+        text = re.sub(r"\s+", " ", re.sub(r"\\[^\\]*\\", "", "\\" + text)).strip(" ,;")
+        if len(text) > 60 and len(name) < 60:
+            yield {"kind": "dictionary", "ids": tok.encode(f"{name}: {text}").ids[:250]}
+
+
+def speeches(tok, folder):
+    """The presidents' of the United States on the state of the union, whole."""
+    for path in sorted(glob.glob(os.path.join(folder, "sotu/package/data/*.txt"))):
+        with open(path) as f:
+            yield {"kind": "speeches", "ids": tok.encode(f.read().strip()).ids}
+
+
 def novels(tok, folder):
     """Jane Austen's, whole."""
     with open(os.path.join(folder, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"), "rb") as f:
@@ -143,18 +164,24 @@ def repetitive(ids):
     return len(grams) > 12 and len(set(grams)) < 0.75 * len(grams)
 
 
+# How likely a prompt is of a kind: chats are long.
+OFTEN = {"chat": 1, "asked": 1, "passages": 3, "scraps": 3}
 OPENERS = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
 
 
 def prompts(tok, kinds, things, begun):
     """Without end, prompts of these kinds. chat: question and answer, both by the model, some with a second question; asked:
     questions about things, answered; passages: about things, states and cities among them, or what goes on from the beginning of one of
-    the documents `begun`; scraps: what follows any token."""
+    the documents `begun`; scraps: what follows any token, at the beginning of a text or in one.
+
+    Half of the passages and scraps are drawn hotter, since other people's text surprises the base more often than its own.
+    """
     user, system = tok.encode(USER).ids, tok.encode(SYSTEM).ids
     names = [thing["name"] for thing in things]
     named = names + (en.COUNTRIES + en.CITIES) * (len(names) // 1500)
+    heat = lambda: 0.9 if random.random() < 0.5 else random.uniform(1.0, 1.3)
     while True:
-        kind = random.choice(kinds)
+        kind = random.choices(kinds, [OFTEN[kind] for kind in kinds])[0]
         if kind == "chat":
             head = (system if random.random() < 0.75 else []) + user
             yield Prompt(kind, head, 480, 0.9, 4 if random.random() < 0.25 else 2)
@@ -163,12 +190,14 @@ def prompts(tok, kinds, things, begun):
             head = SYSTEM if random.random() < 0.6 else ""
             yield Prompt(kind, tok.encode(head + USER + ask + END + ASSISTANT).ids, 320, 0.8)
         elif kind == "passages" and begun and random.random() < 0.5:
-            yield Prompt(kind, random.choice(begun)[: random.randrange(6, 48)], 200, 0.9)
+            yield Prompt(kind, random.choice(begun)[: random.randrange(6, 48)], 200, heat())
         elif kind == "passages":
             text = random.choice(OPENERS).format(X=random.choice(named))
-            yield Prompt(kind, tok.encode(text[0].upper() + text[1:]).ids, 200, 0.9)
+            yield Prompt(kind, tok.encode(text[0].upper() + text[1:]).ids, 200, heat())
         else:
-            yield Prompt(kind, [random.randrange(17, VOCAB)], 110, 0.9)  # those before are marks of the template
+            before = random.choice(begun)[: random.randrange(1, 24)] if begun and random.random() < 0.5 else []
+            # The tokens before 17 are marks of the template.
+            yield Prompt(kind, before + [random.randrange(17, VOCAB)], 110, heat())
 
 
 def worth(tok, prompt, ids):
@@ -279,7 +308,7 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     written = ["chat", "asked", "passages", "scraps"]
-    open_ = {"titles": titles, "wiki": wiki, "articles": articles, "glosses": glosses, "novels": novels, "factbook": factbook}
+    open_ = {f.__name__: f for f in (titles, wiki, articles, glosses, dictionary, novels, speeches, factbook)}
     p.add_argument("what", choices=[*written, "facts", *open_, "calibration"], nargs="+")
     p.add_argument("--gguf", required=True)
     p.add_argument("--sources", help="the folder of the unpacked packages")
@@ -315,7 +344,7 @@ def main():
     things = list(documents(a.out, "titles"))
     if not things:
         raise SystemExit(f"{a.out}/titles.jsonl isn't there: make it first, by `data.py titles`")
-    begun = [doc["ids"] for kind in ("wiki", "articles") for doc in documents(a.out, kind)]
+    begun = [doc["ids"] for kind in ("wiki", "articles", "glosses", "dictionary") for doc in documents(a.out, kind)]
     dense = Dense(weights)
     if "facts" in a.what:
         print(f"facts: {sum(put('facts', doc) for doc in facts(dense, tok, things, a.completed))} tokens", flush=True)

@@ -168,6 +168,36 @@ def write(head, out, folder):
     print(sum(f["bytes"] for f in files), "bytes in", len(files), "files")
 
 
+def save(student, tok, folder, name, training, probe=None):
+    """Writes the recipe of a student. With `probe` the student has the written values afterwards, and their figures go into
+    recipe.json."""
+    out, written = tensors_of(student)
+    if probe:
+        student.load_state_dict(written)
+        training = training | {"exported": probe(student)}
+        print(json.dumps(training["exported"]), flush=True)
+    head = {
+        "format": "xylem-recipe", "version": 1, "name": name, "base": BASE, "stem_layers": STEM, "storage": STORAGE,
+        "files": [], "training": training,
+    }  # fmt: skip
+    if student.engram is not None:
+        head["engram"] = ng.head_of(student.engram.config, ng.compress(tok)[0])
+    write(head, out, folder)
+
+
+def provenance(path, log):
+    """What `recipe.json` says of a run: the words in `path`, and the first and the last line of the log."""
+    training = {}
+    if path:
+        with open(path) as f:
+            training = json.load(f)
+    if log:
+        with open(log) as f:
+            lines = [json.loads(line) for line in f]
+        training |= {"start": lines[0], "end": lines[-1]}
+    return training
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gguf", required=True)
@@ -181,31 +211,14 @@ def main():
     weights, tok = load_gguf(a.gguf)
     dense = Dense(weights)
     saved = torch.load(a.checkpoint, map_location=DEVICE)
-    engram, ids = ng.engram_of(saved["engram"], tok)
-    student = Student.of(dense, saved["student"], saved["ranks"], engram)
-    out, written = tensors_of(student)
-    training = {}
-    if a.provenance:
-        with open(a.provenance) as f:
-            training = json.load(f)
-    if a.log:
-        with open(a.log) as f:
-            lines = [json.loads(line) for line in f]
-        training["start"], training["end"] = lines[0], lines[-1]
+    student = Student.of(dense, saved["student"], saved["ranks"], ng.engram_of(saved["engram"], tok)[0])
+    probe = None
     if a.probe:
         from probe import Probe
         from rows import held_out
 
-        student.load_state_dict(written)
-        training["exported"] = Probe(dense, tok, held_out(a.probe))(student)
-        print(json.dumps(training["exported"]))
-    head = {
-        "format": "xylem-recipe", "version": 1, "name": a.name, "base": BASE, "stem_layers": STEM, "storage": STORAGE,
-        "files": [], "training": training,
-    }  # fmt: skip
-    if engram is not None:
-        head["engram"] = ng.head_of(engram.config, ids)
-    write(head, out, a.out)
+        probe = Probe(dense, tok, held_out(a.probe))
+    save(student, tok, a.out, a.name, provenance(a.provenance, a.log), probe)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""Held-out figures of a student beside the base."""
+"""Held-out figures of a student beside the base.
+
+    probe.py --gguf M --recipe DIR --data DATA KIND...     of some documents of each kind: how well texts are copied that training saw, and how often
+"""
+
+import argparse
+import random
 
 import torch
 import torch.nn.functional as F
 
-from model import DEVICE, DTYPE, dense_forward, rms
-from student import FIRST, Tokens
+import engram as ng
+from data import documents
+from export import read_recipe
+from model import DEVICE, DTYPE, Dense, dense_forward, load_gguf, rms
+from rows import alone
+from student import FIRST, Student, Tokens
 
 KNOWN = """Spain Germany France Italy Japan China Russia Greece Egypt Poland Portugal Sweden Norway Austria Cuba Iran Iraq
 Ireland Canada Hungary Denmark Finland Turkey Peru Chile Kenya Thailand England India Mexico""".split()
@@ -72,3 +82,30 @@ class Probe:
     def __call__(self, student):
         out = {f"{kind}_{k}": v for kind in self.held for k, v in self.text(student, kind).items()}
         return {k: round(v, 4) for k, v in (out | self.facts(student)).items()}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("kinds", nargs="+")
+    p.add_argument("--gguf", required=True)
+    p.add_argument("--recipe", required=True)
+    p.add_argument("--data", required=True)
+    p.add_argument("--documents", type=int, default=20, help="of each kind")
+    p.add_argument("--length", type=int, default=200, help="their tokens, at most")
+    p.add_argument("--seed", type=int, default=1)
+    a = p.parse_args()
+    weights, tok = load_gguf(a.gguf)
+    dense = Dense(weights)
+    head, state, ranks = read_recipe(a.recipe, dense)
+    student = Student.of(dense, state, ranks, ng.engram_of(head.get("engram", {}).get("config"), tok)[0])
+    for kind in a.kinds:
+        long = [doc["ids"][: a.length] for doc in documents(a.data, kind) if len(doc["ids"]) > 60]
+        some = random.Random(a.seed).sample(long, min(a.documents, len(long)))
+        held = {kind: tuple(t.to(DEVICE) for t in alone([{"ids": ids} for ids in some]))}
+        with torch.no_grad():
+            figures = Probe(dense, tok, held).text(student, kind)
+        print(kind, len(some), "documents", {k: round(v, 3) for k, v in figures.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,17 +6,18 @@ import numpy as np
 import torch
 
 from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
-from model import DEVICE, EOT, NEWLINE
+from model import DEVICE, EOT, NEWLINE, VOCAB
 
 RECALL = 4096  # tokens of a row whose second half is passages of its first
 # Of each length of a row, its share of the running text, and how often it has which kind. Chats begin with the same token always,
 # other texts with any, and what stands first is what all heads attend to when they look for nothing: so these have more beginnings.
 MIXTURE = {
-    RECALL: (1 / 6, {"recall": 1.0}),
-    512: (5 / 12, {"chat": 0.55, "asked": 0.35, "told": 0.1}),
-    256: (0.198, {"wiki": 0.3, "articles": 0.2, "passages": 0.45, "novels": 0.05}),
-    128: (0.219, {"wiki": 0.3, "glosses": 0.17, "passages": 0.2, "scraps": 0.25, "facts": 0.08}),
+    RECALL: (0.1, {"recall": 1.0}),
+    512: (0.33, {"chat": 0.6, "asked": 0.32, "told": 0.08}),
+    256: (0.29, {"passages": 0.62, "wiki": 0.1, "articles": 0.08, "novels": 0.06, "speeches": 0.14}),
+    128: (0.28, {"passages": 0.26, "scraps": 0.32, "glosses": 0.17, "dictionary": 0.15, "wiki": 0.05, "facts": 0.05}),
 }
+STRANGE = ("passages", "wiki", "articles", "novels", "speeches", "scraps", "glosses", "dictionary")
 OF_RECALL = ("novels", "articles", "wiki", "passages", "asked")  # what such rows are made of
 
 
@@ -106,15 +107,24 @@ def load(folder, tok, seed=0):
     return {kind: r for kind, r in rows.items() if len(r[0])}
 
 
-class Order:
-    """Rows of one kind in a fresh order every epoch."""
+def estranged(ids, share=0.25, often=0.06):
+    """Rows [n, length], in a share of which some tokens are any others: text that comes again is not the same, and rare tokens stand
+    in it. What the base makes of them is to be learned like all else."""
+    changed = (torch.rand(len(ids), 1, device=DEVICE) < share) & (torch.rand(ids.shape, device=DEVICE) < often)
+    return torch.where(changed, torch.randint_like(ids, 17, VOCAB), ids)
 
-    def __init__(self, rows):
+
+class Order:
+    """Rows of one kind in a fresh order every epoch, those of STRANGE kinds `estranged`."""
+
+    def __init__(self, rows, kind):
         self.rows, self.queue, self.epochs = rows, torch.zeros(0, dtype=torch.long, device=DEVICE), 0
+        self.strange = kind in STRANGE
 
     def take(self, n):
         while len(self.queue) < n:
             self.queue = torch.cat([self.queue, torch.randperm(len(self.rows[0]), device=DEVICE)])
             self.epochs += 1
         some, self.queue = self.queue[:n], self.queue[n:]
-        return tuple(t[some] for t in self.rows)
+        ids, weights = (t[some] for t in self.rows)
+        return estranged(ids) if self.strange else ids, weights

@@ -5,7 +5,8 @@
 The loss is KL to the base on its full distribution, at every position of running text; one row of each step is long, and its second
 half is passages of the first, so that attention stays good at finding them. Beside it each step has true facts, as
 they are and counterfactual (`truths.py`), whose loss is the cross-entropy of the answers. The learning rate follows the clock, so
-that it reaches zero when the time is up. RUN holds last.pt (resumed from when there) and log.jsonl.
+that it reaches zero when the time is up. RUN holds last.pt (resumed from when there) and log.jsonl; with --recipe NAME also the
+recipe of what was saved last, in RUN/recipe, written before all else when the time is up.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import torch
 import torch.nn.functional as F
 
 import engram as ng
-from export import read_recipe
+from export import provenance, read_recipe
+from export import save as save_recipe
 from model import DEVICE, DTYPE, FFN, HIDDEN, VOCAB, Dense, dense_layers, layer, load_gguf, rms, tokenizer
 from probe import Probe
 from rows import MIXTURE, Order, held_out, load
@@ -256,6 +258,7 @@ def main():
     p.add_argument("--no-dense-ffn", action="store_true", help="leave the FFNs of dense layers as they are")
     p.add_argument("--engram-layers", type=int, nargs="*", default=[], help="new Engram layers; a run goes on with those it has")
     p.add_argument("--engram-anew", action="store_true", help="begin with empty tables in the Engram layers that there are")
+    p.add_argument("--no-convolution", action="store_true", help="leave the taps of Engram layers' convolutions as they are")
     p.add_argument("--engram-tables", type=int, nargs="*", default=[12289, 12289], help="of pairs, triples: least size of a head's table")
     p.add_argument("--engram-heads", type=int, default=8, help="of each order")
     p.add_argument("--engram-width", type=int, default=32, help="of a head's row")
@@ -263,6 +266,8 @@ def main():
     p.add_argument("--lr-engram-table", type=float, default=2e-2)
     p.add_argument("--probe-minutes", type=float, default=1)
     p.add_argument("--save-minutes", type=float, default=5)
+    p.add_argument("--recipe", metavar="NAME", help="also write a recipe of that name, when saving")
+    p.add_argument("--provenance", help="a JSON file that goes into its `training`")
     p.add_argument("--workers", type=int, default=6, help="processes that make batches of facts")
     p.add_argument("--eager", action="store_true", help="compile no layer and record no graph: slower, and ready at once")
     p.add_argument("--no-graph", action="store_true", help="start the kernels of a step one by one")
@@ -285,7 +290,9 @@ def main():
     seldom = [{"params": [student.features], "lr": a.lr_features}]
     if student.engram is not None:
         named = list(student.engram.named_parameters())
-        groups.append({"params": [q for name, q in named if name != "table"], "lr": a.lr_engram})
+        if a.no_convolution:
+            student.engram.conv.requires_grad_(False)
+        groups.append({"params": [q for name, q in named if name != "table" and q.requires_grad], "lr": a.lr_engram})
         seldom.append({"params": [student.engram.table], "lr": a.lr_engram_table})
     config = student.engram.config if student.engram is not None else None
     optims = [torch.optim.Adam(groups, betas=(0.9, 0.98), fused=True), torch.optim.Adagrad(seldom)]
@@ -298,7 +305,7 @@ def main():
     while a.after and not os.path.exists(a.after):
         time.sleep(0.5)
     rows = load(a.data, tok)
-    orders = {kind: Order(r) for kind, r in rows.items()}
+    orders = {kind: Order(r, kind[1]) for kind, r in rows.items()}
     mixture = {n: {kind: share for kind, share in of.items() if (n, kind) in orders} for n, (_, of) in MIXTURE.items() if rows_of(n, a)}
     probe = Probe(dense, tok, held_out(a.data))
     print({f"{kind} {n}": r[0].numel() for (n, kind), r in rows.items()}, "tokens", flush=True)
@@ -320,6 +327,8 @@ def main():
     probed, saved_at, tick, running = float("-inf"), spent, (time.time(), tokens), None
 
     def save():
+        if a.recipe:
+            save_recipe(student, tok, os.path.join(a.out, "recipe"), a.recipe, provenance(a.provenance, log.name))
         torch.save(
             {
                 "student": student.state_dict(), "engram": config, "ranks": ranks, "optims": [o.state_dict() for o in optims],
