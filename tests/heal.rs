@@ -188,6 +188,24 @@ fn run(trainer: &mut Trainer<'_>, stop_after: Option<u64>) -> (Outcome, Vec<Entr
     (outcome, watch.entries.into_inner().unwrap())
 }
 
+#[test]
+fn a_chat_template_that_is_none_matters_only_to_who_asks() {
+    let place = Place::new();
+    let mut base = place.base();
+    base.set_chat_template(Some("{% if %}".into()));
+    place.trainer(&base, "a", None).unwrap();
+    let titled = "{\"ids\": [5, 6, 7, 8], \"title\": \"x\"}\n";
+    fs::write(place.path("titled.jsonl"), titled).unwrap();
+    let settings = fs::read_to_string(place.path("heal.toml")).unwrap();
+    let asks = "file = \"titled.jsonl\"\nask = [\"What is {title}?\"]\n";
+    fs::write(place.path("heal.toml"), settings.replacen("file = \"text.jsonl\"\n", asks, 1)).unwrap();
+    let reason = place.trainer(&base, "b", None).err().unwrap().to_string();
+    assert!(reason.contains("can't be used") && reason.contains("leave `ask` out"), "{reason}");
+    base.set_chat_template(None);
+    let reason = place.trainer(&base, "b", None).err().unwrap().to_string();
+    assert!(reason.contains("no chat template"), "{reason}");
+}
+
 /// The logits of a recipe's model, by the CPU backend, nothing rounded but what a bundle stores in four bits.
 fn logits(base: &Base, recipe: &Recipe<'_>) -> Vec<f32> {
     let c = recipe.config();

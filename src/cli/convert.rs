@@ -115,10 +115,11 @@ pub fn run(args: &Args) -> Result<()> {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             base.set_chat_template(Some(text));
         }
-        None => base.check_chat_template().context(
-            "the checkpoint's chat template can't be used; give another with --chat-template FILE or none",
-        )?,
+        None => {}
     }
+    // Before minutes of work.
+    base.check_chat_template()
+        .context("the chat template can't be used; give another with --chat-template FILE or none")?;
     let bars = Bars::new(interrupt::any()?);
     let write = |changes: &dyn Changes| {
         let name = args.name.clone().unwrap_or_else(|| base.name());

@@ -252,6 +252,7 @@ fn choose(source: &Source, reader: &Reader, all: &[Document], seed: u64) -> Resu
 mod tests {
     use super::*;
     use crate::engram::vectors::Vectors;
+    use crate::heal::data::NO_TEMPLATE;
     use crate::heal::data::Separator;
     use crate::text::tokenizer::tests::byte_tokenizer;
 
@@ -261,7 +262,7 @@ mod tests {
         let vectors = Vectors::load();
         Reader {
             tokenizer: vectors.tokenizer(),
-            template: None,
+            template: Err(NO_TEMPLATE.into()),
             vocab: vectors.ids.len(),
             separator: SEPARATOR,
         }
@@ -325,7 +326,12 @@ mod tests {
         straight.source.remove(0);
         straight.source[0].facts = Some(Facts::Straight);
         settings.batch.push(straight);
-        let reader = Reader { tokenizer: byte_tokenizer(), template: None, vocab: 258, separator: SEPARATOR };
+        let reader = Reader {
+            tokenizer: byte_tokenizer(),
+            template: Err(NO_TEMPLATE.into()),
+            vocab: 258,
+            separator: SEPARATOR,
+        };
         let mut batches = Batches::new(&settings, &reader, &BTreeMap::new()).unwrap();
         let steps: Vec<Vec<Job>> = (0..12).map(|step| batches.step(step).unwrap()).collect();
         for jobs in &steps {

@@ -86,13 +86,16 @@ struct Line {
 pub struct Reader {
     /// The base's.
     pub tokenizer: Tokenizer,
-    /// The base's, if it has one.
-    pub template: Option<Template>,
+    /// The base's, or why there is none: text that asks nothing can do without.
+    pub template: std::result::Result<Template, String>,
     /// Tokens in the vocabulary.
     pub vocab: usize,
     /// The base's.
     pub separator: Separator,
 }
+
+/// Why there is no template where the checkpoint brings none.
+pub const NO_TEMPLATE: &str = "the base has no chat template";
 
 impl Reader {
     /// The documents in the JSONL file `path`. A last line without an end is left out where it is no
@@ -149,16 +152,17 @@ impl Reader {
     /// `documents` that have a title, as answers to one of the questions `ask`, which end as the template ends an answer.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the base has no chat template, or what the template gives.
+    /// [`Error::Invalid`] if the base has no chat template that can be used, or what the template gives.
     pub fn answers(
         &self,
         documents: Vec<Document>,
         ask: &[String],
         rng: &mut StdRng,
     ) -> Result<Vec<Document>> {
-        let Some(template) = &self.template else {
-            return Err(Error::invalid("ask", "the base has no chat template; leave `ask` out"));
-        };
+        let template = self
+            .template
+            .as_ref()
+            .map_err(|reason| Error::invalid("ask", format!("{reason}; leave `ask` out")))?;
         let end = self.tokenizer.encode_more(around_answers(template).1.trim_end())?;
         let mut answers = Vec::new();
         for document in documents {
@@ -303,7 +307,7 @@ pub(crate) mod tests {
         let template = |source: &str| Template::new(source, "<s>".into(), String::new()).unwrap();
         let reader = Reader {
             tokenizer: byte_tokenizer(),
-            template: Some(template(CHATML)),
+            template: Ok(template(CHATML)),
             vocab: 258,
             separator: Separator { token: 0, begins: false },
         };
@@ -335,7 +339,8 @@ pub(crate) mod tests {
         let separator = Separator { token: 3, begins: true };
         assert_eq!(separator.bare(vec![3, 3, 4]), [3, 4]);
         assert_eq!(separator.start().collect::<Vec<_>>(), [3]);
-        let reader = Reader { tokenizer: byte_tokenizer(), template: None, vocab: 258, separator };
+        let reader =
+            Reader { tokenizer: byte_tokenizer(), template: Err(NO_TEMPLATE.into()), vocab: 258, separator };
         let read = |line: &str| reader.document(line).unwrap();
         assert_eq!(read("{\"ids\": [3, 5, 6, 7, 3], \"prompt\": 3}"), document(&[5, 6, 7], 2));
         assert_eq!(read("{\"ids\": [5, 6, 7], \"prompt\": 3}"), document(&[5, 6, 7], 3));
@@ -361,8 +366,12 @@ pub(crate) mod tests {
     fn lines_that_are_no_documents_are_named() {
         let vectors = Vectors::load();
         let separator = Separator { token: 0, begins: false };
-        let reader =
-            Reader { tokenizer: vectors.tokenizer(), template: None, vocab: vectors.ids.len(), separator };
+        let reader = Reader {
+            tokenizer: vectors.tokenizer(),
+            template: Err(NO_TEMPLATE.into()),
+            vocab: vectors.ids.len(),
+            separator,
+        };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.jsonl");
         let read = |text: &str| {

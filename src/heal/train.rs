@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::{Batches, Job};
 use super::checkpoint::{self, Position};
-use super::data::{Reader, Separator};
+use super::data::{NO_TEMPLATE, Reader, Separator};
 use super::device::{Hardware, on_cpu};
 use super::evaluate::{Evaluation, Figures, Turned};
 use super::export;
@@ -108,8 +108,10 @@ impl<'a> Trainer<'a> {
         let device = &hardware.device;
         let config = base.config();
         let tokenizer = Tokenizer::new(base.tokenizer_json(), config.bos_token)?;
-        let template =
-            base.chat_template().map(|source| Template::for_model(source, &tokenizer, config)).transpose()?;
+        let template = base.chat_template().ok_or(NO_TEMPLATE.to_owned()).and_then(|source| {
+            Template::for_model(source, &tokenizer, config)
+                .map_err(|e| format!("the base's chat template can't be used: {e}"))
+        });
         let reader =
             Reader { tokenizer, template, vocab: config.vocab_size, separator: Separator::of(config) };
         let mut batches = Batches::new(&settings, &reader, &BTreeMap::new())?;

@@ -87,7 +87,7 @@ impl Truths {
     ///
     /// # Errors
     /// [`Error::Io`] if it can't be read; [`Error::Invalid`] if it is too large or no such file, has a phrasing without a
-    /// name, a fact without a phrasing, an empty name or answer, or questions although the base has no chat template.
+    /// name, a fact without a phrasing, an empty name or answer, or questions although the base has no chat template that can be used.
     pub fn read(path: &Path, reader: &Reader) -> Result<Self> {
         let file = File::read(path)?;
         let tokenizer = &reader.tokenizer;
@@ -290,6 +290,7 @@ impl Statement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heal::data::NO_TEMPLATE;
     use crate::heal::data::rng;
     use crate::text::template::tests::CHATML;
     use crate::text::tokenizer::tests::byte_tokenizer;
@@ -298,6 +299,7 @@ mod tests {
     const SEPARATOR: Separator = Separator { token: 0, begins: false };
 
     fn reader(template: Option<&str>) -> Reader {
+        let template = template.ok_or(NO_TEMPLATE.into());
         let template = template.map(|source| Template::new(source, String::new(), String::new()).unwrap());
         Reader { tokenizer: byte_tokenizer(), template, vocab: 258, separator: SEPARATOR }
     }

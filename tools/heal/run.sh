@@ -14,6 +14,7 @@ mkdir -p "$run"
 run=$(realpath "$run")
 cd "$(dirname "$0")"
 export PYTHONUNBUFFERED=1
+name=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["name"])' "$recipe/recipe.json")
 rm -f "$data"/{facts,chat,asked,passages,scraps}.jsonl "$data/done"
 
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -23,7 +24,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
   touch "$data/done"
 } &
 writer=$!
-python3 train.py --gguf "$base" --init "$recipe" --data "$data" --out "$run" --by "$end" --after "$data/done" --recipe healed \
+python3 train.py --gguf "$base" --init "$recipe" --data "$data" --out "$run" --by "$end" --after "$data/done" --recipe "$name" \
   --provenance provenance.json --probe-minutes 2 --save-minutes 3 "$@" >"$run/train.log" 2>&1 &
 trainer=$!
 wait "$writer" || { echo "No text was written: $(tail -n 1 "$run/data.log")" >&2; exit 1; }

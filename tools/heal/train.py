@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 
 import numpy as np
@@ -328,7 +329,10 @@ def main():
 
     def save():
         if a.recipe:
-            save_recipe(student, tok, os.path.join(a.out, "recipe"), a.recipe, provenance(a.provenance, log.name))
+            recipe = os.path.join(a.out, "recipe")
+            save_recipe(student, tok, recipe + ".new", a.recipe, provenance(a.provenance, log.name))
+            shutil.rmtree(recipe, ignore_errors=True)
+            os.rename(recipe + ".new", recipe)
         torch.save(
             {
                 "student": student.state_dict(), "engram": config, "ranks": ranks, "optims": [o.state_dict() for o in optims],

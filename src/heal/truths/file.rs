@@ -98,10 +98,9 @@ impl Phrasing {
         let text = match self {
             Self::Text(text) => put(text, name),
             Self::Chat(chat) => {
-                let Some(template) = &reader.template else {
-                    let reason = "the base has no chat template; leave phrasings with `ask` out";
-                    return Err(Error::invalid("`ask`", reason));
-                };
+                let template = reader.template.as_ref().map_err(|reason| {
+                    Error::invalid("`ask`", format!("{reason}; leave phrasings with `ask` out"))
+                })?;
                 let question = Message { role: Role::User, content: put(&chat.ask, name) };
                 bare = gap.is_empty() && chat.begin.is_empty();
                 template.render(&[question])? + gap + &put(&chat.begin, name)
