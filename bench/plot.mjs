@@ -1,6 +1,6 @@
 // The laws and the plot of docs/performance.md: node plot.mjs SCALE.json DEPTHS.json OUT.svg
 //
-// SCALE.json comes from scale.mjs, DEPTHS.json from `xylem bench speed --depths … --json DEPTHS.json`.
+// SCALE.json comes from scale.mjs, DEPTHS.json from `xylem bench speed --depths … --json >DEPTHS.json`.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import * as vega from "vega";
