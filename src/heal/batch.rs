@@ -252,8 +252,7 @@ fn choose(source: &Source, reader: &Reader, all: &[Document], seed: u64) -> Resu
 mod tests {
     use super::*;
     use crate::engram::vectors::Vectors;
-    use crate::heal::data::NO_TEMPLATE;
-    use crate::heal::data::Separator;
+    use crate::heal::data::{NO_TEMPLATE, Separator};
     use crate::text::tokenizer::tests::byte_tokenizer;
 
     const SEPARATOR: Separator = Separator { token: 0, begins: false };

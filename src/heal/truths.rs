@@ -87,7 +87,8 @@ impl Truths {
     ///
     /// # Errors
     /// [`Error::Io`] if it can't be read; [`Error::Invalid`] if it is too large or no such file, has a phrasing without a
-    /// name, a fact without a phrasing, an empty name or answer, or questions although the base has no chat template that can be used.
+    /// name, a fact without a phrasing, an empty name or answer, or questions although the base has no chat
+    /// template that can be used.
     pub fn read(path: &Path, reader: &Reader) -> Result<Self> {
         let file = File::read(path)?;
         let tokenizer = &reader.tokenizer;
@@ -290,8 +291,7 @@ impl Statement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heal::data::NO_TEMPLATE;
-    use crate::heal::data::rng;
+    use crate::heal::data::{NO_TEMPLATE, rng};
     use crate::text::template::tests::CHATML;
     use crate::text::tokenizer::tests::byte_tokenizer;
     use crate::text::{Template, Tokenizer};

@@ -22,7 +22,7 @@ import zlib
 import torch
 
 import entities as en
-from model import EOT, IM_END, IM_START, VOCAB, Dense, load_gguf
+from model import EOT, FIRST_WORD, IM_END, IM_START, VOCAB, Dense, load_gguf
 from sampler import Prompt, write
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -196,8 +196,7 @@ def prompts(tok, kinds, things, begun):
             yield Prompt(kind, tok.encode(text[0].upper() + text[1:]).ids, 200, heat())
         else:
             before = random.choice(begun)[: random.randrange(1, 24)] if begun and random.random() < 0.5 else []
-            # The tokens before 17 are marks of the template.
-            yield Prompt(kind, before + [random.randrange(17, VOCAB)], 110, heat())
+            yield Prompt(kind, before + [random.randrange(FIRST_WORD, VOCAB)], 110, heat())
 
 
 def worth(tok, prompt, ids):

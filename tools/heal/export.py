@@ -168,7 +168,7 @@ def write(head, out, folder):
     print(sum(f["bytes"] for f in files), "bytes in", len(files), "files")
 
 
-def save(student, tok, folder, name, training, probe=None):
+def save(student, folder, name, training, probe=None):
     """Writes the recipe of a student. With `probe` the student has the written values afterwards, and their figures go into
     recipe.json."""
     out, written = tensors_of(student)
@@ -181,7 +181,7 @@ def save(student, tok, folder, name, training, probe=None):
         "files": [], "training": training,
     }  # fmt: skip
     if student.engram is not None:
-        head["engram"] = ng.head_of(student.engram.config, ng.compress(tok)[0])
+        head["engram"] = ng.head_of(student.engram.config, student.engram.ids.cpu())
     write(head, out, folder)
 
 
@@ -218,7 +218,7 @@ def main():
         from rows import held_out
 
         probe = Probe(dense, tok, held_out(a.probe))
-    save(student, tok, a.out, a.name, provenance(a.provenance, a.log), probe)
+    save(student, a.out, a.name, provenance(a.provenance, a.log), probe)
 
 
 if __name__ == "__main__":

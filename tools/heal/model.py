@@ -15,6 +15,7 @@ HIDDEN, FFN, HEADS, KV, HD, LAYERS, VOCAB = 576, 1536, 9, 3, 64, 30, 49152
 Q, KVD = HEADS * HD, KV * HD
 THETA, EPS = 100_000.0, 1e-5
 EOT, IM_START, IM_END, NEWLINE = 0, 1, 2, 198
+FIRST_WORD = 17  # the tokens before it are marks, of the template and others
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

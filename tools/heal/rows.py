@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
-from model import DEVICE, EOT, NEWLINE, VOCAB
+from model import DEVICE, EOT, FIRST_WORD, NEWLINE, VOCAB
 
 RECALL = 4096  # tokens of a row whose second half is passages of its first
 # Of each length of a row, its share of the running text, and how often it has which kind. Chats begin with the same token always,
@@ -111,7 +111,7 @@ def estranged(ids, share=0.25, often=0.06):
     """Rows [n, length], in a share of which some tokens are any others: text that comes again is not the same, and rare tokens stand
     in it. What the base makes of them is to be learned like all else."""
     changed = (torch.rand(len(ids), 1, device=DEVICE) < share) & (torch.rand(ids.shape, device=DEVICE) < often)
-    return torch.where(changed, torch.randint_like(ids, 17, VOCAB), ids)
+    return torch.where(changed, torch.randint_like(ids, FIRST_WORD, VOCAB), ids)
 
 
 class Order:

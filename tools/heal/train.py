@@ -6,7 +6,7 @@ The loss is KL to the base on its full distribution, at every position of runnin
 half is passages of the first, so that attention stays good at finding them. Beside it each step has true facts, as
 they are and counterfactual (`truths.py`), whose loss is the cross-entropy of the answers. The learning rate follows the clock, so
 that it reaches zero when the time is up. RUN holds last.pt (resumed from when there) and log.jsonl; with --recipe NAME also the
-recipe of what was saved last, in RUN/recipe, written before all else when the time is up.
+recipe of what was saved last, in RUN/recipe, written before last.pt.
 """
 
 import argparse
@@ -330,7 +330,7 @@ def main():
     def save():
         if a.recipe:
             recipe = os.path.join(a.out, "recipe")
-            save_recipe(student, tok, recipe + ".new", a.recipe, provenance(a.provenance, log.name))
+            save_recipe(student, recipe + ".new", a.recipe, provenance(a.provenance, log.name))
             shutil.rmtree(recipe, ignore_errors=True)
             os.rename(recipe + ".new", recipe)
         torch.save(
