@@ -116,7 +116,8 @@ struct FitQ4 {
 ///
 /// For a few ranges about that from the least to the largest weight: round, solve scale and minimum by least
 /// squares for these quants, and round again (the idea is ggml's, in `make_qkx2_quants`). A block that four bits hold exactly
-/// is taken as it is.
+/// is taken as it is. Halves go to the even level, as in training (`tools/heal/student.py`), which ends at weights that are good
+/// as rounded so, and no better when rounded more finely.
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
     const RANGES: [f32; 7] = [15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0];
@@ -146,9 +147,10 @@ fn fit_q4(blocks: &[[f32; BLOCK]]) -> FitQ4 {
             let determinant = n * sum_qq[i] - sum_q[i] * sum_q[i];
             if determinant > 0.0 { (n * sum_qw[i] - sum_q[i] * sum_w[i]) / determinant } else { 0.0 }
         });
-        let m: [f16; LANES] = from_fn(|i| f16::from_f32((sum_w[i] - d[i] * sum_q[i]) / n));
         let d = d.map(f16::from_f32);
-        let (scale, minimum) = (d.map(f16::to_f32), m.map(f16::to_f32));
+        let scale = d.map(f16::to_f32);
+        let m: [f16; LANES] = from_fn(|i| f16::from_f32((sum_w[i] - scale[i] * sum_q[i]) / n));
+        let minimum = m.map(f16::to_f32);
         let inverses = scale.map(inverse);
         let mut error = [0f32; LANES];
         let mut q = [[0f32; LANES]; BLOCK];
@@ -342,7 +344,7 @@ mod tests {
         let max = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let round = |d: f32, m: f32| {
             let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-            block.map(|w| ((w - m) * inverse).round().clamp(0.0, 15.0))
+            block.map(|w| ((w - m) * inverse).round_ties_even().clamp(0.0, 15.0))
         };
         let mut best = (f32::INFINITY, f16::ZERO, f16::ZERO, [0.0; BLOCK]);
         for range in [15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0] {
@@ -353,7 +355,8 @@ mod tests {
             let sum_qw: f32 = q.iter().zip(block).map(|(q, w)| q * w).sum();
             let determinant = n * sum_qq - sum_q * sum_q;
             let d = if determinant > 0.0 { (n * sum_qw - sum_q * sum_w) / determinant } else { 0.0 };
-            let (d, m) = (f16::from_f32(d), f16::from_f32((sum_w - d * sum_q) / n));
+            let d = f16::from_f32(d);
+            let m = f16::from_f32((sum_w - d.to_f32() * sum_q) / n);
             let q = round(d.to_f32(), m.to_f32());
             let error = |(q, w): (&f32, &f32)| (d.to_f32() * q + m.to_f32() - w).powi(2);
             let error: f32 = q.iter().zip(block).map(error).sum();
@@ -365,6 +368,25 @@ mod tests {
             return (d, m, round(d.to_f32(), m.to_f32()));
         }
         (best.1, best.2, best.3)
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn halves_go_to_even_levels_as_in_training() {
+        // With a range of 14.5 the largest weight lies between two levels; what `four_bit_parts` of tools/heal/student.py makes
+        // of this block, in PyTorch, which rounds halves to even.
+        let block = [
+            -0.19294666, -0.0034021742, -0.025387414, 0.07130287, -0.22447814, 0.019103654, 0.14451984, 0.09013259,
+            -0.027349167, 0.024702854, -0.2273851, 0.12281648, -0.009878216, 0.43281832, -0.041324176, 0.20406519,
+            -0.14612593, 0.36302513, 0.08971219, 0.024385352, 0.16516739, -0.25644836, 0.2034026, 0.06886225,
+            -0.10726958, -0.03415977, 0.33925945, -0.0067542214, 0.2353869, 0.20770222, 0.2670762, 0.055144995,
+        ];
+        let expected = [
+            1, 5, 5, 7, 1, 6, 9, 8, 5, 6, 1, 8, 5, 15, 5, 10, 2, 13, 8, 6, 9, 0, 10, 7, 3, 5, 13, 5, 11, 10, 11, 7,
+        ];
+        let fit = fit_q4(&[block]);
+        assert_eq!((fit.d[0].to_f32(), fit.m[0].to_f32()), (0.046_051_025, -0.256_591_8));
+        assert_eq!(fit.q.map(|q| q[0]), expected.map(|q| q as f32));
     }
 
     #[test]
