@@ -21,6 +21,8 @@ FIRST = STEM[0]  # the layers below are the base's own, and are never touched
 FEATURES = 256  # learned of every token
 # Of attention's low-rank changes; of dense FFNs, gate and up together.
 RANKS = {"qkv": 64, "o": 64, "ffn": 72, "down": 64}
+# What a run may train alone, by the names of parameters.
+TRAINABLE = {"norms": lambda name: name.startswith("norms."), "attention": lambda name: "_qkv_" in name or "_o_" in name}
 RANGES = (15.0, 14.5, 15.5, 14.0, 16.0, 13.5, 13.0)
 
 
@@ -149,6 +151,7 @@ class Student(nn.Module):
         super().__init__()
         ranks = ranks or RANKS
         self.dense, self.engram = dense, engram
+        self.still = {}  # of what is not trained, as `kept` has it
         if engram is not None and min(engram.layers) < FIRST:
             raise SystemExit(f"Engram layers {list(engram.layers)}: those below {FIRST} are the base's own")
         self.register_buffer("tokens", torch.as_tensor(tokens, dtype=torch.long))
@@ -182,6 +185,24 @@ class Student(nn.Module):
         student.load_state_dict(state)
         return student
 
+    def train_only(self, parts):
+        """Leaves all as it is but for `parts`, of TRAINABLE."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(any(TRAINABLE[part](name) for part in parts))
+
+    def kept(self, name, parameters, make):
+        """What `make` makes of parameters; once only, under this name, if none of them is trained."""
+        if any(q.requires_grad for q in parameters):
+            return make()
+        if name not in self.still:
+            with torch.no_grad():
+                self.still[name] = make()
+        return self.still[name]
+
+    def load_state_dict(self, *args, **kwargs):
+        self.still.clear()
+        return super().load_state_dict(*args, **kwargs)
+
     def changed_matrix(self, n, name):
         """W + b a in fp32, or none where there is no change."""
         if f"{n}_{name}_b" not in self.core:
@@ -189,38 +210,43 @@ class Student(nn.Module):
         b, a = (Rounded.apply(self.core[f"{n}_{name}_{factor}"], torch.float32, fused_eight_bits) for factor in "ba")
         return getattr(self.dense.full[n], name) + b @ a
 
+    def matrix(self, n, name):
+        """What layer n multiplies with, as a bundle stores it."""
+        whole = {"ffn": self.gate, "down": self.down}.get(name, {})
+        if str(n) in whole:
+            w = whole[str(n)]
+            return self.kept(f"{n}_{name}", [w], lambda: Rounded.apply(w))
+        if f"{n}_{name}_b" not in self.core:
+            return getattr(self.dense.layers[n], name)
+        rounded = Rounded.apply if name in ("ffn", "down") else lambda w: w.to(DTYPE)
+        factors = [self.core[f"{n}_{name}_{factor}"] for factor in "ab"]
+        return self.kept(f"{n}_{name}", factors, lambda: rounded(self.changed_matrix(n, name)))
+
     def weights(self):
         """What the layers from FIRST on multiply with."""
-        out = []
-        for n in range(FIRST, LAYERS):
-            own, w = self.dense.layers[n], {name: self.changed_matrix(n, name) for name in changed(n)}
-            plain = lambda name: getattr(own, name) if w[name] is None else w[name].to(DTYPE)
-            few = lambda name: getattr(own, name) if w[name] is None else Rounded.apply(w[name])
-            if n in STEM:
-                ffn, down = Rounded.apply(self.gate[str(n)]), Rounded.apply(self.down[str(n)])
-            else:
-                ffn, down = few("ffn"), few("down")
-            out.append(Weights(self.norms[f"{n}_attn"], self.norms[f"{n}_ffn"], plain("qkv"), plain("o"), ffn, down))
-        return out
+        matrices = lambda n: (self.matrix(n, name) for name in ("qkv", "o", "ffn", "down"))
+        return [Weights(self.norms[f"{n}_attn"], self.norms[f"{n}_ffn"], *matrices(n)) for n in range(FIRST, LAYERS)]
 
     def known(self, tokens):
         """What rows are made of: for each position [e; p] and which residual row, and the residual rows of each STEM layer. All is
         linear, so that a mean of rows is one of these."""
         share, of = tokens.share[:, None], tokens.of
         width = self.features.shape[1]
-        features = Rounded.apply(self.features, torch.float32)
+        features = self.kept("features", [self.features], lambda: Rounded.apply(self.features, torch.float32))
         e = self.dense.embd32.new_zeros(tokens.n, HIDDEN).index_add(0, tokens.at, self.dense.embd32[of] * share)
         p = features.new_zeros(tokens.n, width).index_add(0, tokens.at, features.index_select(0, of) * share)
         one = torch.zeros(tokens.n, len(self.rows), device=DEVICE, dtype=DTYPE)
         slot = self.slot[of]
         own = tokens.share * (slot < len(self.tokens))
         one.view(-1).index_add_(0, tokens.at * len(self.rows) + slot, own.to(DTYPE))
-        return torch.cat([e, p], -1).to(DTYPE), one, Rounded.apply(self.rows).split(FFN, 1)
+        rows = self.kept("rows", [self.rows], lambda: Rounded.apply(self.rows))
+        return torch.cat([e, p], -1).to(DTYPE), one, rows.split(FFN, 1)
 
     def up(self, known, i):
         """The rows of the i-th STEM layer, [tokens, FFN]."""
         features, one, rows = known
-        return torch.addmm(one @ rows[i], features, Rounded.apply(self.maps[i]).t())
+        linear = self.kept(f"maps_{i}", [self.maps[i]], lambda: Rounded.apply(self.maps[i]))
+        return torch.addmm(one @ rows[i], features, linear.t())
 
     def forward(self, x, ids, shape, tokens=None, layer=layer):
         """Normalised last states [tokens, HIDDEN] from the base's stream x before layer FIRST.

@@ -5,7 +5,7 @@
 The loss is KL to the base on its full distribution, at every position of running text; one row of each step is long, and its second
 half is passages of the first, so that attention stays good at finding them. Beside it each step has true facts, as
 they are and counterfactual (`truths.py`), whose loss is the cross-entropy of the answers. The learning rate follows the clock, so
-that it reaches zero when the time is up. RUN holds last.pt (resumed from when there) and log.jsonl; with --recipe NAME also the
+that it reaches zero when the time is up, of what is rounded to four bits somewhat earlier. RUN holds last.pt (resumed from when there) and log.jsonl; with --recipe NAME also the
 recipe of what was saved last, in RUN/recipe, written before last.pt.
 """
 
@@ -27,7 +27,7 @@ from export import save as save_recipe
 from model import DEVICE, DTYPE, FFN, HIDDEN, VOCAB, Dense, dense_layers, layer, load_gguf, rms, tokenizer
 from probe import Probe
 from rows import MIXTURE, Order, held_out, load
-from student import FEATURES, FIRST, RANKS, STEM, KlHead, Student, Tokens, fused_layer
+from student import FEATURES, FIRST, RANKS, STEM, TRAINABLE, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
 SHORT = 64  # tokens of a row of facts
@@ -249,6 +249,7 @@ def main():
     p.add_argument("--truth", type=float, default=0.4, help="weight of facts, beside 1 of running text")
     p.add_argument("--lr", type=float, default=1.0, help="times all rates")
     p.add_argument("--flat", type=float, default=0.33, help="share of the time before the rates fall")
+    p.add_argument("--settle", type=float, default=0.1, help="share of the time, at its end, in which what is in four bits stays as it is")
     p.add_argument("--lr-core", type=float, default=1.5e-3)
     p.add_argument("--lr-down", type=float, default=3e-4)
     p.add_argument("--lr-maps", type=float, default=3e-4)
@@ -256,6 +257,7 @@ def main():
     p.add_argument("--lr-features", type=float, default=4e-3)
     p.add_argument("--calm", type=float, default=3.0, help="sights of a token or n-gram, squared, before its steps grow shorter")
     p.add_argument("--after", help="compile at once, and wait with the rest for this file, while DATA is being written")
+    p.add_argument("--only", nargs="+", choices=TRAINABLE, help="train these alone: the gains of norms, attention's low-rank changes")
     p.add_argument("--no-dense-ffn", action="store_true", help="leave the FFNs of dense layers as they are")
     p.add_argument("--engram-layers", type=int, nargs="*", default=[], help="new Engram layers; a run goes on with those it has")
     p.add_argument("--engram-anew", action="store_true", help="begin with empty tables in the Engram layers that there are")
@@ -273,6 +275,8 @@ def main():
     p.add_argument("--eager", action="store_true", help="compile no layer and record no graph: slower, and ready at once")
     p.add_argument("--no-graph", action="store_true", help="start the kernels of a step one by one")
     a = p.parse_args()
+    if a.flat + a.settle >= 1:
+        raise SystemExit(f"--flat {a.flat} and --settle {a.settle}: together less than 1, so that rates have time to fall")
     a.layer = layer if a.eager else fused_layer
     a.graph = DEVICE.type == "cuda" and not (a.eager or a.no_graph)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -284,19 +288,29 @@ def main():
     dense = Dense(weights)
     os.makedirs(a.out, exist_ok=True)
     student, ranks = begin_with(dense, tok, a)
-    rates = {"core": a.lr_core, "norms": a.lr_down, "gate": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}
-    groups = [{"params": list(getattr(student, k).parameters()), "lr": lr} for k, lr in rates.items()]
-    groups.append({"params": [student.rows], "lr": a.lr_rows})
+    # What is rounded to four bits comes to rest a while before the end. At the edge between two levels the rates decide on which side a
+    # weight stays, by chance; all else can still make up for how that went.
+    rates, rest = {"norms": a.lr_down, "gate": a.lr_down, "down": a.lr_down, "maps": a.lr_maps}, 1 - a.settle
+    groups = [{"params": list(getattr(student, k).parameters()), "lr": lr, "end": 1 if k == "norms" else rest} for k, lr in rates.items()]
+    groups.append({"params": [student.rows], "lr": a.lr_rows, "end": rest})
+    for attention in (False, True):
+        some = [q for name, q in student.core.items() if TRAINABLE["attention"](name) == attention]
+        groups.append({"params": some, "lr": a.lr_core, "end": 1 if attention else rest})
+    if a.only:
+        student.train_only(a.only)
     # Of what belongs to single tokens or n-grams most is seen seldom, and Adam would let one sight of it move it as far as a hundred.
-    seldom = [{"params": [student.features], "lr": a.lr_features}]
+    seldom = [{"params": [student.features], "lr": a.lr_features, "end": rest}]
     if student.engram is not None:
         named = list(student.engram.named_parameters())
         if a.no_convolution:
             student.engram.conv.requires_grad_(False)
-        groups.append({"params": [q for name, q in named if name != "table" and q.requires_grad], "lr": a.lr_engram})
-        seldom.append({"params": [student.engram.table], "lr": a.lr_engram_table})
+        groups.append({"params": [q for name, q in named if name != "table"], "lr": a.lr_engram, "end": 1})
+        seldom.append({"params": [student.engram.table], "lr": a.lr_engram_table, "end": 1})
     config = student.engram.config if student.engram is not None else None
-    optims = [torch.optim.Adam(groups, betas=(0.9, 0.98), fused=True), torch.optim.Adagrad(seldom)]
+    trained = lambda some: [g | {"params": own} for g in some if (own := [q for q in g["params"] if q.requires_grad])]
+    optims = [torch.optim.Adam(trained(groups), betas=(0.9, 0.98), fused=True)]
+    if seldom := trained(seldom):
+        optims.append(torch.optim.Adagrad(seldom))
     scheduled = [(g, a.lr * g["lr"]) for o in optims for g in o.param_groups]
     params = [q for g, _ in scheduled for q in g["params"]]
 
@@ -360,9 +374,8 @@ def main():
             save()
         if done >= 1:
             break
-        rate = min(1.0, (step + 1) / 30) * min(1.0, (1 - done) / (1 - a.flat))
         for g, peak in scheduled:
-            g["lr"] = peak * rate
+            g["lr"] = peak * min(1.0, (step + 1) / 30) * min(1.0, max(0.0, g["end"] - done) / (g["end"] - a.flat))
 
         texts = []
         for length, of in mixture.items():
@@ -372,7 +385,8 @@ def main():
         parts = take_step(texts, facts.take())
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         if step == 0:
-            calm(optims[1], a.calm)
+            for optim in optims[1:]:
+                calm(optim, a.calm)
         for optim in optims:
             optim.step()
         running = parts.clone() if running is None else 0.95 * running + 0.05 * parts
