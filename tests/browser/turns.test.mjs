@@ -23,15 +23,17 @@ const file = JSON.stringify({ format: "xylem-edits", version: 1, model: engine.i
 window.engine = engine;
 window.answer = (edits = null, knockOut = null, content = "What rises in a tree?") =>
   engine.chat([{ role: "user", content }], settings, edits, knockOut, nothing);
+// That rows are waited for depends on the time they take; the page itself drops what says so.
+const into = (heard) => (event) => void (event.type === "wait" || heard.push(event));
 window.weigh = async () => {
   const heard = [];
   const strengths = Float32Array.of(0, 1.5);
-  await engine.weighAnswers("In a tree there is", ["sap", "rain"], file, Uint32Array.of(0), strengths, (e) => heard.push(e));
+  await engine.weighAnswers("In a tree there is", ["sap", "rain"], file, Uint32Array.of(0), strengths, into(heard));
   return heard;
 };
 window.reach = async () => {
   const heard = [];
-  await engine.measureReach(file, (event) => heard.push(event));
+  await engine.measureReach(file, into(heard));
   return heard;
 };
 window.teach = async () => {
