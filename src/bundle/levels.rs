@@ -32,7 +32,7 @@ pub fn exact(block: &[f32; BLOCK]) -> Option<(f16, f16)> {
     })
 }
 
-/// The level of a weight, a whole number from 0 to 15; `inverse` is that of the scale.
+/// The level of a weight, a whole number from 0 to 15, of two equally near ones the even one; `inverse` is that of the scale.
 #[inline(always)]
 pub fn level(weight: f32, minimum: f32, inverse: f32) -> f32 {
     ((weight - minimum) * inverse).round_ties_even().clamp(0.0, MOST as f32)

@@ -60,7 +60,8 @@ def main():
                 time.sleep(0.2)
             os.makedirs(folder, exist_ok=True)
             size = ("--steps", str(a.steps), "--tokens", str(a.tokens), "--fact-rows", str(fact_rows), "--workers", "1")
-            done = python("train.py", folder, "--init", init, "--out", folder, "--eager", "--lr", str(a.lr), "--probe-minutes", "1e9", *size, *more)
+            how = ("--init", init, "--out", folder, "--eager", "--lr", str(a.lr), "--settle", "0", "--probe-minutes", "1e9")
+            done = python("train.py", folder, *how, *size, *more)
             running.append((name, layers, folder, done))
 
         train(name, folder, a.fact_rows)

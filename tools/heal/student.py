@@ -199,8 +199,12 @@ class Student(nn.Module):
                 self.still[name] = make()
         return self.still[name]
 
+    def rounded(self, name, w, *how):
+        """A parameter as `Rounded` makes it, `kept` under this name."""
+        return self.kept(name, [w], lambda: Rounded.apply(w, *how))
+
     def load_state_dict(self, *args, **kwargs):
-        self.still.clear()
+        self.still.clear()  # made of the parameters of before
         return super().load_state_dict(*args, **kwargs)
 
     def changed_matrix(self, n, name):
@@ -214,13 +218,12 @@ class Student(nn.Module):
         """What layer n multiplies with, as a bundle stores it."""
         whole = {"ffn": self.gate, "down": self.down}.get(name, {})
         if str(n) in whole:
-            w = whole[str(n)]
-            return self.kept(f"{n}_{name}", [w], lambda: Rounded.apply(w))
+            return self.rounded(f"{n}_{name}", whole[str(n)])
         if f"{n}_{name}_b" not in self.core:
             return getattr(self.dense.layers[n], name)
-        rounded = Rounded.apply if name in ("ffn", "down") else lambda w: w.to(DTYPE)
+        stored = Rounded.apply if name in ("ffn", "down") else lambda w: w.to(DTYPE)
         factors = [self.core[f"{n}_{name}_{factor}"] for factor in "ab"]
-        return self.kept(f"{n}_{name}", factors, lambda: rounded(self.changed_matrix(n, name)))
+        return self.kept(f"{n}_{name}", factors, lambda: stored(self.changed_matrix(n, name)))
 
     def weights(self):
         """What the layers from FIRST on multiply with."""
@@ -232,21 +235,19 @@ class Student(nn.Module):
         linear, so that a mean of rows is one of these."""
         share, of = tokens.share[:, None], tokens.of
         width = self.features.shape[1]
-        features = self.kept("features", [self.features], lambda: Rounded.apply(self.features, torch.float32))
+        features = self.rounded("features", self.features, torch.float32)
         e = self.dense.embd32.new_zeros(tokens.n, HIDDEN).index_add(0, tokens.at, self.dense.embd32[of] * share)
         p = features.new_zeros(tokens.n, width).index_add(0, tokens.at, features.index_select(0, of) * share)
         one = torch.zeros(tokens.n, len(self.rows), device=DEVICE, dtype=DTYPE)
         slot = self.slot[of]
         own = tokens.share * (slot < len(self.tokens))
         one.view(-1).index_add_(0, tokens.at * len(self.rows) + slot, own.to(DTYPE))
-        rows = self.kept("rows", [self.rows], lambda: Rounded.apply(self.rows))
-        return torch.cat([e, p], -1).to(DTYPE), one, rows.split(FFN, 1)
+        return torch.cat([e, p], -1).to(DTYPE), one, self.rounded("rows", self.rows).split(FFN, 1)
 
     def up(self, known, i):
         """The rows of the i-th STEM layer, [tokens, FFN]."""
         features, one, rows = known
-        linear = self.kept(f"maps_{i}", [self.maps[i]], lambda: Rounded.apply(self.maps[i]))
-        return torch.addmm(one @ rows[i], features, linear.t())
+        return torch.addmm(one @ rows[i], features, self.rounded(f"maps_{i}", self.maps[i]).t())
 
     def forward(self, x, ids, shape, tokens=None, layer=layer):
         """Normalised last states [tokens, HIDDEN] from the base's stream x before layer FIRST.

@@ -5,8 +5,8 @@
 The loss is KL to the base on its full distribution, at every position of running text; one row of each step is long, and its second
 half is passages of the first, so that attention stays good at finding them. Beside it each step has true facts, as
 they are and counterfactual (`truths.py`), whose loss is the cross-entropy of the answers. The learning rate follows the clock, so
-that it reaches zero when the time is up, of what is rounded to four bits somewhat earlier. RUN holds last.pt (resumed from when there) and log.jsonl; with --recipe NAME also the
-recipe of what was saved last, in RUN/recipe, written before last.pt.
+that it reaches zero when the time is up, of what is rounded to four bits somewhat earlier. RUN holds last.pt (resumed from when there)
+and log.jsonl; with --recipe NAME also the recipe of what was saved last, in RUN/recipe, written before last.pt.
 """
 
 import argparse
