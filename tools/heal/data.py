@@ -1,6 +1,6 @@
 """Training text: what the base model writes itself, and open encyclopedic text.
 
-    data.py titles wiki articles glosses dictionary novels speeches factbook --gguf M --sources DIR --out DATA
+    data.py titles wiki articles glosses dictionary essays novels speeches factbook --gguf M --sources DIR --out DATA
                                                                               open text; `factbook` is to validate with
     data.py chat asked passages scraps facts --gguf M --out DATA --minutes 1                  self-written documents, DATA/chat.jsonl and so on
     data.py calibration --gguf M --out DATA                                                   a sample of the self-written ones as text
@@ -18,6 +18,7 @@ import random
 import re
 import time
 import zlib
+from html.parser import HTMLParser
 
 import torch
 
@@ -107,7 +108,7 @@ def glosses(tok, folder):
                 yield {"kind": "glosses", "ids": tok.encode(f"{name.strip()}: {text}").ids[:400]}
 
 
-def dictionary(tok, folder, share=4):
+def dictionary(tok, folder, share=2):
     """Every `share`-th entry of the Collaborative International Dictionary of English, without etymologies and who said it: text full
     of rare words."""
     with gzip.open(os.path.join(folder, "usr/share/dictd/gcide.dict.dz"), "rt", errors="replace") as f:
@@ -125,6 +126,39 @@ def speeches(tok, folder):
     for path in sorted(glob.glob(os.path.join(folder, "sotu/package/data/*.txt"))):
         with open(path) as f:
             yield {"kind": "speeches", "ids": tok.encode(f.read().strip()).ids}
+
+
+class Paragraphs(HTMLParser):
+    """The text of a page's `<p>` elements, in `found`."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.within = [], False
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("p", "h1", "h2", "h3", "h4", "ul", "ol", "pre", "table"):  # `</p>` may be left out
+            self.within = tag == "p"
+            if self.within:
+                self.found.append("")
+
+    def handle_endtag(self, tag):
+        self.within = self.within and tag != "p"
+
+    def handle_data(self, data):
+        if self.within:
+            self.found[-1] += data
+
+
+def essays(tok, folder):
+    """An Anarchist FAQ, a page to a document: argument about history, states and their economies."""
+    for path in sorted(glob.glob(os.path.join(folder, "usr/share/doc/anarchism/html/*.html"))):
+        page = Paragraphs()
+        with open(path, errors="replace") as f:
+            page.feed(f.read())
+        lines = [" ".join(p.split()) for p in page.found]
+        text = "\n\n".join(line for line in lines if len(line) > 80)
+        if len(text) > 2000:
+            yield {"kind": "essays", "ids": tok.encode(text).ids}
 
 
 def novels(tok, folder):
@@ -165,7 +199,7 @@ def repetitive(ids):
 
 
 # How likely a prompt is of a kind: chats are long.
-OFTEN = {"chat": 1, "asked": 1, "passages": 3, "scraps": 3}
+OFTEN = {"chat": 1.4, "asked": 1, "passages": 3, "scraps": 3}
 OPENERS = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
 
 
@@ -307,7 +341,7 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     written = ["chat", "asked", "passages", "scraps"]
-    open_ = {f.__name__: f for f in (titles, wiki, articles, glosses, dictionary, novels, speeches, factbook)}
+    open_ = {f.__name__: f for f in (titles, wiki, articles, glosses, dictionary, essays, novels, speeches, factbook)}
     p.add_argument("what", choices=[*written, "facts", *open_, "calibration"], nargs="+")
     p.add_argument("--gguf", required=True)
     p.add_argument("--sources", help="the folder of the unpacked packages")

@@ -1,11 +1,12 @@
 """Running text as rows of equal lengths: what `train.py` learns from, and what is held out to measure with."""
 
+import gc
 import random
 
 import numpy as np
 import torch
 
-from data import ASSISTANT, END, QUESTIONS, SYSTEM, USER, documents
+from data import ASSISTANT, END, OFTEN, QUESTIONS, SYSTEM, USER, documents
 from model import DEVICE, EOT, FIRST_WORD, NEWLINE, VOCAB
 
 RECALL = 4096  # tokens of a row whose second half is passages of its first
@@ -14,10 +15,10 @@ RECALL = 4096  # tokens of a row whose second half is passages of its first
 MIXTURE = {
     RECALL: (0.1, {"recall": 1.0}),
     512: (0.33, {"chat": 0.6, "asked": 0.32, "told": 0.08}),
-    256: (0.29, {"passages": 0.62, "wiki": 0.1, "articles": 0.08, "novels": 0.06, "speeches": 0.14}),
+    256: (0.29, {"passages": 0.62, "wiki": 0.1, "articles": 0.08, "novels": 0.05, "speeches": 0.08, "essays": 0.07}),
     128: (0.28, {"passages": 0.26, "scraps": 0.32, "glosses": 0.17, "dictionary": 0.15, "wiki": 0.05, "facts": 0.05}),
 }
-STRANGE = ("passages", "wiki", "articles", "novels", "speeches", "scraps", "glosses", "dictionary")
+STRANGE = ("passages", "wiki", "articles", "novels", "speeches", "essays", "scraps", "glosses", "dictionary")
 OF_RECALL = ("novels", "articles", "wiki", "passages", "asked")  # what such rows are made of
 
 
@@ -86,10 +87,17 @@ def held_out(folder):
     return {kind: tuple(t.to(DEVICE) for t in of) for kind, of in found.items()}
 
 
-def load(folder, tok, seed=0):
-    """Rows by length and kind, on DEVICE."""
+def fetched(folder):
+    """The documents of kinds that the base doesn't write."""
+    kinds = {kind for _, of in MIXTURE.values() for kind in of} - {"recall", "told", "facts"} - set(OFTEN)
+    return {kind: list(documents(folder, kind)) for kind in kinds}
+
+
+def load(folder, tok, docs=None, seed=0):
+    """Rows by length and kind, on DEVICE; of documents that are not in `docs` yet."""
     rng = random.Random(seed)
-    docs = {kind: list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of if kind != "recall"}
+    gc.disable()  # millions of numbers, none of them in a cycle: looking for some takes a third of the time
+    docs = {kind: (docs or {}).get(kind) or list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of if kind != "recall"}
     rng.shuffle(docs["wiki"])
     told = len(docs["wiki"]) // 5
     docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
@@ -104,6 +112,7 @@ def load(folder, tok, seed=0):
             if mine:
                 rows[n, kind] = put(pack(mine if kind in ("chat", "asked", "told", "facts") else chopped(mine, n - 2), n))
     rows[RECALL, "recall"] = put((recall, torch.ones(recall.shape)))
+    gc.enable()
     return {kind: r for kind, r in rows.items() if len(r[0])}
 
 

@@ -26,7 +26,7 @@ from export import provenance, read_recipe
 from export import save as save_recipe
 from model import DEVICE, DTYPE, FFN, HIDDEN, VOCAB, Dense, dense_layers, layer, load_gguf, rms, tokenizer
 from probe import Probe
-from rows import MIXTURE, Order, held_out, load
+from rows import MIXTURE, Order, fetched, held_out, load
 from student import FEATURES, FIRST, RANKS, STEM, TRAINABLE, KlHead, Student, Tokens, fused_layer
 from truths import Truths
 
@@ -317,9 +317,11 @@ def main():
     take_step = Step(student, a)
     if a.graph:
         warm_up(take_step, a)
+    found = fetched(a.data)
     while a.after and not os.path.exists(a.after):
         time.sleep(0.5)
-    rows = load(a.data, tok)
+    rows = load(a.data, tok, found)
+    del found
     orders = {kind: Order(r, kind[1]) for kind, r in rows.items()}
     mixture = {n: {kind: share for kind, share in of.items() if (n, kind) in orders} for n, (_, of) in MIXTURE.items() if rows_of(n, a)}
     probe = Probe(dense, tok, held_out(a.data))
