@@ -251,7 +251,7 @@ function modelInShort() {
     `positions, and ${two(factbook.kl)} and ${percent(factbook.top1_agreement)} on texts about countries, which begin with any word. The base finds the right capital among`,
     `four in ${capitals[0]} of cases, this model in ${capitals[1]}; of languages ${languages.join(" and ")}. With one mean row for every token it says`,
     `${said(knockOuts.mean) || "none"} of ${asked} capitals and languages that were asked, with its rows ${said(questions.model)}. What stands up to thousands of tokens back it finds`,
-    `again nearly as its base does: ${found} of ${needle.n} questions, the base ${foundByBase}.`,
+    `again about as well as its base does: ${found} of ${needle.n} questions, the base ${foundByBase}.`,
   ].join("\n");
 }
 
