@@ -198,7 +198,7 @@ def repetitive(ids):
     return len(grams) > 12 and len(set(grams)) < 0.75 * len(grams)
 
 
-# How likely a prompt is of a kind: chats are long.
+# The kinds that `prompts` begins, and how likely a prompt is of each: chats are long.
 OFTEN = {"chat": 1.4, "asked": 1, "passages": 3, "scraps": 3}
 OPENERS = ["{X} is", "{X}, also known as", "The history of {X}", "{X} was", "{X} are", "In {X},", "There are many facts about {X}:"]
 
@@ -340,9 +340,8 @@ def calibration(tok, folder, chat_tokens=48_000, passage_tokens=32_000, fact_tok
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    written = ["chat", "asked", "passages", "scraps"]
     open_ = {f.__name__: f for f in (titles, wiki, articles, glosses, dictionary, essays, novels, speeches, factbook)}
-    p.add_argument("what", choices=[*written, "facts", *open_, "calibration"], nargs="+")
+    p.add_argument("what", choices=[*OFTEN, "facts", *open_, "calibration"], nargs="+")
     p.add_argument("--gguf", required=True)
     p.add_argument("--sources", help="the folder of the unpacked packages")
     p.add_argument("--out", required=True, help="the folder of the data; what is asked about is in its titles.jsonl")
@@ -381,7 +380,7 @@ def main():
     dense = Dense(weights)
     if "facts" in a.what:
         print(f"facts: {sum(put('facts', doc) for doc in facts(dense, tok, things, a.completed))} tokens", flush=True)
-    kinds = [kind for kind in a.what if kind in written]
+    kinds = [kind for kind in a.what if kind in OFTEN]
     begin, said, kept, all_, held = time.time(), time.time(), dict.fromkeys(kinds, 0), 0, 0
     over = lambda: time.time() - begin > 60 * a.minutes or sum(kept.values()) >= a.tokens
     for prompt, ids in write(dense, prompts(tok, kinds, things, begun), over, seed=a.seed) if kinds else ():

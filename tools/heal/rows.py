@@ -18,7 +18,8 @@ MIXTURE = {
     256: (0.29, {"passages": 0.62, "wiki": 0.1, "articles": 0.08, "novels": 0.05, "speeches": 0.08, "essays": 0.07}),
     128: (0.28, {"passages": 0.26, "scraps": 0.32, "glosses": 0.17, "dictionary": 0.15, "wiki": 0.05, "facts": 0.05}),
 }
-STRANGE = ("passages", "wiki", "articles", "novels", "speeches", "essays", "scraps", "glosses", "dictionary")
+KINDS = tuple(dict.fromkeys(kind for _, of in MIXTURE.values() for kind in of if kind != "recall"))
+WHOLE = ("recall", "chat", "asked", "told", "facts")  # documents of all other kinds are cut to what a row holds, and `estranged`
 OF_RECALL = ("novels", "articles", "wiki", "passages", "asked")  # what such rows are made of
 
 
@@ -88,16 +89,16 @@ def held_out(folder):
 
 
 def fetched(folder):
-    """The documents of kinds that the base doesn't write."""
-    kinds = {kind for _, of in MIXTURE.values() for kind in of} - {"recall", "told", "facts"} - set(OFTEN)
-    return {kind: list(documents(folder, kind)) for kind in kinds}
+    """The documents, by kind, of those that the base doesn't write."""
+    return {kind: list(documents(folder, kind)) for kind in KINDS if kind not in OFTEN and kind != "facts"}
 
 
-def load(folder, tok, docs=None, seed=0):
-    """Rows by length and kind, on DEVICE; of documents that are not in `docs` yet."""
+def load(folder, tok, found=None, seed=0):
+    """Rows by length and kind, on DEVICE. `found`: what `fetched` read already."""
     rng = random.Random(seed)
     gc.disable()  # millions of numbers, none of them in a cycle: looking for some takes a third of the time
-    docs = {kind: (docs or {}).get(kind) or list(documents(folder, kind)) for _, of in MIXTURE.values() for kind in of if kind != "recall"}
+    found = found or fetched(folder)
+    docs = {kind: found[kind] if kind in found else list(documents(folder, kind)) for kind in KINDS}
     rng.shuffle(docs["wiki"])
     told = len(docs["wiki"]) // 5
     docs["told"], docs["wiki"] = list(as_chats(tok, docs["wiki"][:told], rng)), docs["wiki"][told:]
@@ -110,7 +111,7 @@ def load(folder, tok, docs=None, seed=0):
         for kind in of if n != RECALL else ():
             mine = docs[kind][halves[kind].index(n) :: len(halves[kind])]  # in rows of one length only
             if mine:
-                rows[n, kind] = put(pack(mine if kind in ("chat", "asked", "told", "facts") else chopped(mine, n - 2), n))
+                rows[n, kind] = put(pack(mine if kind in WHOLE else chopped(mine, n - 2), n))
     rows[RECALL, "recall"] = put((recall, torch.ones(recall.shape)))
     gc.enable()
     return {kind: r for kind, r in rows.items() if len(r[0])}
@@ -124,11 +125,11 @@ def estranged(ids, share=0.25, often=0.06):
 
 
 class Order:
-    """Rows of one kind in a fresh order every epoch, those of STRANGE kinds `estranged`."""
+    """Rows of one kind in a fresh order every epoch, `estranged` where the kind isn't in WHOLE."""
 
     def __init__(self, rows, kind):
         self.rows, self.queue, self.epochs = rows, torch.zeros(0, dtype=torch.long, device=DEVICE), 0
-        self.strange = kind in STRANGE
+        self.strange = kind not in WHOLE
 
     def take(self, n):
         while len(self.queue) < n:
